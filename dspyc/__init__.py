@@ -1,0 +1,96 @@
+"""dspyc compiles DSPy programs into weights.
+
+    import dspy, dspyc
+
+    program = dspy.ChainOfThought("ticket -> intent: Literal['refund', 'delivery', 'other']")
+    program.set_lm(dspyc.LocalLM("Qwen/Qwen3-0.6B"))
+    optimizer = dspyc.BootstrapFinetune(metric=exact, teacher_lm=dspy.LM("openai/gpt-5-mini"))
+    compiled = optimizer.compile(program, trainset=train, valset=val)
+    compiled.save("triage")
+
+Every name loads what it needs when it is first used: importing dspyc loads no torch and no provider's SDK.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compiler import CompileReport, load, save
+    from .errors import (
+        ArtifactError,
+        BootstrapError,
+        ConfigError,
+        DataError,
+        DspycError,
+        LedgerError,
+        ModelError,
+        ProgramError,
+        RegressionError,
+        RenderError,
+        TrainingError,
+    )
+    from .models import ScriptedLM
+    from .optimizers import BootstrapFinetune
+    from .providers import LocalLM, LocalProvider
+    from .signatures import TerseAdapter
+    from .training import TrainingConfig
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "ArtifactError": "errors",
+    "BootstrapError": "errors",
+    "BootstrapFinetune": "optimizers",
+    "CompileReport": "compiler",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "DspycError": "errors",
+    "LedgerError": "errors",
+    "LocalLM": "providers",
+    "LocalProvider": "providers",
+    "ModelError": "errors",
+    "ProgramError": "errors",
+    "RegressionError": "errors",
+    "RenderError": "errors",
+    "ScriptedLM": "models",
+    "TerseAdapter": "signatures",
+    "TrainingConfig": "training",
+    "TrainingError": "errors",
+    "load": "compiler",
+    "save": "compiler",
+}
+
+__all__ = [
+    "ArtifactError",
+    "BootstrapError",
+    "BootstrapFinetune",
+    "CompileReport",
+    "ConfigError",
+    "DataError",
+    "DspycError",
+    "LedgerError",
+    "LocalLM",
+    "LocalProvider",
+    "ModelError",
+    "ProgramError",
+    "RegressionError",
+    "RenderError",
+    "ScriptedLM",
+    "TerseAdapter",
+    "TrainingConfig",
+    "TrainingError",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'dspyc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,261 @@
+"""The artifact: a compiled program as a folder that another machine can run and a person can read.
+
+    triage/
+        README.md        what it is, what it scores, how to use it
+        artifact.json    versions, program, language models, data fingerprints, report
+        program.json     the DSPy state: signatures, demos, adapters; plain `program.load` reads it too
+        weights/0/ …     LoRA adapter or full model, with its tokenizer
+        SHA256SUMS       of every file above, and in its last line of itself
+
+JSON and safetensors only. No key, token or header is written.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.utils.saving import get_dependency_versions
+
+from ..errors import ArtifactError
+from ..models import LocalEngine
+from ..providers import LocalLM
+from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
+from . import rebuild
+from .checksums import check_sums, write_sums
+from .readme import readme
+from .report import CompileReport
+
+FORMAT = 1
+_SECRET = re.compile(r"api_|key|secret|password|header|credential|(?<!max_)(?<!completion_)tokens?$", re.IGNORECASE)
+
+
+class CompiledMixin:
+    """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
+
+    _dspyc_report: CompileReport | None
+
+    @property
+    def report(self) -> CompileReport | None:
+        """What the compile did, what it cost and what it proved."""
+        return self._dspyc_report
+
+    def save(self, path: Any, save_program: bool = False, modules_to_serialize: Any = None, **options: Any) -> None:
+        """Write an artifact to folder `path`; a path that ends with .json or .pkl is DSPy's own `save`."""
+        if save_program or Path(path).suffix in (".json", ".pkl"):
+            super().save(path, save_program, modules_to_serialize)  # type: ignore[misc]
+        else:
+            save(self, path, **options)  # type: ignore[arg-type]
+
+
+def attach(program: dspy.Module, report: CompileReport | None) -> dspy.Module:
+    """Give `program`, in place, its report and its `save`."""
+    kind = type(program)
+    if not isinstance(program, CompiledMixin):
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        program.__class__ = type(kind.__name__, (CompiledMixin, kind), names)
+    program._dspyc_report = report
+    return program
+
+
+def save(program: dspy.Module, path: str | Path, *, include_base: bool = False, source: str | None = None) -> Path:
+    """Write `program` as an artifact, whole or not at all; an artifact that stands at `path` is replaced.
+
+    `include_base` also copies the base model that LoRA weights need, for machines that cannot get it elsewhere;
+    `source` names where the program comes from (`module.py:program`), for tools that load it.
+
+    Raises:
+        ArtifactError: The folder holds something else or cannot be written, or a part of the program cannot be saved.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "artifact.json").exists() and (path.is_file() or any(path.iterdir())):
+        raise ArtifactError(f"{path} exists and is not an artifact.", hint="Save to a new folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+            folder = Path(temporary) / "artifact"
+            folder.mkdir()
+            _write(program, folder, path.name, include_base, source)
+            if path.exists():
+                path.rename(Path(temporary) / "old")
+            folder.rename(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"Could not write the artifact {path}: {error}.", hint="Free some space, or save where you may write."
+        ) from error
+    return path
+
+
+def load(
+    path: str | Path,
+    program: dspy.Module | Callable[[], dspy.Module] | None = None,
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dspy.Module:
+    """The program that an artifact holds, ready to run, without a network.
+
+    Without `program` it is made anew: DSPy's own modules from the signature that the artifact records, other classes by
+    importing the one that it names, so load only artifacts that you trust or pass a program (or a function that makes
+    one) yourself. `base` says where the base model of LoRA weights lies, if not where it lay when saved.
+
+    Raises:
+        ArtifactError: A file is missing or was changed, or the program is not the one that was saved.
+    """
+    path = Path(path)
+    facts = verify(path)
+    loaded = copy_program(rebuild.make(facts["program"], program, path))
+    state = _read_json(path / "program.json")
+    found, saved = predictors(loaded), facts["predictors"]
+    if found.keys() != saved.keys():
+        raise ArtifactError(
+            f"The artifact {path} holds predictors {sorted(saved)}, the program has {sorted(found)}.",
+            hint="Load it into the program that was saved.",
+        )
+    lms = [_load_lm(entry, path, base, device, dtype) for entry in facts["lms"]]
+    for name, predictor in found.items():
+        if "adapter" in state[name]:
+            adapt(predictor, load_adapter(state[name]["adapter"]))
+        predictor.load_state(state[name])
+        if signature_fingerprint(predictor.signature) != saved[name]["signature"]:
+            raise ArtifactError(
+                f"Predictor `{name}` of the program has other fields or types than the one saved in {path}.",
+                hint="Load it into the version of the program that was compiled.",
+            )
+        predictor.lm = lms[saved[name]["lm"]] if saved[name]["lm"] is not None else None
+    loaded._compiled = True
+    return attach(loaded, CompileReport.from_dict(facts["report"]) if facts["report"] else None)
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """The artifact's facts, after every file's checksum was found right.
+
+    Raises:
+        ArtifactError: It names the file that is missing, cut or changed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactError(f"There is no artifact at {path}.", hint="Pass the folder that `save` wrote.")
+    check_sums(path)
+    facts = _read_json(path / "artifact.json")
+    if facts["format"] != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {facts['format']}; this version of dspyc reads format {FORMAT}.",
+            hint="Use the version of dspyc that it names in artifact.json.",
+        )
+    return facts
+
+
+def _write(program: dspy.Module, folder: Path, name: str, include_base: bool, source: str | None) -> None:
+    named = predictors(program)
+    lms: list[dict[str, Any]] = []
+    order: dict[int, int] = {}
+    for predictor in named.values():
+        if predictor.lm is not None and id(predictor.lm) not in order:
+            order[id(predictor.lm)] = len(lms)
+            lms.append(_save_lm(predictor.lm, folder, len(lms), include_base))
+    report = getattr(program, "_dspyc_report", None)
+    facts = {
+        "format": FORMAT,
+        "versions": _versions(),
+        "program": {**rebuild.describe(program), "source": source},
+        "predictors": {
+            key: {"signature": signature_fingerprint(p.signature), "lm": order.get(id(p.lm)) if p.lm else None}
+            for key, p in named.items()
+        },
+        "lms": lms,
+        "report": report.to_dict() if report else None,
+    }
+    state = {key: {**p.dump_state(), "lm": None} for key, p in _without_lms(named)}
+    state["metadata"] = {"dependency_versions": get_dependency_versions()}
+    _write_json(folder / "program.json", state)
+    _write_json(folder / "artifact.json", facts)
+    (folder / "README.md").write_text(readme(name, facts, report), encoding="utf-8")
+    write_sums(folder)
+
+
+def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict]]:
+    """Shallow copies without their LM, whose state is not for this file."""
+    import copy
+
+    copies = []
+    for key, predictor in named.items():
+        twin = copy.copy(predictor)
+        twin.lm = None
+        copies.append((key, twin))
+    return copies
+
+
+def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
+    settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
+    engine = getattr(lm, "engine", None)
+    if not isinstance(engine, LocalEngine):
+        try:
+            state = lm.dump_state()
+        except TypeError as error:
+            raise ArtifactError(f"The language model {lm.model!r} cannot be saved: {error}") from error
+        dropped = ("launch_kwargs", "train_kwargs")
+        kept = {k: v for k, v in state.items() if k not in dropped and not _SECRET.search(k)}
+        return {"kind": "dspy", "model": lm.model, "state": kept}
+    weights = f"weights/{index}"
+    entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
+    is_folder = Path(engine.model).is_dir()
+    if engine.adapter_path is not None:
+        shutil.copytree(engine.adapter_path, folder / weights)
+        entry |= {"weights": weights, "adapter": True}
+        if include_base:
+            shutil.copytree(engine.path, folder / "base" / str(index))
+            entry["base"] = f"base/{index}"
+    elif is_folder:
+        shutil.copytree(engine.model, folder / weights)
+        entry |= {"weights": weights, "model": Path(engine.model).name}
+    return {**entry, "settings": settings, "cache": lm.cache}
+
+
+def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, dtype: str) -> dspy.BaseLM:
+    if entry["kind"] == "dspy":
+        return dspy.BaseLM.load_state(entry["state"])
+    weights = path / entry["weights"] if entry["weights"] else None
+    if entry["adapter"]:
+        model = base or (str(path / entry["base"]) if entry.get("base") else entry["model"])
+        lm = LocalLM(model, adapter=weights, device=device, dtype=dtype, cache=entry["cache"], **entry["settings"])
+    else:
+        lm = LocalLM(
+            str(weights or entry["model"]), device=device, dtype=dtype, cache=entry["cache"], **entry["settings"]
+        )
+    if lm.engine.identity != entry["identity"]:
+        raise ArtifactError(
+            f"The base model {entry['model']!r} has other weights here than those that {path} was trained on.",
+            hint="Pass base='folder of the right weights' to dspyc.load.",
+        )
+    return lm
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": get_dependency_versions()["python"]}
+    for package in ("dspyc", "dspy", "torch", "transformers", "peft", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error}.", hint="Restore the artifact from where it was made."
+        ) from error

@@ -1,0 +1,167 @@
+"""Runs of a program over many examples, concurrent, recorded and resumable."""
+
+import contextvars
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import dspy
+
+from ..errors import BootstrapError, ConfigError, DataError
+from ..evaluation.metrics import Metric
+from ..progress import bar
+from ..signatures import copy_program, fingerprint, predictors
+from .calls import durable
+from .ledger import Ledger
+from .trace import Subject, Trace, run_example
+
+
+def observe(
+    program: dspy.Module,
+    role: str,
+    *,
+    identity: str,
+    lm: dspy.BaseLM | None = None,
+    adapter: dspy.Adapter | None = None,
+) -> Subject:
+    """A copy of `program` whose language models remember their calls; the program itself is not changed.
+
+    `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
+    """
+    copied = copy_program(program)
+    memory: dict[int, dspy.BaseLM] = {}
+    for predictor in predictors(copied).values():
+        if predictor.lm is not None:
+            predictor.lm = memory.setdefault(id(predictor.lm), durable(predictor.lm))
+    shared = lm if lm is not None else dspy.settings.lm
+    return Subject(copied, role, identity, durable(shared) if shared is not None else None, adapter)
+
+
+def bootstrap(
+    subject: Subject,
+    examples: Sequence[dspy.Example],
+    *,
+    metric: Metric | None,
+    ledger: Ledger,
+    num_threads: int = 8,
+    max_errors: int | None = None,
+    show_progress: bool = True,
+) -> list[Trace]:
+    """One trace for each example, in the examples' order. A trace counts once it is in the ledger.
+
+    `max_errors` bad examples stop the bootstrap; None lets every example fail, as a gate does.
+
+    Raises:
+        BootstrapError: `max_errors` examples failed; what was paid for stays in the ledger.
+        LedgerError: The ledger cannot be written.
+    """
+    keys = example_keys(examples)
+    pending = [
+        (example, Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, i, key.split("#")[0]))
+        for i, (example, key) in enumerate(zip(examples, keys, strict=True))
+    ]
+    done: list[Trace] = []
+    errors: list[Trace] = []
+    with (
+        bar(f"{subject.role}: running {len(pending)} examples", len(pending), show=show_progress) as advance,
+        ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="dspyc") as pool,
+    ):
+        queue = iter(pending)
+        running: set[Future[Trace]] = set()
+
+        def start_next() -> None:
+            if (item := next(queue, None)) is not None:
+                context = contextvars.copy_context()  # DSPy's settings live in the context
+                running.add(pool.submit(context.run, run_example, subject, item[0], item[1], metric, ledger))
+
+        for _ in range(num_threads):
+            start_next()
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                trace = future.result()
+                done.append(trace)
+                if trace.error:
+                    errors.append(trace)
+                    ledger.event("bad example", role=subject.role, trace=trace.id, error=trace.error)
+                advance(note=f"{len(errors)} failed" if errors else "")
+                if max_errors is not None and len(errors) >= max_errors:
+                    continue
+                start_next()
+    if max_errors is not None and len(errors) >= max_errors:
+        raise _too_many(errors, len(done), max_errors, subject.role)
+    return sorted(done, key=lambda trace: trace.index)
+
+
+def check_examples(examples: Any, name: str, *, allow_empty: bool = False) -> list[dspy.Example]:
+    """The examples as a list, each with its inputs named.
+
+    Raises:
+        DataError: Nothing, or something other than examples with inputs, arrived.
+    """
+    if isinstance(examples, (str, bytes)) or not hasattr(examples, "__iter__"):
+        raise DataError(f"`{name}` is a {type(examples).__name__}; a list of dspy.Example is allowed.")
+    examples = list(examples)
+    if not examples and not allow_empty:
+        raise DataError(f"`{name}` is empty.", hint="Pass at least one dspy.Example(...).with_inputs(...).")
+    for i, example in enumerate(examples):
+        if not isinstance(example, dspy.Example):
+            raise DataError(
+                f"`{name}[{i}]` is a {type(example).__name__}; a dspy.Example is allowed.",
+                hint="Write dspy.Example(**row).with_inputs('question').",
+            )
+        try:
+            empty = not example.inputs().keys()
+        except ValueError:
+            empty = True
+        if empty:
+            raise DataError(
+                f"`{name}[{i}]` does not say which of its fields {sorted(example.keys())} are inputs.",
+                hint="Call .with_inputs('question', ...) on every example.",
+            )
+    return examples
+
+
+def example_keys(examples: Sequence[dspy.Example]) -> list[str]:
+    """One stable key an example, by content; repeats of an example are numbered, so each has its own run."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for example in examples:
+        content = fingerprint([sorted((k, _stable(v)) for k, v in example.items()), sorted(example.inputs().keys())])
+        keys.append(f"{content}#{seen[content]}")
+        seen[content] += 1
+    return keys
+
+
+def check_threads(num_threads: int | None) -> int:
+    """The number of threads to run: DSPy's own setting where none is given.
+
+    Raises:
+        ConfigError: It is not a positive whole number.
+    """
+    number = num_threads if num_threads is not None else (dspy.settings.num_threads or 8)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"`num_threads` is {number!r}; a whole number from 1 is allowed.")
+    return number
+
+
+def _stable(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _stable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_stable(v) for v in value]
+    if hasattr(value, "model_dump_json"):
+        return value.model_dump_json()
+    return f"{type(value).__qualname__}:{value!s}"
+
+
+def _too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:
+    kinds = Counter(f"{trace.blame} raised {trace.error}" for trace in errors)
+    shown = "; ".join(f"{count} × {text[:300]}" for text, count in kinds.most_common(3))
+    return BootstrapError(
+        f"{len(errors)} of the first {finished} examples of the {role} failed, and `max_errors` is {max_errors}: {shown}.",
+        hint="Mend the cause or raise `max_errors`, and run the same command again: finished calls are not repeated.",
+    )

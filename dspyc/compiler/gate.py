@@ -1,0 +1,85 @@
+"""The gate: what a compiled program has to pass before it is called better.
+
+Student, teacher and compiled program run on the same held-out examples; the verdict is the paired bootstrap interval of
+the difference. An example that fails counts as 0: an answer that cannot be read is a wrong answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import ConfigError, RegressionError
+from ..evaluation import mean, paired_interval
+from .trace import Trace
+
+OnRegression = Literal["warn", "raise", "keep_student"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Mean scores on the held-out examples and the 95 % interval of after − before.
+
+    `teacher` is None where the rows came from labels. `failed` counts the examples that raised, by part.
+    """
+
+    before: float
+    teacher: float | None
+    after: float
+    interval: tuple[float, float]
+    examples: int
+    failed: dict[str, int]
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "no clear difference"]:
+        low, high = self.interval
+        if low > 0:
+            return "better"
+        return "worse" if high < 0 else "no clear difference"
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the compiled program scored below the student that it came from."""
+        return self.after < self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "interval": list(self.interval), "outcome": self.outcome}
+
+
+def judge(
+    before: Sequence[Trace], after: Sequence[Trace], teacher: Sequence[Trace] | None, *, seed: int = 0
+) -> Verdict:
+    """Compare runs on the same examples.
+
+    Raises:
+        ConfigError: The metric failed on every example, so there is nothing to judge by.
+    """
+    for traces in filter(None, (before, after, teacher)):
+        if all(trace.blame == "metric" for trace in traces):
+            raise ConfigError(
+                f"The metric failed on every one of {len(traces)} held-out examples; the first: {traces[0].error}",
+                hint="Call the metric on one example and one prediction by hand.",
+            )
+    scores = [_scores(before), _scores(after)]
+    named = {"student": before, "teacher": teacher or [], "compiled": after}
+    return Verdict(
+        before=mean(scores[0]),
+        teacher=mean(_scores(teacher)) if teacher else None,
+        after=mean(scores[1]),
+        interval=paired_interval(*scores, seed=seed),
+        examples=len(before),
+        failed={name: sum(t.error is not None for t in traces) for name, traces in named.items()},
+    )
+
+
+def refuse(verdict: Verdict, run_dir: str) -> RegressionError:
+    """What `on_regression="raise"` raises."""
+    low, high = verdict.interval
+    return RegressionError(
+        f"The compiled program scored {verdict.after:.3f} on {verdict.examples} held-out examples, the student "
+        f"{verdict.before:.3f} (difference between {low:+.3f} and {high:+.3f} at 95 %).",
+        hint=f"More or better rows, other `train_kwargs`, or on_regression='keep_student'; the weights are in {run_dir}.",
+    )
+
+
+def _scores(traces: Sequence[Trace]) -> list[float]:
+    return [trace.score if trace.score is not None else 0.0 for trace in traces]

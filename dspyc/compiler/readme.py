@@ -1,0 +1,62 @@
+"""The README of an artifact, for the person who finds the folder."""
+
+import json
+from typing import Any
+
+from .report import CompileReport
+
+
+def readme(name: str, facts: dict[str, Any], report: CompileReport | None) -> str:
+    """Markdown: what it is, what it scores, how to use it with dspyc and without, where it comes from."""
+    parts = [f"# {name}", _what(facts), _scores(report), _use(name, facts), _origin(facts, report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what(facts: dict[str, Any]) -> str:
+    lines = ["A DSPy program compiled by dspyc.", "", "| predictor | language model | weights |", "| --- | --- | --- |"]
+    for key, predictor in facts["predictors"].items():
+        lm = facts["lms"][predictor["lm"]] if predictor["lm"] is not None else {"model": "none", "weights": None}
+        kind = "LoRA adapter" if lm.get("adapter") else "full model"
+        weights = f"`{lm['weights']}` ({kind})" if lm.get("weights") else "by name"
+        lines.append(f"| `{key}` | {lm['model']} | {weights} |")
+    return "\n".join(lines)
+
+
+def _scores(report: CompileReport | None) -> str:
+    if report is None or report.verdict is None:
+        return "## Scores\n\nNot compared on held-out examples."
+    verdict = report.verdict
+    low, high = verdict.interval
+    teacher = f"| teacher | {verdict.teacher:.3f} |\n" if verdict.teacher is not None else ""
+    kept = "\n\nThe compiled weights were worse, so this is the student as it was." if report.kept_student else ""
+    return (
+        f"## Scores\n\nMeans on {verdict.examples} held-out examples.\n\n| program | score |\n| --- | --- |\n"
+        f"| student before | {verdict.before:.3f} |\n{teacher}| student after | {verdict.after:.3f} |\n\n"
+        f"After − before lies between {low:+.3f} and {high:+.3f} (95 %, paired bootstrap): {verdict.outcome}.{kept}"
+    )
+
+
+def _use(name: str, facts: dict[str, Any]) -> str:
+    source = facts["program"]["class"]
+    given = "" if facts["program"]["module"] else f"  # imports {source}; or pass program=..."
+    return f"""## Use
+
+```python
+import dspyc
+
+program = dspyc.load("{name}"){given}
+```
+
+With plain DSPy: `program.load("{name}/program.json")` on a program of class `{source}` restores prompts and demos. Serve
+`weights/` with any server that takes Hugging Face models or PEFT adapters (transformers, vLLM), and set it with
+`program.set_lm(dspy.LM("openai/…", api_base=…))`. Predictors whose state names an `adapter` were trained with it: run them
+under `dspy.context(adapter=…)` of that class."""
+
+
+def _origin(facts: dict[str, Any], report: CompileReport | None) -> str:
+    lines = ["## Origin", "", "Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + "."]
+    if report is not None:
+        rows = ", ".join(f"{count} for `{key}`" for key, count in report.rows.items())
+        lines += [f"Seed {report.seed}. Training rows: {rows}.", f"Fingerprints: `{json.dumps(report.fingerprints)}`."]
+    lines.append("`SHA256SUMS` lists every file; `dspyc.load` checks them all.")
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""One run of a program on one example, step by step.
+
+A step is known by its predictor's name, never by its place: a program may call a predictor in a loop, in a branch, in
+threads or not at all. Steps come from DSPy's module callbacks; the calls inside a step come from `compiler.calls`.
+"""
+
+import copy
+import threading
+import time
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from ..errors import redact
+from ..evaluation import call_metric
+from ..evaluation.metrics import Metric
+from ..signatures import predictors
+from .calls import Call, Run
+from .ledger import Ledger
+
+
+@dataclass
+class Step:
+    """One predictor call. `outputs` is None where it failed; `calls` has one entry for each language-model call."""
+
+    predictor: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any] | None = None
+    calls: list[Call] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Trace:
+    """One run of a program on one example.
+
+    `score` is None without a metric or after an error. `error` names the exception; `blame` says whether the program
+    or the metric raised it. `example` identifies the example by content, so that its rows stay together.
+    """
+
+    id: str
+    role: str
+    index: int
+    example: str
+    steps: list[Step] = field(default_factory=list)
+    prediction: Any = None
+    score: float | None = None
+    error: str | None = None
+    blame: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for step in self.steps for call in step.calls]
+
+    def to_record(self) -> dict[str, Any]:
+        """The trace as JSON; its calls are named by their keys in the ledger, which holds messages and replies."""
+        steps = [
+            {
+                "predictor": step.predictor,
+                "inputs": _readable(step.inputs),
+                "outputs": _readable(step.outputs),
+                "calls": [[call.request, call.nth] for call in step.calls],
+                "error": step.error,
+            }
+            for step in self.steps
+        ]
+        facts = {k: v for k, v in vars(self).items() if k not in ("steps", "prediction")}
+        return {**facts, "steps": steps, "prediction": _readable(self.prediction)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A program under observation: its predictors' names, what it is (`fingerprint`) and its part in the compile."""
+
+    program: dspy.Module
+    role: str
+    fingerprint: str
+    lm: dspy.BaseLM | None = None  # for predictors that have none of their own
+    adapter: dspy.Adapter | None = None
+
+
+def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, ledger: Ledger) -> Trace:
+    """Run, score and record one example; what goes wrong with it is kept in the trace.
+
+    Raises:
+        LedgerError: The record cannot be kept; nothing further may be paid for.
+    """
+    recorder = _Recorder({id(p): name for name, p in predictors(subject.program).items()}, trace)
+    settings: dict[str, Any] = {
+        "callbacks": [*(dspy.settings.get("callbacks") or []), recorder],
+        "trace": [],
+        "disable_history": False,
+        "dspyc_run": Run(trace.id, subject.role, ledger, recorder.on_call),
+    }
+    if subject.lm is not None:
+        settings["lm"] = subject.lm
+    if subject.adapter is not None:
+        settings["adapter"] = subject.adapter
+    started = time.monotonic()
+    with dspy.context(**settings):
+        _run_and_score(subject.program, example, trace, metric)
+    trace.seconds = time.monotonic() - started
+    if ledger.failure:
+        raise ledger.failure
+    ledger.record_trace(trace.id, trace.role, trace.score, trace.error, trace.to_record())
+    return trace
+
+
+def _run_and_score(program: dspy.Module, example: dspy.Example, trace: Trace, metric: Metric | None) -> None:
+    try:
+        trace.prediction = program(**example.inputs())
+    except Exception as error:  # a bad example is an event, not the end
+        trace.error, trace.blame = _describe(error), "program"
+        return
+    if metric is None:
+        return
+    try:
+        trace.score = call_metric(metric, example, trace.prediction, list(dspy.settings.trace or []))
+    except Exception as error:
+        trace.error, trace.blame = _describe(error), "metric"
+
+
+class _Recorder(BaseCallback):  # type: ignore[misc]
+    """Collects the steps of one run. DSPy calls it in the thread, and the context, in which the predictor runs."""
+
+    def __init__(self, names: dict[int, str], trace: Trace) -> None:
+        self.names, self.trace = names, trace
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[Step, Token[Step | None]]] = {}
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        name = self.names.get(id(instance))
+        if name is None:
+            return
+        given = inputs.get("kwargs", {})
+        fields = given.get("signature", instance.signature).input_fields
+        step = Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields})
+        with self._lock:
+            self.trace.steps.append(step)
+            self._open[call_id] = (step, _current_step.set(step))
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        with self._lock:
+            step, token = self._open.pop(call_id, (None, None))
+        if step is None or token is None:
+            return
+        _current_step.reset(token)
+        if exception is not None:
+            step.error = _describe(exception)
+        elif isinstance(outputs, dspy.Prediction):
+            step.outputs = dict(outputs.items())
+
+    def on_call(self, call: Call) -> None:
+        step = _current_step.get()
+        if step is not None:  # a call outside any predictor, as a judge's in a metric, belongs to no step
+            step.calls.append(call)
+
+
+_current_step: ContextVar[Step | None] = ContextVar("dspyc_current_step", default=None)
+
+
+def _describe(error: BaseException) -> str:
+    return redact(f"{type(error).__name__}: {error}")[:2000]
+
+
+def _snapshot(value: Any) -> Any:
+    """The value as it is now: a program may go on changing its lists and histories."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # sockets, locks, clients: what cannot be copied is not changed by a prompt either
+        return value
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dspy.Prediction):
+        return {k: _readable(v) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {str(k): _readable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(v) for v in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if hasattr(value, "model_dump"):
+        try:
+            return value.model_dump(mode="json")
+        except Exception:  # a record for reading; training never uses it
+            return str(value)
+    return str(value)

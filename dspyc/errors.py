@@ -1,0 +1,88 @@
+"""Every error that dspyc raises, in one tree, each with what to do next.
+
+DspycError
+├── ConfigError        an argument or a setting that cannot be used
+├── ProgramError       a program that cannot be compiled, or a teacher that is not its equal
+├── RenderError        a call that cannot be written as a training row
+├── DataError          examples or rows that cannot be used
+├── BootstrapError     more bad examples than `max_errors` allows
+├── LedgerError        a run folder that cannot be read or written
+├── ModelError         weights that cannot be found, read or run
+├── TrainingError      a training run that cannot start or go on
+├── RegressionError    the compiled program is worse, and `on_regression="raise"`
+└── ArtifactError      a saved program that cannot be written, read or trusted
+"""
+
+import os
+import re
+from collections.abc import Iterable
+
+
+class DspycError(Exception):
+    """What arrived and what is allowed (`message`), and what to do next (`hint`)."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = redact(message)
+        self.hint = redact(hint)
+        super().__init__(f"{self.message} {self.hint}".strip())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+class ConfigError(DspycError):
+    """An argument or a setting that cannot be used."""
+
+
+class ProgramError(DspycError):
+    """A program that cannot be compiled, or a teacher that is not its equal."""
+
+
+class RenderError(DspycError):
+    """A call that cannot be written as a training row."""
+
+
+class DataError(DspycError):
+    """Examples or rows that cannot be used."""
+
+
+class BootstrapError(DspycError):
+    """More bad examples than `max_errors` allows."""
+
+
+class LedgerError(DspycError):
+    """A run folder that cannot be read or written."""
+
+
+class ModelError(DspycError):
+    """Weights that cannot be found, read or run."""
+
+
+class TrainingError(DspycError):
+    """A training run that cannot start or go on."""
+
+
+class RegressionError(DspycError):
+    """The compiled program is worse than the student, and `on_regression="raise"`."""
+
+
+class ArtifactError(DspycError):
+    """A saved program that cannot be written, read or trusted."""
+
+
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?$")
+_SECRET_SHAPE = re.compile(
+    r"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_][A-Za-z0-9_-]{12,}|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
+)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without the secrets of this environment, those given, and anything in the shape of a provider's key."""
+    found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name.upper()) and len(v) >= 8}
+    for secret in sorted(found | {s for s in secrets if len(s) >= 8}, key=len, reverse=True):
+        text = text.replace(secret, "[secret]")
+    return _SECRET_SHAPE.sub("[secret]", text)
+
+
+def _rebuild(kind: type[DspycError], message: str, hint: str) -> DspycError:
+    return kind(message, hint=hint)

@@ -1,0 +1,63 @@
+"""A metric is DSPy's: `metric(example, prediction, trace=None)`, answering with a bool, a number or a scored Prediction."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+
+from ..errors import ConfigError
+
+Metric = Callable[..., Any]
+
+
+def call_metric(metric: Metric, example: dspy.Example, prediction: Any, trace: list[Any]) -> float:
+    """The metric's score of one run; it is given the run's DSPy trace when it takes a third argument.
+
+    Raises:
+        ConfigError: The metric answered with something that is no score.
+    """
+    if _takes_trace(metric):
+        return as_score(metric(example, prediction, trace), metric)
+    return as_score(metric(example, prediction), metric)
+
+
+def as_score(value: Any, metric: Metric | None = None) -> float:
+    """One finite float; higher is better. True is 1.0, and a Prediction counts by its `score`.
+
+    Raises:
+        ConfigError: `value` is None, NaN, infinite or not a number.
+    """
+    name = getattr(metric, "__name__", "the metric") if metric else "the metric"
+    if isinstance(value, dspy.Prediction):
+        value = value.get("score")
+    number: float | None = None
+    if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
+        number = float(value)
+    if number is None or not math.isfinite(number):
+        raise ConfigError(
+            f"Metric `{name}` answered {value!r}; a score is a bool, a finite number or a dspy.Prediction with `score`.",
+            hint="Return a value on every path of the metric, and 0 where there is nothing to compare.",
+        )
+    return number
+
+
+def metric_fingerprint(metric: Metric | None) -> str:
+    """What the metric is, as far as can be seen: its qualified name and source."""
+    if metric is None:
+        return "none"
+    name = f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
+    try:
+        return f"{name}\n{inspect.getsource(metric)}"
+    except (OSError, TypeError):
+        return name
+
+
+def _takes_trace(metric: Metric) -> bool:
+    try:
+        parameters = list(inspect.signature(metric).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)

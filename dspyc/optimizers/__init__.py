@@ -1,0 +1,11 @@
+"""What is searched for: one algorithm a file, each with DSPy's own name, arguments and `compile`.
+
+optimizer = BootstrapFinetune(metric=exact, teacher_lm=dspy.LM("openai/gpt-5-mini"))
+compiled = optimizer.compile(student, trainset=train, valset=val)
+compiled.report.table()            # before, teacher, after, and how sure the difference is
+"""
+
+from ..compiler.report import CompileReport
+from .bootstrap_finetune import BootstrapFinetune
+
+__all__ = ["BootstrapFinetune", "CompileReport"]

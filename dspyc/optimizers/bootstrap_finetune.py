@@ -1,0 +1,307 @@
+"""BootstrapFinetune: a teacher's good runs become a student's weights.
+
+The method is DSPy's (Khattab et al., 2023, arXiv 2310.03714; Soylu et al., 2024, arXiv 2407.10930): run a teacher over
+the training examples, keep the runs that the metric accepts, turn each predictor call in them into a chat row, and
+fine-tune. The passes are in `dspyc.compiler`; this file says in which order they run.
+"""
+
+import hashlib
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from ..compiler import artifact, gate
+from ..compiler.bootstrap import bootstrap, check_examples, check_threads, example_keys, observe
+from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
+from ..compiler.ledger import Ledger
+from ..compiler.report import CompileReport
+from ..compiler.trace import Trace
+from ..errors import ConfigError
+from ..evaluation import metric_fingerprint
+from ..evaluation.metrics import Metric
+from ..signatures import (
+    adapt,
+    adapter_of,
+    check_equivalent,
+    check_renderable,
+    check_student,
+    copy_program,
+    fingerprint,
+    predictors,
+    program_fingerprint,
+)
+from .teachers import Teacher, choose_teachers
+from .units import Unit, check_task_names, check_trainable, plan_units, train_unit
+
+logger = logging.getLogger(__name__)
+
+
+class BootstrapFinetune(Teleprompter):  # type: ignore[misc]
+    """Compile a program's prompts and a teacher's behaviour into the student's weights.
+
+    Args:
+        metric: `metric(example, prediction, trace=None)` as a bool or number, higher is better. None keeps every run that
+            ends without an error, and leaves nothing to judge the result by.
+        multitask: True trains one set of weights for all predictors that share an LM, False one for each predictor.
+        train_kwargs: Settings of the training, by `dspyc.TrainingConfig`'s names or DSPy's; or a dict of them by LM.
+        adapter: The adapter that the compiled predictors will run, and so are trained, with; or a dict by LM. Without it
+            each predictor keeps the adapter that it has now.
+        exclude_demos: Train and run without the predictors' demos.
+        num_threads: Examples that run at once. Default: DSPy's setting, else 8.
+        teacher_lm: The LM of teacher predictors that have none of their own.
+        metric_threshold: The lowest score that a run may teach with. Default: full marks, 1.0.
+        max_errors: Bad examples that stop the bootstrap. Default: DSPy's setting.
+        on_regression: What happens when the compiled program scores below the student: "warn", "raise" or "keep_student".
+        run_dir: The folder of the ledger and the weights; the same compile in the same folder resumes. Default: a folder
+            named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
+        balance: The name of a predictor whose distinct replies shall all have as many rows as the rarest.
+        validation_fraction: Share of the training examples whose rows only measure the training's loss.
+        holdout_fraction: Share of `trainset` that is held out for the gate when no `valset` is given; 0 for no gate.
+        seed: Of every random choice.
+        show_progress: Whether bars are drawn on a terminal or notebook.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | None = None,
+        multitask: bool = True,
+        train_kwargs: Mapping[Any, Any] | None = None,
+        adapter: dspy.Adapter | Mapping[dspy.LM, dspy.Adapter] | None = None,
+        exclude_demos: bool = False,
+        num_threads: int | None = None,
+        *,
+        teacher_lm: dspy.BaseLM | None = None,
+        metric_threshold: float | None = None,
+        max_errors: int | None = None,
+        on_regression: gate.OnRegression = "warn",
+        run_dir: str | os.PathLike[str] | None = None,
+        balance: str | None = None,
+        validation_fraction: float = 0.1,
+        holdout_fraction: float = 0.2,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if metric is not None and not callable(metric):
+            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        if on_regression not in ("warn", "raise", "keep_student"):
+            raise ConfigError(f"`on_regression` is {on_regression!r}; 'warn', 'raise' and 'keep_student' are allowed.")
+        for name, share in (("validation_fraction", validation_fraction), ("holdout_fraction", holdout_fraction)):
+            if not 0 <= share < 1:
+                raise ConfigError(f"`{name}` is {share!r}; a share from 0 up to, not including, 1 is allowed.")
+        if max_errors is not None and (isinstance(max_errors, bool) or max_errors < 1):
+            raise ConfigError(f"`max_errors` is {max_errors!r}; a whole number from 1 is allowed.")
+        if teacher_lm is not None and not isinstance(teacher_lm, dspy.BaseLM):
+            raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
+        self.metric, self.metric_threshold = metric, metric_threshold
+        self.multitask, self.exclude_demos, self.balance = multitask, exclude_demos, balance
+        self.train_kwargs = dict(train_kwargs or {})
+        self.adapter, self.teacher_lm = adapter, teacher_lm
+        self.num_threads, self.max_errors = num_threads, max_errors
+        self.on_regression, self.run_dir = on_regression, run_dir
+        self.validation_fraction, self.holdout_fraction = validation_fraction, holdout_fraction
+        self.seed, self.show_progress = seed, show_progress
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        **unknown: Any,
+    ) -> dspy.Module:
+        """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
+
+        With no teacher, no `teacher_lm` and examples that name all predictors' outputs, rows come straight from the
+        labels; with no teacher and no labels, the student teaches itself by its own good runs. With several teachers,
+        all their good runs count, and the first is the one that the gate compares with.
+
+        Raises:
+            DspycError: Its subclass says what was wrong, and every error but a LedgerError leaves a run that resumes.
+        """
+        if unknown:
+            raise ConfigError(f"`compile` does not take {sorted(unknown)}; trainset, teacher and valset are allowed.")
+        started = time.monotonic()
+        train, held_out = self._split(check_examples(trainset, "trainset"), valset)
+        targets = self._targets(student)
+        units = plan_units(targets, self.multitask, self.train_kwargs)
+        for unit in units:
+            check_trainable(unit, self.seed)
+            check_task_names(unit)
+        teachers = self._teachers(student, teacher, train)
+        threads = check_threads(self.num_threads)
+        identity = self._identity(student, teachers, train)
+        run_dir = Path(self.run_dir) if self.run_dir is not None else _default_run_dir(identity)
+        with Ledger(run_dir) as ledger:
+            ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out))
+            sitting = _Sitting(self, ledger, threads)
+            dataset = sitting.rows(train, teachers, targets)
+            before, taught = sitting.judge_first(student, teachers, held_out)
+            trained = [train_unit(unit, dataset, ledger, self.seed, self.show_progress) for unit in units]
+            compiled = self._assemble(student, targets, units, trained)
+            after = sitting.run(compiled, "compiled", held_out)
+            verdict = gate.judge(before, after, taught, seed=self.seed) if held_out else None
+            kept = bool(verdict and verdict.regressed and self.on_regression == "keep_student")
+            report = CompileReport(
+                verdict=verdict,
+                calls=ledger.calls(),
+                replayed=sitting.replayed,
+                cost=sitting.cost,
+                seconds=time.monotonic() - started,
+                rows={name: len(rows) for name, rows in dataset.train.items()},
+                dataset=dataset.report.to_dict(),
+                training=[result.facts for result in trained],
+                run_dir=str(run_dir),
+                seed=self.seed,
+                kept_student=kept,
+                fingerprints={"compile": identity, "student": program_fingerprint(student), "data": _data(train)},
+            )
+            ledger.event("report", **report.to_dict())
+        return self._decide(student, compiled, report)
+
+    def _split(
+        self, train: list[dspy.Example], valset: Sequence[dspy.Example] | None
+    ) -> tuple[list[dspy.Example], list[dspy.Example]]:
+        """Examples to learn from, and examples that nothing but the gate sees."""
+        if self.metric is None:
+            return train, []
+        if valset is not None:
+            return train, check_examples(valset, "valset", allow_empty=True)
+        order = list(range(len(train)))
+        random.Random(f"holdout {self.seed}").shuffle(order)
+        count = min(round(len(train) * self.holdout_fraction), len(train) - 1)
+        if not count and self.holdout_fraction:
+            logger.warning("Too few examples to hold any out: the result will not be compared. Pass a `valset`.")
+        held_out = set(order[:count])
+        return (
+            [e for i, e in enumerate(train) if i not in held_out],
+            [e for i, e in enumerate(train) if i in held_out],
+        )
+
+    def _targets(self, student: dspy.Module) -> dict[str, Target]:
+        """The student's predictors as they will run once compiled. Raises before any teacher is called."""
+        check_student(student)
+        targets = {}
+        for name, predictor in predictors(copy_program(student)).items():
+            lm = predictor.lm or dspy.settings.lm
+            given = self.adapter.get(lm) if isinstance(self.adapter, Mapping) else self.adapter
+            adapter = given or adapter_of(predictor)
+            modalities = getattr(getattr(lm, "engine", None), "modalities", None)
+            check_renderable(name, predictor, adapter=adapter, lm=lm, modalities=modalities)
+            targets[name] = Target(predictor, adapter, lm, [] if self.exclude_demos else None)
+        if self.balance is not None and self.balance not in targets:
+            raise ConfigError(f"`balance` names {self.balance!r}; the student's predictors are {sorted(targets)}.")
+        return targets
+
+    def _teachers(self, student: dspy.Module, teacher: Any, train: list[dspy.Example]) -> list[Teacher]:
+        """The programs to learn from; none where the labels teach."""
+        if teacher is None and self.teacher_lm is None and is_labelled(train, predictors(student)):
+            return []
+        teachers = choose_teachers(student, teacher, self.teacher_lm)
+        for one in teachers:
+            check_equivalent(student, one.program)
+        return teachers
+
+    def _identity(self, student: dspy.Module, teachers: list[Teacher], train: list[dspy.Example]) -> str:
+        return fingerprint(
+            [
+                program_fingerprint(student),
+                [one.identity for one in teachers],
+                _data(train),
+                metric_fingerprint(self.metric),
+                self.metric_threshold,
+                self.seed,
+            ]
+        )
+
+    def _assemble(
+        self, student: dspy.Module, targets: Mapping[str, Target], units: list[Unit], trained: list[Any]
+    ) -> dspy.Module:
+        compiled = copy_program(student)
+        lms = {name: result.lm for unit, result in zip(units, trained, strict=True) for name in unit.names}
+        for name, predictor in predictors(compiled).items():
+            predictor.lm = lms[name]
+            adapt(predictor, targets[name].adapter)
+            if self.exclude_demos:
+                predictor.demos = []
+        compiled._compiled = True
+        return compiled
+
+    def _decide(self, student: dspy.Module, compiled: dspy.Module, report: CompileReport) -> dspy.Module:
+        verdict = report.verdict
+        if verdict and verdict.regressed:
+            if self.on_regression == "raise":
+                raise gate.refuse(verdict, report.run_dir)
+            logger.warning("%s", gate.refuse(verdict, report.run_dir).message)
+        chosen = copy_program(student) if report.kept_student else compiled
+        return artifact.attach(chosen, report)
+
+
+class _Sitting:
+    """The passes of one `compile` over one open ledger, and the count of what they used."""
+
+    def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int) -> None:
+        self.options, self.ledger, self.threads = options, ledger, threads
+        self.replayed, self.cost = 0, None
+
+    def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
+        o = self.options
+        shared = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
+        if not teachers:
+            return from_labels(train, example_keys(train), targets, **shared)
+        traces: list[Trace] = []
+        for one in teachers:
+            traces += self._observe(
+                one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors
+            )
+        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+
+    def judge_first(
+        self, student: dspy.Module, teachers: list[Teacher], held_out: list[dspy.Example]
+    ) -> tuple[list[Trace], list[Trace] | None]:
+        """The gate's runs that need no training, so that a metric that does not work is found before the training."""
+        if not held_out:
+            return [], None
+        before = self.run(student, "student", held_out)
+        if not teachers:
+            return before, None
+        return before, self._observe(teachers[0].program, "teacher", teachers[0].identity, held_out, None)
+
+    def run(self, program: dspy.Module, role: str, examples: list[dspy.Example]) -> list[Trace]:
+        return self._observe(program, role, program_fingerprint(program), examples, None) if examples else []
+
+    def _observe(
+        self, program: dspy.Module, role: str, identity: str, examples: list[dspy.Example], max_errors: int | None
+    ) -> list[Trace]:
+        traces = bootstrap(
+            observe(program, role, identity=identity),
+            examples,
+            metric=self.options.metric,
+            ledger=self.ledger,
+            num_threads=self.threads,
+            max_errors=max_errors,
+            show_progress=self.options.show_progress,
+        )
+        calls = [call for trace in traces for call in trace.calls]
+        self.replayed += sum(call.replayed for call in calls)
+        costs = [call.cost for call in calls if call.cost is not None]
+        if costs:
+            self.cost = (self.cost or 0.0) + sum(costs)
+        return traces
+
+
+def _default_run_dir(identity: str) -> Path:
+    home = os.environ.get("DSPYC_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "dspyc") / "runs" / identity
+
+
+def _data(examples: Sequence[dspy.Example]) -> str:
+    return hashlib.sha256("\n".join(example_keys(examples)).encode()).hexdigest()[:16]

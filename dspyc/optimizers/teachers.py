@@ -1,0 +1,64 @@
+"""Who teaches: the programs whose runs a student learns from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from ..errors import ProgramError
+from ..signatures import adapt, adapter_of, copy_program, predictors, program_fingerprint
+from ..signatures.adapted import AdaptedMixin
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A program whose every predictor has an LM. `identity` tells its runs from other programs' in the ledger."""
+
+    program: dspy.Module
+    identity: str
+
+
+def choose_teachers(student: dspy.Module, teacher: Any, teacher_lm: dspy.BaseLM | None) -> list[Teacher]:
+    """The given programs; else the student's program run by `teacher_lm`; else the student itself.
+
+    A predictor's own LM always wins; `teacher_lm`, and then DSPy's global LM, serve those that have none.
+
+    Raises:
+        ProgramError: Something other than programs arrived, or a predictor is left without an LM.
+    """
+    if teacher is None:
+        return [_finish(_led_by(student, teacher_lm), None)]
+    programs = list(teacher) if isinstance(teacher, Sequence) else [teacher]
+    if not programs:
+        raise ProgramError("`teacher` is an empty list.", hint="Pass a program, a list of programs, or `teacher_lm`.")
+    for i, program in enumerate(programs):
+        if not isinstance(program, dspy.Module):
+            raise ProgramError(
+                f"Teacher {i} is a {type(program).__name__}; a dspy.Module is allowed.",
+                hint="To teach with a language model, pass it as `teacher_lm`.",
+            )
+    return [_finish(copy_program(program), teacher_lm) for program in programs]
+
+
+def _led_by(student: dspy.Module, lm: dspy.BaseLM | None) -> dspy.Module:
+    program = copy_program(student)
+    if lm is None:
+        return program
+    for predictor in predictors(program).values():
+        predictor.lm = lm
+        if isinstance(predictor, AdaptedMixin):  # the adapter of the student's weights, which a teacher does not know
+            adapt(predictor, dspy.settings.adapter or dspy.ChatAdapter())
+    return program
+
+
+def _finish(program: dspy.Module, lm: dspy.BaseLM | None) -> Teacher:
+    for name, predictor in predictors(program).items():
+        predictor.lm = predictor.lm or lm or dspy.settings.lm
+        if predictor.lm is None:
+            raise ProgramError(
+                f"The teacher's predictor `{name}` has no language model.",
+                hint="Call teacher.set_lm(lm), or pass `teacher_lm` to the optimizer.",
+            )
+        adapt(predictor, adapter_of(predictor))  # pinned, so that a changed global adapter cannot change a resumed run
+    return Teacher(program, program_fingerprint(program))

@@ -1,0 +1,160 @@
+"""What is trained together: one set of weights, the predictors that it will serve, and the rows that they have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from ..compiler.dataset import Dataset, Target
+from ..compiler.ledger import Ledger
+from ..errors import ConfigError, DataError, LedgerError, ProgramError, TrainingError
+from ..providers.local import LocalProvider
+from ..signatures import TerseAdapter, fingerprint, signature_fingerprint, task_name
+from ..signatures.render import Row
+
+if TYPE_CHECKING:
+    from ..training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Predictors that will share one set of weights, trained from the LM that they share now."""
+
+    lm: dspy.BaseLM
+    targets: Mapping[str, Target]
+    train_kwargs: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.targets)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The LM that a unit's predictors get, and what its training did."""
+
+    lm: dspy.BaseLM
+    facts: dict[str, Any]
+
+
+def plan_units(targets: Mapping[str, Target], multitask: bool, train_kwargs: Mapping[Any, Any]) -> list[Unit]:
+    """One unit for each LM, or for each predictor where `multitask` is off."""
+    groups: dict[tuple[int, str], dict[str, Target]] = {}
+    for name, target in targets.items():
+        groups.setdefault((id(target.lm), "" if multitask else name), {})[name] = target
+    units = []
+    for group in groups.values():
+        lm = next(iter(group.values())).lm
+        units.append(Unit(lm, group, _kwargs_of(lm, train_kwargs)))
+    return units
+
+
+def check_trainable(unit: Unit, seed: int) -> None:
+    """Find before any teacher is called what would stop the training.
+
+    Raises:
+        ProgramError: Nothing can fine-tune the unit's LM.
+        ConfigError: A setting of its training is unknown or contradicts another.
+    """
+    provider = getattr(unit.lm, "provider", None)
+    if provider is None or not provider.finetunable:
+        raise ProgramError(
+            f"The LM {unit.lm.model!r} of predictor(s) {unit.names} cannot be fine-tuned by {type(provider).__name__}.",
+            hint="Set a student LM that can: program.set_lm(dspyc.LocalLM('dspyc/tiny')).",
+        )
+    if isinstance(provider, LocalProvider):
+        _config(unit, seed)
+
+
+def check_task_names(unit: Unit) -> None:
+    """TerseAdapter names the task and nothing else, so one set of weights must not serve two tasks of one name."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, target in unit.targets.items():
+        if not isinstance(target.adapter, TerseAdapter):
+            continue
+        signature = target.predictor.signature
+        task, identity = task_name(signature), signature_fingerprint(signature)
+        other, known = seen.setdefault(task, (name, identity))
+        if known != identity:
+            raise ConfigError(
+                f"Predictors `{other}` and `{name}` differ, and TerseAdapter calls both {task!r}.",
+                hint="Declare their signatures as classes with different names, or pass multitask=False.",
+            )
+
+
+def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool) -> Trained:
+    """Fine-tune the unit's LM on its predictors' rows, here or at its provider.
+
+    Raises:
+        DataError: None of its predictors has a row.
+        TrainingError: The training failed.
+    """
+    train = [row for name in unit.names for row in dataset.train.get(name, [])]
+    validation = [row for name in unit.names for row in dataset.validation.get(name, [])]
+    if not train:
+        raise DataError(
+            f"Predictor(s) {unit.names} have no rows: no good run called them.",
+            hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
+        )
+    if isinstance(unit.lm.provider, LocalProvider):
+        return _train_here(unit, train, validation, ledger, seed, show_progress)
+    return _train_elsewhere(unit, train + validation, ledger)
+
+
+def _train_here(
+    unit: Unit, train: list[Row], validation: list[Row], ledger: Ledger, seed: int, show_progress: bool
+) -> Trained:
+    from ..providers.local import trained_lm
+    from ..training import train as run_training
+
+    config = _config(unit, seed)
+    base = unit.lm.engine
+    key = fingerprint([base.model_string, train, validation, config.model_dump(mode="json")])
+    folder = ledger.run_dir / "training" / key
+    ledger.event("training", predictors=unit.names, rows=len(train), folder=str(folder))
+    result = run_training(
+        base.model, train, config=config, output_dir=folder, validation=validation, show_progress=show_progress
+    )
+    facts = {"predictors": unit.names, "config": config.model_dump(mode="json"), **result.to_dict()}
+    return Trained(trained_lm(unit.lm, result), facts)
+
+
+def _config(unit: Unit, seed: int) -> "TrainingConfig":
+    from ..training import TrainingConfig
+
+    return TrainingConfig.from_kwargs({"seed": seed, **unit.train_kwargs})
+
+
+def _train_elsewhere(unit: Unit, rows: list[Row], ledger: Ledger) -> Trained:
+    """At a provider, through DSPy's own door; a job that was started is never started a second time."""
+    data = [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]  # type: ignore[literal-required]
+    key = fingerprint([unit.lm.model, data, sorted(map(str, unit.train_kwargs))])
+    facts = {"predictors": unit.names, "rows": len(rows)}
+    known = ledger.job(key)
+    if known and known["state"] == "done":
+        return Trained(unit.lm.copy(model=known["model"]), {**facts, "model": known["model"]})
+    if known and known["state"] == "started":
+        raise LedgerError(
+            f"A fine-tuning job for predictor(s) {unit.names} was started in this run and its end was not recorded.",
+            hint="Look for it at the provider; to start another, pass a new `run_dir`.",
+        )
+    ledger.record_job(key, {"state": "started", **facts})
+    job = unit.lm.finetune(data, TrainDataFormat.CHAT, dict(unit.train_kwargs))
+    result = job.result()
+    if isinstance(result, Exception):  # DSPy returns a failure instead of raising it
+        ledger.record_job(key, {"state": "failed", "error": str(result)[:2000], **facts})
+        raise TrainingError(f"Fine-tuning {unit.lm.model!r} failed: {result}") from result
+    ledger.record_job(key, {"state": "done", "model": result.model, **facts})
+    return Trained(result, {**facts, "model": result.model})
+
+
+def _kwargs_of(lm: dspy.BaseLM, train_kwargs: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """The settings for one LM: DSPy takes one dict for all, or one for each LM."""
+    by_lm = {k: v for k, v in train_kwargs.items() if isinstance(k, dspy.BaseLM)}
+    if not by_lm:
+        return train_kwargs
+    if len(by_lm) != len(train_kwargs):
+        raise ConfigError("`train_kwargs` mixes language models and settings as keys; use one kind.")
+    return next((settings for key, settings in by_lm.items() if key is lm), {})

@@ -1,0 +1,33 @@
+"""One progress bar for every room: what is being done, how far it is, and the time that remains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[..., None]
+
+
+@contextmanager
+def bar(text: str, total: int, *, show: bool = True) -> Iterator[Advance]:
+    """A bar on stderr, drawn only where a person can see it; yields `advance(steps=1, note="")`."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    drawn = show and (console.is_terminal or console.is_jupyter)
+    with Progress(*columns, console=console, disable=not drawn) as progress:
+        task = progress.add_task(text, total=total, note="")
+
+        def advance(steps: int = 1, note: str | None = None) -> None:
+            progress.update(task, advance=steps)
+            if note is not None:
+                progress.update(task, note=note)
+
+        yield advance

@@ -1,0 +1,188 @@
+"""Artifacts: what is saved, what comes back in another process, and what a changed byte does."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import verify
+from dspyc.errors import ArtifactError
+from tests.optimizers import desk
+
+ANSWER = """
+import json, sys
+import dspyc
+program = dspyc.load(sys.argv[1])
+print(json.dumps([program(thing=thing).toDict() for thing in json.load(sys.stdin)]))
+"""
+
+
+def compiled(run_dir: Path, adapter: dspy.Adapter | None = None, **train_kwargs: Any) -> Any:
+    """One predictor, trained until it answers in its format."""
+    student = dspy.Predict(dspy.Signature("thing -> colour: Literal['red', 'green', 'blue', 'black']"))
+    student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=16, cache=False))
+    examples = [
+        dspy.Example(thing=f"a {c} hat {i}", colour=c).with_inputs("thing") for i in range(8) for c in desk.COLOURS
+    ]
+    return dspyc.BootstrapFinetune(
+        metric=lambda e, p: e.colour == p.colour,
+        adapter=adapter or dspyc.TerseAdapter(),
+        train_kwargs={"method": "lora", "epochs": 12, "batch_size": 16, "learning_rate": 1e-2, **train_kwargs},
+        run_dir=run_dir,
+    ).compile(student, trainset=examples)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("artifact")
+    program = compiled(folder / "run")
+    program.save(folder / "colours")
+    return program, folder / "colours"
+
+
+@pytest.fixture
+def copy(artifact: tuple[Any, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact[1], tmp_path / "moved"))
+
+
+def test_a_fresh_process_answers_fifty_inputs_identically(artifact: tuple[Any, Path], copy: Path) -> None:
+    program, _ = artifact
+    things = [f"{word} {colour} {noun}" for word in ("a", "my", "the", "one", "this") for colour in (*desk.COLOURS, "odd")
+              for noun in ("hat", "car")]  # fmt: skip
+    assert len(things) == 50
+    here = [program(thing=thing).toDict() for thing in things]
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, str(copy)], input=json.dumps(things), capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == here
+    assert len({str(answer) for answer in here}) > 1
+
+
+def test_full_weights_survive_too(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "run", method="full", epochs=4, learning_rate=1e-3)
+    program.save(tmp_path / "colours")
+    shutil.rmtree(tmp_path / "run")  # the artifact needs nothing of the run
+    loaded = dspyc.load(tmp_path / "colours")
+    things = [f"a {colour} hat" for colour in desk.COLOURS]
+    assert [loaded(thing=t).colour for t in things] == [program(thing=t).colour for t in things]
+
+
+def test_what_is_in_it(artifact: tuple[Any, Path]) -> None:
+    program, path = artifact
+    suffixes = {p.suffix for p in path.rglob("*") if p.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".md", ".jinja", ""}  # no pickle, no code
+    facts = verify(path)
+    assert facts["report"]["verdict"]["after"] == program.report.after
+    assert facts["versions"]["dspy"] == dspy.__version__
+    readme = (path / "README.md").read_text()
+    assert f"{program.report.after:.3f}" in readme
+    assert "dspyc.load" in readme
+    loaded = dspyc.load(path)
+    assert loaded.report == program.report
+    assert isinstance(loaded.adapter, dspyc.TerseAdapter)
+
+
+@pytest.mark.parametrize("change", ["edit", "cut", "remove"])
+def test_any_changed_file_is_found_and_named(copy: Path, change: str) -> None:
+    for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if change == "edit":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        elif change == "cut":
+            path.write_bytes(content[:-1])
+        else:
+            path.unlink()
+        with pytest.raises(ArtifactError, match=path.name):
+            dspyc.load(copy)
+        path.write_bytes(content)
+    dspyc.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (lambda: dspy.ChainOfThought("thing -> colour"), "holds predictors"),
+        (lambda: dspy.Predict("thing -> colour"), "other fields or types"),
+        (lambda: "no program", "made a str"),
+    ],
+)
+def test_another_program_is_refused(copy: Path, program: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        dspyc.load(copy, program)
+
+
+def test_a_base_with_other_weights_is_refused(copy: Path, tmp_path: Path) -> None:
+    import dspyc.models
+
+    other = Path(shutil.copytree(dspyc.models.resolve("dspyc/tiny"), tmp_path / "base"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    with pytest.raises(ArtifactError, match="other weights"):
+        dspyc.load(copy, base=str(other))
+
+
+def test_saving_replaces_an_artifact_and_nothing_else(artifact: tuple[Any, Path], copy: Path, tmp_path: Path) -> None:
+    program, _ = artifact
+    program.save(copy)
+    verify(copy)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        program.save(foreign)
+    assert (foreign / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(ArtifactError, match="no artifact at"):
+        dspyc.load(tmp_path / "nowhere")
+
+
+def test_a_program_class_is_imported_or_passed(tmp_path: Path) -> None:
+    optimizer = dspyc.BootstrapFinetune(
+        metric=None, teacher_lm=dspyc.ScriptedLM(desk.expert), train_kwargs=desk.QUICK, run_dir=tmp_path / "run"
+    )
+    program = optimizer.compile(desk.student(), trainset=desk.examples(4))
+    program.save(tmp_path / "desk")
+    assert isinstance(dspyc.load(tmp_path / "desk"), desk.Desk)
+    assert isinstance(dspyc.load(tmp_path / "desk", desk.Desk()), desk.Desk)
+    mine = desk.Desk()
+    dspyc.load(tmp_path / "desk", mine)
+    assert mine.name.lm is None  # the caller's program is a pattern, not the result
+
+
+def test_plain_dspy_reads_the_state(artifact: tuple[Any, Path]) -> None:
+    program, path = artifact
+    plain = dspy.Predict(dspy.Signature("thing -> colour: Literal['red', 'green', 'blue', 'black']"))
+    plain.load(path / "program.json")
+    assert plain.signature.instructions == program.signature.instructions
+    assert plain.lm is None
+
+
+def test_a_compiled_program_saves_dspys_state_by_suffix(artifact: tuple[Any, Path], tmp_path: Path) -> None:
+    program, _ = artifact
+    program.save(tmp_path / "state.json")
+    assert "signature" in json.loads((tmp_path / "state.json").read_text())
+
+
+def test_no_room_for_an_artifact_leaves_none(artifact: tuple[Any, Path], tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+import dspyc
+program = dspyc.load(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    program.save(sys.argv[2])
+except dspyc.ArtifactError as error:
+    print("refused:", error)
+"""
+    command = [sys.executable, "-c", code, str(artifact[1]), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "refused: Could not write the artifact" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,10 @@
+"""Every test session has its own caches, so that nothing it finds was left by another."""
+
+import os
+import tempfile
+
+_home = tempfile.mkdtemp(prefix="dspyc-tests-")
+os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
+os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

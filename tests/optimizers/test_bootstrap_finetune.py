@@ -1,0 +1,446 @@
+"""BootstrapFinetune, from examples to a compiled program, with real training of the bundled student.
+
+Every row of the field notes' list of what DSPy 3.4.1's own optimizer gets wrong is a test here or in the room that owns it.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger
+from dspyc.errors import (
+    BootstrapError,
+    ConfigError,
+    DataError,
+    LedgerError,
+    ProgramError,
+    RegressionError,
+    RenderError,
+)
+from dspyc.signatures import adapter_of, predictors, program_fingerprint
+
+from . import desk
+from .desk import QUICK
+
+
+def optimizer(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFinetune:
+    given = {"metric": desk.metric, "train_kwargs": QUICK, "run_dir": tmp_path, "holdout_fraction": 0, "num_threads": 4}
+    return dspyc.BootstrapFinetune(**{**given, **settings})
+
+
+def compile_desk(tmp_path: Path, number: int = 12, *, answer: Any = desk.expert, **settings: Any) -> Any:
+    teacher_lm = dspyc.ScriptedLM(answer)
+    return optimizer(tmp_path, teacher_lm=teacher_lm, **settings).compile(
+        desk.student(), trainset=desk.examples(number)
+    )
+
+
+def events(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
+    with Ledger(tmp_path) as ledger:
+        return ledger.events(kind)
+
+
+# ------------------------------------------------------------------------------------------------- what is trained on what
+
+
+def test_rows_belong_to_predictors_by_name_though_one_is_called_twice(tmp_path: Path) -> None:
+    compiled = compile_desk(tmp_path, multitask=False, validation_fraction=0)
+    # 24 steps of `name` and 12 of `count`, whose inputs repeat: 4 distinct pairs of colours.
+    assert compiled.report.rows == {"name": 24, "count": 4}
+    assert compiled.report.dataset["duplicates"] == 8
+    assert {tuple(t["predictors"]) for t in compiled.report.training} == {("name",), ("count",)}
+    assert compiled.name.lm.model != compiled.count.lm.model
+
+
+def test_multitask_trains_one_set_of_weights_for_all(tmp_path: Path) -> None:
+    compiled = compile_desk(tmp_path)
+    assert compiled.name.lm is compiled.count.lm
+    assert len(compiled.report.training) == 1
+
+
+def test_several_lms_are_each_trained_on_their_own_predictors_rows(tmp_path: Path) -> None:
+    student = desk.student()
+    student.count.lm = dspyc.LocalLM("dspyc/tiny", max_tokens=24, cache=False)
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    compiled = optimizer(tmp_path, teacher_lm=teacher_lm).compile(student, trainset=desk.examples(12))
+    assert [t["predictors"] for t in compiled.report.training] == [["name"], ["count"]]
+    assert compiled.name.lm is not compiled.count.lm
+
+
+def test_train_kwargs_and_adapters_may_differ_by_lm(tmp_path: Path) -> None:
+    student = desk.student()
+    student.count.lm = other = dspyc.LocalLM("dspyc/tiny", max_tokens=24, cache=False)
+    compiled = optimizer(
+        tmp_path,
+        teacher_lm=dspyc.ScriptedLM(desk.expert),
+        train_kwargs={student.name.lm: {**QUICK, "max_steps": 1}, other: QUICK},
+        adapter={other: dspyc.TerseAdapter()},
+    ).compile(student, trainset=desk.examples(8))
+    assert [t["steps"] for t in compiled.report.training] == [1, 2]
+    assert isinstance(adapter_of(compiled.count), dspyc.TerseAdapter)
+    assert isinstance(adapter_of(compiled.name), dspy.ChatAdapter)
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter(), dspyc.TerseAdapter()])
+def test_every_adapter_compiles_and_stays_with_its_predictors(tmp_path: Path, adapter: dspy.Adapter) -> None:
+    compiled = compile_desk(tmp_path, 8, adapter=adapter)
+    for predictor in predictors(compiled).values():
+        assert type(adapter_of(predictor)) is type(adapter)
+
+
+def test_an_adapter_that_cannot_be_trained_is_refused_before_any_teacher_call(tmp_path: Path) -> None:
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    adapter = dspy.TwoStepAdapter(extraction_model=dspyc.ScriptedLM(desk.expert))
+    with pytest.raises(RenderError, match="TwoStepAdapter"):
+        optimizer(tmp_path, teacher_lm=teacher_lm, adapter=adapter).compile(desk.student(), trainset=desk.examples(4))
+    assert teacher_lm.engine.calls == 0
+
+
+def test_two_tasks_of_one_terse_name_are_refused_before_any_teacher_call(tmp_path: Path) -> None:
+    class Twice(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = dspy.Predict(dspy.Signature("text -> label", "Say the topic."))
+            self.second = dspy.Predict(dspy.Signature("text -> label", "Say the mood."))
+
+        def forward(self, text: str) -> dspy.Prediction:
+            return dspy.Prediction(topic=self.first(text=text).label, mood=self.second(text=text).label)
+
+    student = Twice()
+    student.set_lm(dspyc.LocalLM("dspyc/tiny"))
+    teacher_lm = dspyc.ScriptedLM(lambda inputs: {"label": "x"})
+    trainset = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(4)]
+    with pytest.raises(ConfigError, match="`first` and `second`"):
+        optimizer(tmp_path, metric=None, teacher_lm=teacher_lm, adapter=dspyc.TerseAdapter()).compile(
+            student, trainset=trainset
+        )
+    assert teacher_lm.engine.calls == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- who teaches
+
+
+def test_a_teachers_own_lm_is_used_before_any_other(tmp_path: Path) -> None:
+    own, spare, everywhere = (dspyc.ScriptedLM(desk.expert, model=f"scripted/{n}") for n in ("own", "spare", "global"))
+    teacher = desk.Desk()
+    teacher.name.lm = own
+    with dspy.context(lm=everywhere):
+        optimizer(tmp_path, teacher_lm=spare).compile(desk.student(), trainset=desk.examples(4), teacher=teacher)
+    assert (own.engine.calls, spare.engine.calls, everywhere.engine.calls) == (8, 4, 0)
+    assert teacher.name.lm is own
+    assert teacher.count.lm is None
+
+
+def test_several_teachers_all_teach(tmp_path: Path) -> None:
+    def teacher(word: str) -> desk.Desk:
+        program = desk.Desk()
+        program.name.signature = program.name.signature.with_instructions(f"You are {word}.")
+        program.set_lm(dspyc.ScriptedLM(desk.expert, model=f"scripted/{word}"))
+        return program
+
+    team = [teacher("one"), teacher("two")]
+    compiled = optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(4), teacher=team)
+    assert compiled.report.dataset["traces"] == 8
+    assert [t.name.lm.engine.calls for t in team] == [8, 8]
+
+
+def test_without_a_teacher_labels_become_rows(tmp_path: Path) -> None:
+    student = dspy.Predict(dspy.Signature("text -> label: Literal['a', 'b']"))
+    student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=8, cache=False))
+    trainset = [dspy.Example(text=f"text {i}", label="ab"[i % 2]).with_inputs("text") for i in range(10)]
+    compiled = optimizer(tmp_path, metric=lambda e, p: e.label == p.label).compile(student, trainset=trainset)
+    assert compiled.report.rows == {"self": 9}  # a tenth of the examples measures the training's loss
+    assert compiled.report.calls == {}
+
+
+def test_without_teacher_and_labels_the_student_teaches_itself(tmp_path: Path) -> None:
+    student = dspy.Predict("text -> label")
+    student.set_lm(dspyc.ScriptedLM(lambda inputs: {"label": "x"}))
+    student.lm.provider = dspyc.LocalLM("dspyc/tiny").provider
+    trainset = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(3)]
+    with pytest.raises(dspyc.DspycError):  # the scripted model has no weights, which is found after it taught
+        optimizer(tmp_path, metric=None).compile(student, trainset=trainset)
+    assert student.lm.engine.calls == 3
+
+
+def test_a_teacher_of_other_structure_is_refused_by_name(tmp_path: Path) -> None:
+    teacher = dspy.Predict("thing -> colour")
+    teacher.set_lm(dspyc.ScriptedLM(desk.expert))
+    with pytest.raises(ProgramError, match="count"):
+        optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(4), teacher=teacher)
+    assert teacher.lm.engine.calls == 0
+
+
+def test_a_teacher_without_an_lm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match="`name`"):
+        optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(4), teacher=desk.Desk())
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong in runs
+
+
+def flaky(inputs: dict[str, str]) -> dict[str, Any] | str:
+    """Raises on one thing, answers another so that nothing can be read from it."""
+    if inputs.get("thing", "").endswith("thing 1"):
+        raise RuntimeError("the model is down")
+    return "I would rather not say." if inputs.get("thing", "").endswith("thing 2") else desk.expert(inputs)
+
+
+def moody(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool | None:
+    """A metric that forgets a path."""
+    return None if example.first.endswith(" 3") else desk.metric(example, prediction)
+
+
+def test_bad_examples_are_events_and_not_the_end(tmp_path: Path) -> None:
+    compiled = compile_desk(tmp_path, 8, answer=flaky, metric=moody)
+    assert compiled.report.dataset["failed"] == 3
+    found = "\n".join(e["error"] for e in events(tmp_path, "bad example"))
+    assert "the model is down" in found
+    assert "AdapterParseError" in found
+    assert "`moody` answered None" in found
+
+
+def test_a_failed_step_keeps_its_own_inputs(tmp_path: Path) -> None:
+    compile_desk(tmp_path, 8, answer=flaky)
+    with Ledger(tmp_path) as ledger:
+        failed = [t for t in ledger.traces("teacher") if t["error"] and "AdapterParseError" in t["error"]]
+    (step,) = failed[0]["steps"]
+    assert step["predictor"] == "name"
+    assert step["inputs"] == {"thing": "a blue thing 2"}
+    assert step["outputs"] is None
+    assert "AdapterParseError" in step["error"]
+
+
+def test_max_errors_stops_the_compile_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(BootstrapError, match="`max_errors` is 2") as caught:
+        compile_desk(tmp_path, 12, answer=flaky, max_errors=2, num_threads=1)
+    assert "the model is down" in str(caught.value)
+    assert "not repeated" in caught.value.hint
+
+
+@pytest.mark.parametrize("answer", [None, math.nan, "good"])
+def test_a_metric_that_never_scores_is_an_error(tmp_path: Path, answer: Any) -> None:
+    with pytest.raises(BootstrapError, match="answered"):
+        compile_desk(tmp_path, 12, metric=lambda e, p, t=None: answer)
+
+
+def test_a_metric_that_raises_is_an_error_with_its_words(tmp_path: Path) -> None:
+    def broken(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        return bool(prediction.no_such_field)
+
+    with pytest.raises(BootstrapError, match="no_such_field"):
+        compile_desk(tmp_path, 12, metric=broken)
+
+
+@pytest.mark.parametrize("score", [0.01, -0.5])
+def test_a_poor_score_does_not_teach_and_nothing_is_trained_on_nothing(tmp_path: Path, score: float) -> None:
+    with pytest.raises(DataError, match="scored below 1") as caught:
+        compile_desk(tmp_path, 4, metric=lambda e, p, t=None: score)
+    assert "metric_threshold" in caught.value.hint
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_threshold_of_zero_is_a_threshold(tmp_path: Path) -> None:
+    kept = compile_desk(tmp_path / "zero", 4, metric=lambda e, p, t=None: 0.0, metric_threshold=0)
+    assert kept.report.dataset["below"] == 0
+    with pytest.raises(DataError, match="scored below 0"):
+        compile_desk(tmp_path / "below", 4, metric=lambda e, p, t=None: -0.5, metric_threshold=0)
+
+
+def test_the_metric_gets_the_runs_trace(tmp_path: Path) -> None:
+    seen = []
+
+    def watching(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        seen.append([len(trace), trace[0][1], trace[0][2].colour])
+        return True
+
+    compile_desk(tmp_path, 1, metric=watching)
+    assert seen == [[3, {"thing": "a red thing 0"}, "red"]]
+
+
+# --------------------------------------------------------------------------------------------- what the caller's objects keep
+
+
+def test_the_callers_objects_stay_as_they_were(tmp_path: Path) -> None:
+    student, trainset = desk.student(), desk.examples(6)
+    student.name.demos = [{"thing": "a red hat", "colour": "red"}]
+    teacher = desk.Desk()
+    teacher.set_lm(dspyc.ScriptedLM(desk.expert))
+    kwargs = dict(QUICK)
+    before = program_fingerprint(student), program_fingerprint(teacher), [e.toDict() for e in trainset]
+    identities = student.name.lm, student.count.lm, teacher.name.lm, teacher.name
+    compiled = optimizer(tmp_path, train_kwargs=kwargs, exclude_demos=True).compile(
+        student, trainset=trainset, teacher=teacher
+    )
+    assert before == (program_fingerprint(student), program_fingerprint(teacher), [e.toDict() for e in trainset])
+    assert identities == (student.name.lm, student.count.lm, teacher.name.lm, teacher.name)
+    assert kwargs == QUICK
+    assert type(student.name) is dspy.Predict
+    assert "forward" not in vars(teacher)
+    assert "forward" not in vars(student)
+    assert student._compiled is False
+    assert compiled is not student
+    assert compiled.name.demos == []
+    assert student.name.demos
+
+
+def test_demos_stay_in_prompts_unless_excluded(tmp_path: Path) -> None:
+    student = desk.student()
+    student.name.demos = [{"thing": "a red hat", "colour": "red"}]
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    compiled = optimizer(tmp_path, teacher_lm=teacher_lm).compile(student, trainset=desk.examples(4))
+    assert compiled.name.demos == student.name.demos
+
+
+# ------------------------------------------------------------------------------------------------------------------ the gate
+
+
+def test_the_gate_reports_before_teacher_and_after(tmp_path: Path) -> None:
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    compiled = optimizer(tmp_path, teacher_lm=teacher_lm).compile(
+        desk.student(), trainset=desk.examples(8), valset=desk.examples(4)
+    )
+    report = compiled.report
+    assert report.teacher == 1.0
+    assert 0 <= report.before <= 1
+    assert report.interval[0] <= report.after - report.before <= report.interval[1]
+    assert report.calls["teacher"] == 8 * 3 + 4 * 3  # the gate's examples are runs of their own
+
+
+def test_without_a_valset_part_of_the_trainset_is_held_out(tmp_path: Path) -> None:
+    compiled = compile_desk(tmp_path, 10, holdout_fraction=0.2)
+    assert compiled.report.verdict.examples == 2
+    assert compiled.report.dataset["traces"] == 8
+
+
+def right_at_first() -> Any:
+    """A metric that likes the student and, once weights exist, nothing."""
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return 1.0
+
+    return metric
+
+
+class Fixed(dspy.Module):  # type: ignore[misc]
+    """Falls back to a right answer while its weights are the base's: compiling it can only make it worse."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.base = base
+        self.name = dspy.Predict("thing -> colour")
+
+    def forward(self, thing: str) -> dspy.Prediction:
+        lm = self.name.lm or dspy.settings.lm
+        if lm.model == self.base:
+            return dspy.Prediction(colour="red")
+        return self.name(thing=thing) if "scripted" in lm.model else dspy.Prediction(colour="wrong")
+
+
+def regressing(tmp_path: Path, on_regression: Any) -> Any:
+    lm = dspyc.LocalLM("dspyc/tiny", max_tokens=8, cache=False)
+    student = Fixed(lm.model)
+    student.set_lm(lm)
+    examples = [dspy.Example(thing=f"hat {i}", colour="red").with_inputs("thing") for i in range(8)]
+    return optimizer(
+        tmp_path,
+        metric=lambda e, p: p.colour == e.colour,
+        teacher_lm=dspyc.ScriptedLM(lambda inputs: {"colour": "red"}),
+        on_regression=on_regression,
+    ).compile(student, trainset=examples, valset=examples, teacher=Fixed("none"))
+
+
+def test_a_regression_warns_raises_or_keeps_the_student(tmp_path: Path) -> None:
+    warned = regressing(tmp_path, "warn")
+    assert warned.report.after == 0.0
+    assert warned.report.verdict.outcome == "worse"
+    assert warned(thing="hat").colour == "wrong"
+    with pytest.raises(RegressionError, match=r"scored 0\.000 on 8"):
+        regressing(tmp_path, "raise")
+    kept = regressing(tmp_path, "keep_student")
+    assert kept.report.kept_student
+    assert kept(thing="hat").colour == "red"
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments and input
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"metric": "exact"}, "`metric` is a str"),
+        ({"on_regression": "ignore"}, "'warn', 'raise' and 'keep_student'"),
+        ({"holdout_fraction": 1.5}, "`holdout_fraction` is 1.5"),
+        ({"max_errors": 0}, "`max_errors` is 0"),
+        ({"teacher_lm": "openai/gpt-5"}, "`teacher_lm` is a str"),
+    ],
+)
+def test_arguments_are_checked_when_the_optimizer_is_made(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        dspyc.BootstrapFinetune(**settings)
+
+
+@pytest.mark.parametrize(
+    ("trainset", "words"),
+    [
+        ([], "is empty"),
+        ("train.jsonl", "is a str"),
+        ([{"first": "x"}], r"`trainset\[0\]` is a dict"),
+        ([dspy.Example(first="x", second="y")], r"does not say which of its fields"),
+    ],
+)
+def test_examples_are_checked_before_any_call(tmp_path: Path, trainset: Any, words: str) -> None:
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(DataError, match=words):
+        optimizer(tmp_path, teacher_lm=teacher_lm).compile(desk.student(), trainset=trainset)
+    assert teacher_lm.engine.calls == 0
+
+
+def test_a_student_without_an_lm_or_with_one_that_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match="name"):
+        optimizer(tmp_path).compile(desk.Desk(), trainset=desk.examples(4))
+    student = desk.Desk()
+    student.set_lm(dspyc.ScriptedLM(desk.expert))
+    with pytest.raises(ProgramError, match="cannot be fine-tuned") as caught:
+        optimizer(tmp_path).compile(student, trainset=desk.examples(4))
+    assert "LocalLM" in caught.value.hint
+    with pytest.raises(ProgramError, match="str"):
+        optimizer(tmp_path).compile("Desk", trainset=desk.examples(4))  # type: ignore[arg-type]
+
+
+def test_an_unknown_training_setting_is_found_before_any_call(tmp_path: Path) -> None:
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(ConfigError, match="learning_rat"):
+        optimizer(tmp_path, teacher_lm=teacher_lm, train_kwargs={"learning_rat": 1}).compile(
+            desk.student(), trainset=desk.examples(4)
+        )
+    assert teacher_lm.engine.calls == 0
+
+
+def test_a_run_folder_that_cannot_be_written_is_found_before_any_call() -> None:
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(LedgerError, match="run folder"):
+        optimizer(Path("/proc/dspyc-run"), teacher_lm=teacher_lm).compile(desk.student(), trainset=desk.examples(4))
+    assert teacher_lm.engine.calls == 0
+
+
+def test_no_secret_is_written_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = "sk-canary-0123456789abcdef"
+    monkeypatch.setenv("EXPERT_API_KEY", canary)
+
+    def leaking(inputs: dict[str, str]) -> dict[str, Any]:
+        if inputs.get("thing", "").endswith("thing 1"):
+            raise RuntimeError(f"Incorrect API key provided: {canary}")
+        return desk.expert(inputs)
+
+    compiled = compile_desk(tmp_path / "run", 8, answer=leaking)
+    compiled.save(tmp_path / "artifact")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert canary.encode() not in path.read_bytes(), path
+    assert "[secret]" in json.dumps(events(tmp_path / "run", "bad example"))

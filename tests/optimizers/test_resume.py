@@ -1,0 +1,94 @@
+"""Real processes, really killed, and the same command again: nothing is paid for twice."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COMPILE = """
+import json, sys
+from pathlib import Path
+import dspyc
+from tests.optimizers import desk
+
+folder, die_at, steps, threads = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+teacher_lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log", die_at))
+optimizer = dspyc.BootstrapFinetune(
+    metric=desk.metric, teacher_lm=teacher_lm, run_dir=folder / "run", holdout_fraction=0, num_threads=threads,
+    train_kwargs={**desk.QUICK, "max_steps": steps, "save_every": 2},
+)
+compiled = optimizer.compile(desk.student(), trainset=desk.examples(10))
+report = compiled.report
+print(json.dumps({
+    "answered": teacher_lm.engine.calls, "paid": report.calls, "replayed": report.replayed,
+    "model": compiled.name.lm.model, "rows": report.rows,
+}))
+"""
+CALLS = 30  # ten examples, three predictor calls each
+
+
+def start(folder: Path, die_at: int | None = None, steps: int = 2, threads: int = 1) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", COMPILE, str(folder), json.dumps(die_at), str(steps), str(threads)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> dict[str, object]:
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    result: dict[str, object] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def answers(folder: Path) -> list[str]:
+    return (folder / "answers.log").read_text().splitlines()
+
+
+def test_killed_while_bootstrapping_in_the_middle_of_an_example(tmp_path: Path) -> None:
+    """The 18th call is the last of the sixth example: its first two calls are paid for and must not be made again."""
+    killed = start(tmp_path, die_at=17)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(answers(tmp_path)) == 17
+    resumed = finish(start(tmp_path))
+    assert resumed["answered"] == CALLS - 17
+    assert resumed["replayed"] == 17
+    assert resumed["paid"] == {"teacher": CALLS}
+    assert len(answers(tmp_path)) == CALLS
+    again = finish(start(tmp_path))
+    assert again["answered"] == 0
+    assert again["model"] == resumed["model"]
+
+
+def test_killed_while_training(tmp_path: Path) -> None:
+    uninterrupted = finish(start(tmp_path / "whole", steps=40)) if (tmp_path / "whole").mkdir() is None else {}
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    killed = start(folder, steps=40)
+    deadline = time.monotonic() + 120
+    while not list((folder / "run").glob("training/*/checkpoints/*/trainer_state.json")):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not list((folder / "run").glob("training/*/result.json"))
+    resumed = finish(start(folder, steps=40))
+    assert resumed["answered"] == 0
+    assert len(answers(folder)) == CALLS
+    assert resumed["model"] == uninterrupted["model"]  # the name holds the hash of the weights
+
+
+def test_killed_from_outside_with_many_threads(tmp_path: Path) -> None:
+    """What was in flight at the kill may be asked again, and nothing else."""
+    killed = start(tmp_path, threads=4)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "answers.log").exists() or len(answers(tmp_path)) < 9:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    resumed = finish(start(tmp_path, threads=4))
+    assert resumed["paid"] == {"teacher": CALLS}
+    assert CALLS <= len(answers(tmp_path)) <= CALLS + 4

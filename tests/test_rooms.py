@@ -1,0 +1,89 @@
+"""The shape of the package: which room may import which, and what importing it costs."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dspyc"
+ORDER = (
+    "errors",
+    "progress",
+    "signatures",
+    "models",
+    "training",
+    "providers",
+    "evaluation",
+    "compiler",
+    "optimizers",
+    "demo",
+    "cli",
+)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Every room that a file imports, at its top or inside a function."""
+    parents = path.relative_to(PACKAGE).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parents[: len(parents) - node.level + 1]
+            parts = (*base, *(node.module or "").split("."))
+            names = [parts[0]] if parts[0] else [alias.name for alias in node.names]
+            found.update(names)
+        elif isinstance(node, ast.ImportFrom):
+            found.update(_absolute(node.module or ""))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                found.update(_absolute(alias.name))
+    return found - {""}
+
+
+def _absolute(module: str) -> set[str]:
+    parts = module.split(".")
+    return {parts[1] if len(parts) > 1 else "dspyc"} if parts[0] == "dspyc" else set()
+
+
+def test_every_part_of_the_package_has_its_place_in_the_order() -> None:
+    parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert parts - {"__init__", "__main__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room in ("__init__", "__main__"):
+        return
+    allowed = set(ORDER[: ORDER.index(room) + 1])
+    assert imported_rooms(path) <= allowed, f"{path} imports {imported_rooms(path) - allowed}"
+
+
+@pytest.mark.parametrize("room", ["", *(r for r in ORDER if (PACKAGE / r / "__init__.py").exists())])
+def test_a_room_exports_what_it_says(room: str) -> None:
+    module = import_module(f"dspyc.{room}".rstrip("."))
+    assert module.__doc__
+    assert list(module.__all__) == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_importing_dspyc_loads_nothing_heavy() -> None:
+    code = "import sys, dspyc; print([m for m in ('torch', 'transformers', 'litellm', 'peft', 'openai', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_dspyc_costs_little_more_than_dspy() -> None:
+    """In turns, as a ratio of medians, so that a busy machine slows both."""
+
+    def seconds(statement: str) -> float:
+        code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    seconds("import dspy, dspyc")  # writes the byte code
+    pairs = [(seconds("import dspy"), seconds("import dspy, dspyc")) for _ in range(5)]
+    ratio = sorted(b for _, b in pairs)[2] / sorted(a for a, _ in pairs)[2]
+    assert ratio <= 1.15
