@@ -49,7 +49,7 @@ class CompiledMixin:
         if save_program or Path(path).suffix in (".json", ".pkl"):
             super().save(path, save_program, modules_to_serialize)  # type: ignore[misc]
         else:
-            save(self, path, **options)  # type: ignore[arg-type]
+            save(self, path, **options)
 
 
 def attach(program: dspy.Module, report: CompileReport | None) -> dspy.Module:
@@ -142,7 +142,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ArtifactError(f"There is no artifact at {path}.", hint="Pass the folder that `save` wrote.")
     check_sums(path)
-    facts = _read_json(path / "artifact.json")
+    facts: dict[str, Any] = _read_json(path / "artifact.json")
     if facts["format"] != FORMAT:
         raise ArtifactError(
             f"{path} has format {facts['format']}; this version of dspyc reads format {FORMAT}.",
@@ -194,7 +194,9 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
 def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
     settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
     engine = getattr(lm, "engine", None)
-    if not isinstance(engine, LocalEngine):
+    if isinstance(engine, LocalEngine):
+        engine = engine.serving(lm.model)  # what lm.finetune() returns keeps the base's engine and names other weights
+    else:
         try:
             state = lm.dump_state()
         except TypeError as error:
@@ -205,8 +207,8 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
     weights = f"weights/{index}"
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
     is_folder = Path(engine.model).is_dir()
-    if engine.adapter_path is not None:
-        shutil.copytree(engine.adapter_path, folder / weights)
+    if engine.adapter is not None:
+        shutil.copytree(engine.adapter, folder / weights)
         entry |= {"weights": weights, "adapter": True}
         if include_base:
             shutil.copytree(engine.path, folder / "base" / str(index))

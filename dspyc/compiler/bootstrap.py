@@ -102,10 +102,10 @@ def check_examples(examples: Any, name: str, *, allow_empty: bool = False) -> li
     """
     if isinstance(examples, (str, bytes)) or not hasattr(examples, "__iter__"):
         raise DataError(f"`{name}` is a {type(examples).__name__}; a list of dspy.Example is allowed.")
-    examples = list(examples)
-    if not examples and not allow_empty:
+    checked: list[dspy.Example] = list(examples)
+    if not checked and not allow_empty:
         raise DataError(f"`{name}` is empty.", hint="Pass at least one dspy.Example(...).with_inputs(...).")
-    for i, example in enumerate(examples):
+    for i, example in enumerate(checked):
         if not isinstance(example, dspy.Example):
             raise DataError(
                 f"`{name}[{i}]` is a {type(example).__name__}; a dspy.Example is allowed.",
@@ -120,7 +120,7 @@ def check_examples(examples: Any, name: str, *, allow_empty: bool = False) -> li
                 f"`{name}[{i}]` does not say which of its fields {sorted(example.keys())} are inputs.",
                 hint="Call .with_inputs('question', ...) on every example.",
             )
-    return examples
+    return checked
 
 
 def example_keys(examples: Sequence[dspy.Example]) -> list[str]:

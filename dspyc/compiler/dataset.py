@@ -170,7 +170,8 @@ def _finish(rows: list[Row], report: DatasetReport, balance: str | None, fractio
     if not kept:
         raise DataError(f"There is nothing to train on: {report.explain()}.", hint=_remedy(report))
     held_out = _held_out(sorted({r["example"] for r in kept}), fraction, seed)
-    train, validation = defaultdict(list), defaultdict(list)
+    train: dict[str, list[Row]] = defaultdict(list)
+    validation: dict[str, list[Row]] = defaultdict(list)
     for r in kept:
         (validation if r["example"] in held_out else train)[r["predictor"]].append(r)
     return Dataset(dict(train), dict(validation), report)

@@ -124,7 +124,7 @@ def _run_and_score(program: dspy.Module, example: dspy.Example, trace: Trace, me
         trace.error, trace.blame = _describe(error), "metric"
 
 
-class _Recorder(BaseCallback):  # type: ignore[misc]
+class _Recorder(BaseCallback):
     """Collects the steps of one run. DSPy calls it in the thread, and the context, in which the predictor runs."""
 
     def __init__(self, names: dict[int, str], trace: Trace) -> None:

@@ -7,26 +7,30 @@ the reply the output values: one value a line, in the signature's order.
 The line grammar, which `encode` and `decode` implement and which no value can break:
 
 - text stands as it is when it is one line that could not be mistaken for anything else, and as a JSON string otherwise;
-- every other value is one line of JSON, except that a bare string inside a wider type (`Literal`, `Enum`,
-  `str | None`) drops its quotes when it is not itself valid JSON;
+- every other value is one line of JSON (models by their fields' names), except that a string in the place of a wider
+  type (`Literal`, `Enum`, `str | None`, dates) drops its quotes when it is not itself valid JSON;
 - the last field, when it is text, runs to the end of the message, so prose and code keep their line breaks;
 - an empty line is a value that was not given.
+
+One thing no JSON can keep: which member of a union a value was, when two members look alike, as in `UUID | str`.
 """
 
 import json
 import unicodedata
-from typing import Any
+from enum import Enum, EnumMeta
+from typing import Any, get_args
 
 from dspy.adapters.base import Adapter
 from dspy.adapters.types import Audio, Code, File, Image, Reasoning, Tool
-from dspy.adapters.types.base_type import Type
+from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER, Type
+from dspy.adapters.types.document import Document
 from dspy.adapters.utils import apply_output_field_defaults, format_field_value, parse_value, serialize_for_json
 from dspy.signatures.signature import Signature
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-_TEXT_TYPES = (str, Code, Reasoning)
+_MEDIA = (Audio, Document, File, Image, Tool)
 
 
 class TerseAdapter(Adapter):
@@ -54,9 +58,16 @@ class TerseAdapter(Adapter):
         main_request: bool = False,
     ) -> str:
         if not any(name in inputs for name in signature.input_fields):
-            # A history entry may hold outputs only; a signature without inputs still needs a turn to answer.
-            return task_name(signature) if main_request and not signature.input_fields else ""
+            return ""  # a history entry may hold outputs only
         return _encode_fields(signature.input_fields, inputs)
+
+    def format(
+        self, signature: type[Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
+        if messages[-1]["role"] in ("system", "assistant"):  # no input was given, yet there must be a turn to answer
+            messages.append({"role": "user", "content": task_name(signature)})
+        return messages
 
     def format_assistant_message_content(
         self,
@@ -112,14 +123,15 @@ def task_name(signature: type[Signature]) -> str:
 def encode(value: Any, field: FieldInfo, *, last: bool = False) -> str:
     """One value as the adapter writes it; `last` lets text keep its line breaks."""
     annotation = field.annotation
+    if _holds_media(annotation, value):
+        return str(format_field_value(field, value))  # DSPy makes content parts of what stands here
     if isinstance(value, (Code, Reasoning)):
         value = value.format()
-    if _holds_media(annotation, value):
-        return str(format_field_value(field, value))
-    if isinstance(value, str) and annotation in _TEXT_TYPES:
-        return value if _is_plain(value, multiline=last) else _dumps(value)
+    if _is_text(annotation) and isinstance(value, str):
+        bare = _is_plain(value, multiline=last) and _as_text(value, annotation) == _as_text(value, str)
+        return value if bare else _dumps(value)
     jsonable = _jsonable(value, annotation)
-    if isinstance(jsonable, str) and annotation not in _TEXT_TYPES and _is_plain(jsonable) and not _is_json(jsonable):
+    if isinstance(jsonable, str) and not _is_text(annotation) and _is_plain(jsonable) and not _is_json(jsonable):
         return jsonable
     return _dumps(jsonable)
 
@@ -130,16 +142,20 @@ def decode(text: str, annotation: Any) -> Any:
     Raises:
         ValueError: The text is not a value of `annotation` (pydantic's ValidationError is one).
     """
-    if annotation in _TEXT_TYPES:
+    if _is_text(annotation):
         value = _unquote(text)
-        return value if annotation is str else TypeAdapter(annotation).validate_python(value)
-    if not _is_json(text):
-        return parse_value(text, annotation)
+        if annotation is str:
+            return value
+        if value != text and issubclass(annotation, Code):
+            return annotation.model_construct(code=value)  # quoted because reading it would look for fences in it
+        return TypeAdapter(annotation).validate_python(value)
+    adapter = TypeAdapter(annotation)
     try:
-        return TypeAdapter(annotation).validate_json(text)
-    except ValueError:
-        # Models write `3` for Literal['3'] and member names for enums; DSPy's own reading is the lenient one.
-        return parse_value(_unquote(text), annotation)
+        if _is_json(text):
+            return adapter.validate_json(text, by_alias=True, by_name=True)
+        return adapter.validate_python(text)
+    except ValueError as error:
+        return _leniently(_unquote(text), annotation, error)
 
 
 def _encode_fields(fields: dict[str, FieldInfo], values: dict[str, Any]) -> str:
@@ -150,17 +166,36 @@ def _encode_fields(fields: dict[str, FieldInfo], values: dict[str, Any]) -> str:
 
 
 def _is_plain(text: str, *, multiline: bool = False) -> bool:
-    """Whether text can stand without quotes: not empty, nothing to strip, no opening quote, no control characters."""
-    if not text or text != text.strip() or text.startswith('"'):
+    """Whether text can stand without quotes: nothing to strip, no opening quote, no control characters or markers."""
+    if not text or text != text.strip() or text.startswith('"') or CUSTOM_TYPE_START_IDENTIFIER in text:
         return False
     allowed = "\n\t" if multiline else "\t"
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in allowed for c in text)
 
 
+def _leniently(text: str, annotation: Any, error: ValueError) -> Any:
+    """Enum members inside a Literal, which pydantic does not read, and what models write: `3` for Literal['3']."""
+    for option in get_args(annotation):
+        if isinstance(option, Enum) and text in (str(option.value), option.name):
+            return option
+    try:
+        return parse_value(text, annotation)
+    except ValueError:
+        raise error from None
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (isinstance(annotation, type) and issubclass(annotation, (Code, Reasoning)))
+
+
+def _as_text(text: str, annotation: Any) -> str:
+    return text if annotation is str else str(TypeAdapter(annotation).validate_python(text).format())
+
+
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -176,24 +211,38 @@ def _unquote(text: str) -> str:
 
 
 def _dumps(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    # DSPy makes content parts of its marker wherever it stands: in the user's own text it must not be seen.
+    escaped = f"\\u003c{CUSTOM_TYPE_START_IDENTIFIER[1:]}"
+    text = json.dumps(value, ensure_ascii=False).replace(CUSTOM_TYPE_START_IDENTIFIER, escaped)
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form; its escape has
-        return json.dumps(value)
+        return json.dumps(value).replace(CUSTOM_TYPE_START_IDENTIFIER, escaped)
     return text
 
 
 def _jsonable(value: Any, annotation: Any) -> Any:
+    if isinstance(annotation, EnumMeta) and isinstance(value, Enum) and not isinstance(value.value, (str, int, float)):
+        return value.name  # a member whose value JSON may not tell
     try:
-        return TypeAdapter(annotation).dump_python(value, mode="json", by_alias=True, warnings="error")
+        dumped = TypeAdapter(annotation).dump_python(
+            value, mode="json", by_alias=False, round_trip=True, warnings="error"
+        )
     except Exception:
         # A caller may pass an input that is not what the signature declares; DSPy accepts it, and so do we.
-        return serialize_for_json(value)
+        dumped = serialize_for_json(value)
+    if isinstance(value, (set, frozenset)) and isinstance(dumped, list):
+        return sorted(dumped, key=json.dumps)  # a set has no order that two processes would agree on
+    return dumped
 
 
 def _holds_media(annotation: Any, value: Any) -> bool:
     """Images, audio, files and tools become content parts that only DSPy's own formatting writes."""
-    kinds = Type.extract_custom_type_from_annotation(annotation)
-    kinds += [type(item) for item in (value if isinstance(value, list) else [value]) if isinstance(item, Type)]
-    return any(issubclass(kind, (Audio, File, Image, Tool)) for kind in kinds)
+    if any(issubclass(kind, _MEDIA) for kind in Type.extract_custom_type_from_annotation(annotation)):
+        return True
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    return any(
+        isinstance(item, Tool)
+        or (isinstance(item, Type) and type(item).format is not Type.format and isinstance(item.format(), list))
+        for item in items
+    )

@@ -1,0 +1,58 @@
+"""Language models on this machine.
+
+    engine = LocalEngine("dspyc/tiny")                     # or a folder, or a Hugging Face id
+    lm = dspy.LM(engine.model_string, engine=engine, async_engine=AsyncLocalEngine(engine))
+    lm("Hello")                                            # batched with whatever else is being asked
+
+`LocalEngine` follows DSPy's engine contract; `find_engine` gives the engine behind a model string. `ChatTokenizer` turns
+chat messages into token ids, the same ones for training and for inference. `ScriptedLM` is a language model whose answers
+are a Python function: the test double that this project uses, and yours to use. `dspyc.LocalLM` wraps an engine as a
+`dspy.LM`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chat import ChatTokenizer as ChatTokenizer
+    from .engine import AsyncLocalEngine as AsyncLocalEngine
+    from .engine import LocalEngine as LocalEngine
+    from .engine import find_engine as find_engine
+    from .messages import messages_of as messages_of
+    from .scripted import ScriptedLM as ScriptedLM
+    from .weights import identity as identity
+    from .weights import load_model as load_model
+    from .weights import load_tokenizer as load_tokenizer
+    from .weights import resolve as resolve
+
+_DOORS = {
+    "AsyncLocalEngine": "engine",
+    "ChatTokenizer": "chat",
+    "LocalEngine": "engine",
+    "ScriptedLM": "scripted",
+    "find_engine": "engine",
+    "identity": "weights",
+    "load_model": "weights",
+    "load_tokenizer": "weights",
+    "messages_of": "messages",
+    "resolve": "weights",
+}
+
+__all__ = [
+    "AsyncLocalEngine",
+    "ChatTokenizer",
+    "LocalEngine",
+    "ScriptedLM",
+    "find_engine",
+    "identity",
+    "load_model",
+    "load_tokenizer",
+    "messages_of",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)

@@ -1,0 +1,318 @@
+"""The engine behind a local language model: DSPy's engine contract over weights on this machine.
+
+    engine = LocalEngine("Qwen/Qwen3-0.6B", adapter="runs/triage/adapter")
+    lm = dspy.LM(engine.model_string, engine=engine, async_engine=AsyncLocalEngine(engine))
+
+The model string names the content of the weights, so DSPy's cache, which does not look at engines, never takes one
+checkpoint's answer for another's.
+"""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy import lm15
+from dspy.clients.engines.base import validate_request
+
+from ..errors import DspycError, ModelError
+from . import weights
+from .chat import ChatTokenizer
+from .generate import Reply, Sampling
+from .loaded import Job, loaded
+from .messages import messages_of
+from .replies import reply_message
+
+DEFAULT_MAX_TOKENS = 1024
+_UNSUPPORTED = ("response_format", "reasoning", "frequency_penalty", "presence_penalty", "logprobs", "probabilities")
+
+
+class LocalEngine:
+    """A causal language model in a Hugging Face folder, with a LoRA adapter on it if `adapter` is given.
+
+    Weights load at the first request and are shared: by copies of the engine, and by all engines over the same base,
+    whatever their adapters. Any number of threads may call `complete`; what waits together is answered in one batch.
+
+    Args:
+        model: A folder, a Hugging Face id, or "dspyc/tiny".
+        adapter: A folder with a PEFT LoRA adapter for that model.
+        device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "auto" (bfloat16 on CUDA, float32 elsewhere), "bfloat16", "float16" or "float32".
+
+    Raises:
+        ModelError: The files cannot be found or read.
+        ConfigError: No such device or dtype.
+    """
+
+    modalities = frozenset({"text"})
+    supports_reasoning = False
+    supports_response_schema = False
+
+    def __init__(
+        self, model: str | Path, adapter: str | Path | None = None, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        weights.dtype_of(dtype, device)
+        self.path = weights.resolve(model)
+        self.adapter = weights.resolve(Path(adapter)) if adapter is not None else None
+        weights.check(self.path, self.adapter)
+        is_folder = str(model) != weights.TINY and Path(model).expanduser().is_dir()
+        self.model = str(self.path) if is_folder else str(model)
+        self.device, self.dtype = device, dtype
+        self.identity = weights.identity(self.path, self.adapter)
+        worn = f"+{self.adapter.name}" if self.adapter else ""
+        self.model_string = f"local/{self.model.rstrip('/').rsplit('/', 1)[-1]}{worn}@{self.identity}"
+        self.max_length = weights.context_length(self.path)
+        self._loaded = loaded(self.path, device, dtype)
+        self._served: dict[str, LocalEngine] = {}
+        self._calls = 0
+        self._lock = threading.Lock()
+        _register(self)
+
+    @property
+    def calls(self) -> int:
+        """Requests that the model has answered; answers from DSPy's cache are none."""
+        return self._calls
+
+    @property
+    def chat(self) -> ChatTokenizer:
+        """The tokenizer that writes this engine's prompts."""
+        return self._loaded.chat
+
+    @property
+    def supports_function_calling(self) -> bool:
+        return self.chat.takes_tools
+
+    @property
+    def supported_params(self) -> set[str]:
+        tools = {"tools", "tool_choice"} if self.supports_function_calling else set()
+        return {"temperature", "max_tokens", "top_p", "top_k", "seed", "stop"} | tools
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """Answer one request.
+
+        Raises:
+            dspy.lm15.ContextLengthError: The prompt does not fit the model.
+            dspy.lm15.UnsupportedModelError: `request.model` names an engine that this process does not know.
+            dspy.lm15.UnsupportedFeatureError: The request asks for what this engine does not do.
+            dspy.lm15.ConfigurationError: The weights or the chat template cannot be used.
+            dspy.lm15.ProviderError: The model failed.
+        """
+        if request.model != self.model_string:
+            return self.serving(request.model).complete(request)
+        with _canonical_errors():
+            job = self._job(request)
+            return self._response(request, job, self._loaded.submit(job).result())
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        """The answer as stream events, sent once it is whole."""
+        yield from lm15.response_to_events(self.complete(request))
+
+    def close(self) -> None:
+        """Free the weights. Engines over the same base load them again when they are next asked."""
+        self._loaded.close()
+        for engine in self._served.values():
+            engine.close()
+
+    def serving(self, model_string: str) -> "LocalEngine":
+        """The engine that answers for `model_string`, kept from now on.
+
+        `lm.copy(model=…)`, which is how DSPy hands back a fine-tuned LM, keeps the engine and changes the string only.
+        """
+        found = self if model_string == self.model_string else self._served.get(model_string)
+        if found is None:
+            try:
+                found = find_engine(model_string)
+            except ModelError as error:
+                raise lm15.UnsupportedModelError(str(error)) from error
+            self._served[model_string] = found
+        return found
+
+    def dump_state(self) -> dict[str, Any]:
+        """What `load_state` needs, as JSON: where the weights lie and what they were."""
+        served = [engine.dump_state() for engine in self._served.values()]
+        return {**_recipe(self).to_dict(), "identity": self.identity, **({"serves": served} if served else {})}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> "LocalEngine":
+        """The engine that `dump_state` described.
+
+        Raises:
+            ModelError: The weights are gone, or are not the ones that were saved.
+        """
+        engine = cls(state["model"], state.get("adapter"), device=state["device"], dtype=state["dtype"])
+        if engine.identity != state["identity"]:
+            raise ModelError(
+                f"The weights of {state['model']!r} changed since this was saved: {state['identity']} then, "
+                f"{engine.identity} now.",
+                hint="Restore them, or make the LM anew with dspyc.LocalLM to use what is there now.",
+            )
+        for served in state.get("serves", []):
+            found = cls.load_state(served)
+            engine._served[found.model_string] = found
+        return engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LocalEngine":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalEngine.load_state, (self.dump_state(),)
+
+    def __repr__(self) -> str:
+        return f"LocalEngine({self.model_string!r})"
+
+    def _job(self, request: lm15.Request) -> Job:
+        validate_request(request)
+        _refuse_unsupported(request)
+        messages, tools = messages_of(request)
+        choice = request.config.tool_choice
+        ids = self.chat.prompt_ids(messages, None if choice and choice.mode == "none" else tools)
+        room = self._room(len(ids))
+        config = request.config
+        sampling = Sampling(
+            max_tokens=min(room, config.max_tokens or DEFAULT_MAX_TOKENS),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            seed=config.seed,
+            stop=config.stop,
+        )
+        adapter = (self.identity, self.adapter) if self.adapter else None
+        return Job(ids, sampling, adapter)
+
+    def _room(self, prompt: int) -> int:
+        if self.max_length is None:
+            return 2**31
+        if prompt >= self.max_length:
+            raise lm15.ContextLengthError(
+                f"The prompt has {prompt} tokens and {self.model_string} holds {self.max_length}, the reply included. "
+                "Shorten the inputs, use fewer demos, or take a model with a longer context."
+            )
+        return self.max_length - prompt
+
+    def _response(self, request: lm15.Request, job: Job, reply: Reply) -> lm15.Response:
+        with self._lock:
+            self._calls += 1
+        message, called = reply_message(reply.text, tools=bool(request.tools))
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            message=message,
+            finish_reason="tool_call" if called else reply.finish_reason,
+            usage=lm15.Usage(input_tokens=len(job.ids), output_tokens=reply.tokens),
+        )
+
+
+class AsyncLocalEngine:
+    """The async counterpart of a `LocalEngine`: the same weights and the same batches, awaited."""
+
+    modalities = LocalEngine.modalities
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """As `LocalEngine.complete`. A task cancelled while it waits takes its request off the queue."""
+        engine = await asyncio.to_thread(self.engine.serving, request.model)
+        with _canonical_errors():
+            job = await asyncio.to_thread(engine._job, request)  # the first one loads the tokenizer
+            reply = await asyncio.wrap_future(engine._loaded.submit(job))
+            return engine._response(request, job, reply)
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
+        for event in lm15.response_to_events(await self.complete(request)):
+            yield event
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self.engine.close)
+
+    def dump_state(self) -> dict[str, Any]:
+        return self.engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> "AsyncLocalEngine":
+        return cls(LocalEngine.load_state(state))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AsyncLocalEngine":
+        return self
+
+
+def find_engine(model_string: str) -> LocalEngine:
+    """The engine behind a model string of this process, made again where it was let go.
+
+    Raises:
+        ModelError: No engine of that name was made here, or its weights have changed since.
+    """
+    with _engines_lock:
+        found, recipe = _engines.get(model_string), _recipes.get(model_string)
+    if found is not None:
+        return found
+    if recipe is None:
+        raise ModelError(
+            f"This process knows no local model {model_string!r}.",
+            hint="Make it first: dspyc.LocalLM(folder) or dspyc.LocalLM(base, adapter=folder).",
+        )
+    engine = LocalEngine(recipe.model, recipe.adapter, device=recipe.device, dtype=recipe.dtype)
+    if engine.model_string != model_string:
+        raise ModelError(f"The weights behind {model_string!r} changed; they are {engine.model_string!r} now.")
+    return engine
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to make an engine again."""
+
+    model: str
+    adapter: str | None
+    device: str
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
+
+
+# Engines are remembered by how they are made, so that a name can always be found and weights can still be let go.
+_engines: "weakref.WeakValueDictionary[str, LocalEngine]" = weakref.WeakValueDictionary()
+_recipes: dict[str, _Recipe] = {}
+_engines_lock = threading.Lock()
+
+
+def _recipe(engine: LocalEngine) -> _Recipe:
+    adapter = str(engine.adapter) if engine.adapter else None
+    return _Recipe(engine.model, adapter, engine.device, engine.dtype)
+
+
+def _register(engine: LocalEngine) -> None:
+    with _engines_lock:
+        _recipes[engine.model_string] = _recipe(engine)
+        _engines.setdefault(engine.model_string, engine)
+
+
+def _refuse_unsupported(request: lm15.Request) -> None:
+    config = request.config
+    asked = [name for name in _UNSUPPORTED if getattr(config, name) is not None]
+    asked += [str(name) for name in config.extensions or {}]
+    if config.tool_choice is not None and config.tool_choice.mode == "required":
+        asked.append("tool_choice='required'")
+    if asked:
+        raise lm15.UnsupportedFeatureError(
+            f"A local model does not take {', '.join(asked)}. "
+            "It takes temperature, max_tokens, top_p, top_k, seed, stop, tools; leave the rest out.",
+            feature=asked[0],
+        )
+
+
+@contextmanager
+def _canonical_errors() -> Iterator[None]:
+    """What goes wrong inside, as the errors that DSPy asks of an engine. None is retried: it would come again."""
+    try:
+        yield
+    except (lm15.LM15Error, Warning, ImportError):
+        raise
+    except DspycError as error:
+        raise lm15.ConfigurationError(str(error)) from error
+    except Exception as error:
+        raise lm15.ProviderError(f"The local model failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,101 @@
+"""Random models of a few thousand weights, made on the spot: what the engine is tested on."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{%- if tools -%}<|im_start|>tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif -%}"
+    "{%- for message in messages -%}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "<tool_call>{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>"
+    "{%- endfor -%}<|im_end|>\n{% endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+)
+TEXTS = [
+    "Hello there, how are you today?",
+    "[[ ## answer ## ]]\nyes or no, user system assistant tool\n",
+    "0123456789 {}",
+]
+
+
+def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a handful of merges, with ChatML turns."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(TEXTS * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def llama(folder: Path, *, seed: int = 0, context: int = 2048, **changes: Any) -> Path:
+    """A Llama of 2 layers of 32 in `folder`, with its tokenizer."""
+    words = tokenizer()
+    settings = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": context,
+        "initializer_range": 0.5,  # logits far apart, so that no near tie hides a difference
+        "bos_token_id": None,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    return _save(LlamaForCausalLM, LlamaConfig(**{**settings, **changes}), words, folder, seed)
+
+
+def gpt2(folder: Path, *, seed: int = 0) -> Path:
+    """A GPT-2 of the same size: learned absolute positions, and no pad token in its configuration."""
+    words = tokenizer()
+    config = GPT2Config(
+        vocab_size=len(words),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=1024,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+    )
+    return _save(GPT2LMHeadModel, config, words, folder, seed)
+
+
+def lora(base: Path, folder: Path, *, seed: int) -> Path:
+    """A LoRA adapter for `base` whose weights are far from nothing."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    wrapped = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets)
+    )
+    for name, weight in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def _save(kind: Any, config: Any, words: PreTrainedTokenizerFast, folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    kind(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder

@@ -1,0 +1,128 @@
+"""LocalLM and local fine-tuning through DSPy's own door, `lm.finetune`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
+
+from dspyc.errors import ConfigError, DataError, DspycError, ModelError
+from dspyc.providers import LocalLM, LocalProvider, LocalTrainingJob
+from dspyc.providers.local import default_folder, split
+from tests.models import small
+
+QUICK = {"num_train_epochs": 2, "learning_rate": 1e-2, "show_progress": False}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.llama(tmp_path_factory.mktemp("provider") / "student", seed=7, initializer_range=0.05)
+
+
+def rows(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": f"number {i}"}, {"role": "assistant", "content": "yes"}]}
+        for i in range(count)
+    ]
+
+
+def test_a_local_lm_is_a_plain_dspy_lm(student: Path) -> None:
+    lm = LocalLM(student, max_tokens=5, temperature=0.0, cache=False)
+    assert type(lm) is dspy.LM
+    assert lm.model == lm.engine.model_string
+    assert lm.kwargs["max_tokens"] == 5
+    assert lm.provider.finetunable
+    assert len(lm("Hello")) == 1
+
+
+@pytest.mark.parametrize("setting", ["api_key", "api_base", "max_token", "timeout"])
+def test_settings_that_a_local_model_does_not_have(student: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"no setting {setting}") as caught:
+        LocalLM(student, **{setting: "x"})
+    assert "max_tokens" in caught.value.hint
+
+
+@pytest.mark.parametrize("model", [None, 7, b"bytes", "", "  "])
+def test_models_that_are_no_name(model: Any) -> None:
+    with pytest.raises(ConfigError, match="LocalLM's model is"):
+        LocalLM(model)
+
+
+def test_a_model_that_does_not_exist() -> None:
+    with pytest.raises(ModelError, match=r"'\./gone' does not exist"):
+        LocalLM("./gone")
+
+
+def test_finetuning_gives_an_lm_over_new_weights(student: Path, tmp_path: Path) -> None:
+    lm = LocalLM(student, max_tokens=3, cache=False)
+    before = lm("number 3")
+    job = lm.finetune(rows(), TrainDataFormat.CHAT, {**QUICK, "output_dir": str(tmp_path / "out")})
+    tuned = job.result(timeout=300)
+    assert isinstance(tuned, dspy.LM), tuned
+    assert job.status() is TrainingStatus.succeeded
+    assert tuned.model != lm.model
+    assert tuned("number 3") == tuned("number 3")
+    assert lm("number 3") == before
+    state = {k: v for k, v in tuned.dump_state().items() if k != "_dspy_lm_class"}
+    assert json.dumps(state)
+    assert dspy.LM.load_state(state, allow_custom_lm_class=True)("number 3") == tuned("number 3")
+
+
+@pytest.mark.parametrize(
+    ("data", "data_format", "kwargs", "kind"),
+    [
+        ([], TrainDataFormat.CHAT, {}, DataError),
+        (rows(), TrainDataFormat.COMPLETION, {}, ConfigError),
+        (rows(), TrainDataFormat.GRPO_CHAT, {}, ConfigError),
+        (rows(), TrainDataFormat.CHAT, {"validation_fraction": 2}, ConfigError),
+        (rows(), TrainDataFormat.CHAT, {"no_such_setting": 1}, ConfigError),
+    ],
+)
+def test_a_failed_job_returns_what_went_wrong(
+    student: Path, data: Any, data_format: Any, kwargs: Any, kind: type[DspycError]
+) -> None:
+    job = LocalLM(student).finetune(data, data_format, kwargs)
+    assert isinstance(job.result(timeout=60), kind)
+    assert job.status() is TrainingStatus.failed
+
+
+def test_a_model_that_wears_an_adapter_is_not_trained(student: Path, tmp_path: Path) -> None:
+    lm = LocalLM(student, small.lora(student, tmp_path / "worn", seed=1))
+    error = lm.finetune(rows(), TrainDataFormat.CHAT, QUICK).result(timeout=60)
+    assert isinstance(error, ModelError)
+    assert "only a base model can be trained" in str(error)
+    assert "merge" in error.hint
+
+
+def test_a_job_is_cancelled_before_it_begins_and_not_after() -> None:
+    job = LocalTrainingJob(model="local/x", train_data=rows())
+    assert job.status() is TrainingStatus.not_started
+    assert job.cancel() is True
+    assert job.status() is TrainingStatus.cancelled
+    with pytest.raises(SystemExit):
+        LocalProvider.finetune(job, "local/x", rows(), TrainDataFormat.CHAT)
+    running = LocalTrainingJob(model="local/x", train_data=rows())
+    running.set_running_or_notify_cancel()
+    assert running.status() is TrainingStatus.running
+    assert running.cancel() is False
+
+
+def test_the_held_out_rows_are_the_same_each_time() -> None:
+    data = rows(50)
+    train, held_out = split(data, 0.1)
+    assert (len(train), len(held_out)) == (45, 5)
+    assert split(data, 0.1) == (train, held_out)
+    assert sorted([*train, *held_out], key=str) == sorted(data, key=str)
+    assert split(rows(9), 0.1) == (rows(9), [])
+    assert split(data, 0) == (data, [])
+
+
+def test_a_run_has_a_folder_named_after_its_content() -> None:
+    folder = default_folder("local/tiny@0123", rows(), {"seed": 1})
+    assert folder == default_folder("local/tiny@0123", rows(), {"seed": 1})
+    assert folder.parent.name == "finetuned"
+    assert folder.name.startswith("tiny-")
+    assert folder != default_folder("local/tiny@0123", rows(), {"seed": 2})
+    assert folder != default_folder("local/tiny@4567", rows(), {"seed": 1})
