@@ -1,0 +1,181 @@
+"""Checkpoints: everything that a run needs to go on to the very weights it would have reached, without a pickle.
+
+checkpoint-120/
+  model.safetensors        the trained tensors, by parameter name, in training precision
+  optimizer.safetensors    the optimizer's moments; optimizer.json its settings
+  scheduler.json           where the learning rate stands
+  rng.safetensors          torch's generators; rng.json Python's and NumPy's
+  trainer_state.json       transformers' own counters, and the evaluations without an improvement
+  manifest.json            the step, and the SHA-256 of every other file
+"""
+
+import json
+import logging
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..errors import TrainingError
+from .files import MANIFEST, first_damaged, sums, whole_folder, write_json
+
+log = logging.getLogger("dspyc.training")
+_PREFIX = "checkpoint-"
+_MODEL = "model.safetensors"
+
+
+@dataclass
+class RandomState:
+    """The generators that training may draw from."""
+
+    torch: dict[str, torch.Tensor]
+    others: dict[str, Any]
+
+    @classmethod
+    def capture(cls) -> "RandomState":
+        found = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            found.update({f"cuda-{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
+        if torch.backends.mps.is_available():
+            found["mps"] = torch.mps.get_rng_state()
+        version, numbers, gauss = random.getstate()
+        name, keys, position, has_gauss, cached = np.random.get_state()
+        numpy_state = [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
+        return cls(found, {"python": [version, list(numbers), gauss], "numpy": numpy_state})
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.torch["cpu"])
+        for name, state in self.torch.items():
+            if name.startswith("cuda-") and int(name[5:]) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(state, int(name[5:]))
+            if name == "mps" and torch.backends.mps.is_available():
+                torch.mps.set_rng_state(state)
+        version, numbers, gauss = self.others["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        name, keys, position, has_gauss, cached = self.others["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+    def save(self, folder: Path) -> None:
+        save_file({name: state.contiguous() for name, state in self.torch.items()}, folder / "rng.safetensors")
+        write_json(folder / "rng.json", self.others)
+
+    @classmethod
+    def load(cls, folder: Path) -> "RandomState":
+        return cls(load_file(folder / "rng.safetensors"), _read(folder / "rng.json"))
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes, by parameter name; tied tensors appear once."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_trained(model: torch.nn.Module, folder: Path) -> None:
+    save_file({name: t.contiguous().cpu() for name, t in trained_tensors(model).items()}, folder / _MODEL)
+
+
+@torch.no_grad()
+def load_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Put a checkpoint's tensors into a model of the same settings.
+
+    Raises:
+        TrainingError: The tensors are not this model's.
+    """
+    saved, own = load_file(folder / _MODEL), trained_tensors(model)
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise TrainingError(
+            f"The checkpoint {folder} holds other tensors than this model trains.", hint="Use a new output_dir."
+        )
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+
+
+def save_optimizer(optimizer: Any, folder: Path) -> None:
+    """An optimizer's state: tensors as safetensors under `<parameter>.<name>`, all else as JSON."""
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().contiguous().cpu()
+            else:
+                values[f"{index}.{name}"] = value
+    save_file(tensors, folder / "optimizer.safetensors")
+    write_json(folder / "optimizer.json", {"param_groups": state["param_groups"], "values": values})
+
+
+def load_optimizer(optimizer: Any, folder: Path) -> None:
+    saved = _read(folder / "optimizer.json")
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*load_file(folder / "optimizer.safetensors").items(), *saved["values"].items()]:
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def save_scheduler(scheduler: Any, folder: Path) -> None:
+    state = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
+    write_json(folder / "scheduler.json", state)
+
+
+def load_scheduler(scheduler: Any, folder: Path) -> None:
+    scheduler.load_state_dict({**_read(folder / "scheduler.json"), "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{_PREFIX}{step}"
+
+    def write(self, step: int, fill: Any, best_step: int | None) -> Path:
+        """A checkpoint that `fill(folder)` writes; it exists whole or not at all."""
+        path = self.path(step)
+        with whole_folder(path) as aside:
+            fill(aside)
+            write_json(aside / MANIFEST, {"step": step, "best_step": best_step, "files": sums(aside)})
+        return path
+
+    def newest_whole(self) -> Path | None:
+        """The checkpoint to go on from. Damaged ones are passed over with a warning that names the file."""
+        for step in reversed(self.steps()):
+            damaged = self._damage(step)
+            if damaged is None:
+                return self.path(step)
+            log.warning("Checkpoint %s is not whole (%s): it is passed over.", self.path(step), damaged)
+        return None
+
+    def keep(self, limit: int, step: int, best_step: int | None) -> None:
+        """Remove all but the `limit` newest up to `step`, and the best. Newer ones are damaged and get replaced."""
+        for old in [s for s in self.steps() if s <= step][:-limit]:
+            if old != best_step:
+                shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        names = (p.name.removeprefix(_PREFIX) for p in self.folder.glob(f"{_PREFIX}*") if p.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _damage(self, step: int) -> str | None:
+        """The file that is missing, cut or changed. A checkpoint needs its best one too: a run ends by going back to it."""
+        try:
+            manifest = _read(self.path(step) / MANIFEST)
+            files, best = dict(manifest["files"]), manifest["best_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return MANIFEST
+        if (name := first_damaged(self.path(step), files)) is not None:
+            return name
+        if best is not None and best != step and (name := self._damage(best)) is not None:
+            return f"its best one, {self.path(best).name}: {name}"
+        return None
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
