@@ -43,7 +43,7 @@ from .units import Unit, check_task_names, check_trainable, plan_units, train_un
 logger = logging.getLogger(__name__)
 
 
-class BootstrapFinetune(Teleprompter):  # type: ignore[misc]
+class BootstrapFinetune(Teleprompter):
     """Compile a program's prompts and a teacher's behaviour into the student's weights.
 
     Args:
@@ -190,7 +190,7 @@ class BootstrapFinetune(Teleprompter):  # type: ignore[misc]
         """The student's predictors as they will run once compiled. Raises before any teacher is called."""
         check_student(student)
         targets = {}
-        for name, predictor in predictors(copy_program(student)).items():
+        for name, predictor in predictors(copy_program(student), frozen=False).items():
             lm = predictor.lm or dspy.settings.lm
             given = self.adapter.get(lm) if isinstance(self.adapter, Mapping) else self.adapter
             adapter = given or adapter_of(predictor)
@@ -227,7 +227,7 @@ class BootstrapFinetune(Teleprompter):  # type: ignore[misc]
     ) -> dspy.Module:
         compiled = copy_program(student)
         lms = {name: result.lm for unit, result in zip(units, trained, strict=True) for name in unit.names}
-        for name, predictor in predictors(compiled).items():
+        for name, predictor in predictors(compiled, frozen=False).items():
             predictor.lm = lms[name]
             adapt(predictor, targets[name].adapter)
             if self.exclude_demos:
@@ -250,11 +250,12 @@ class _Sitting:
 
     def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int) -> None:
         self.options, self.ledger, self.threads = options, ledger, threads
-        self.replayed, self.cost = 0, None
+        self.replayed = 0
+        self.cost: float | None = None
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
-        shared = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
+        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         if not teachers:
             return from_labels(train, example_keys(train), targets, **shared)
         traces: list[Trace] = []

@@ -129,7 +129,7 @@ def _config(unit: Unit, seed: int) -> "TrainingConfig":
 
 def _train_elsewhere(unit: Unit, rows: list[Row], ledger: Ledger) -> Trained:
     """At a provider, through DSPy's own door; a job that was started is never started a second time."""
-    data = [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]  # type: ignore[literal-required]
+    data = [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]
     key = fingerprint([unit.lm.model, data, sorted(map(str, unit.train_kwargs))])
     facts = {"predictors": unit.names, "rows": len(rows)}
     known = ledger.job(key)

@@ -71,9 +71,12 @@ def check_student(student: Any) -> None:
     lms = {name: p.lm or dspy.settings.lm for name, p in predictors(student).items()}
     missing = [name for name, lm in lms.items() if lm is None]
     if missing:
+        trainable = [name for name in missing if name in predictors(student, frozen=False)]
         raise ProgramError(
             f"The student's predictor(s) {_listed(missing)} have no language model.",
-            hint="Set the model to be trained: student.set_lm(dspyc.LocalLM('dspyc/tiny')).",
+            hint="Set the model to be trained: student.set_lm(dspyc.LocalLM('dspyc/tiny'))."
+            if trainable
+            else "They are in compiled sub-modules, which student.set_lm does not reach: set their `lm` one by one.",
         )
     for name, lm in lms.items():
         if not isinstance(lm, dspy.BaseLM):

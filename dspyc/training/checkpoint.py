@@ -39,7 +39,7 @@ class RandomState:
     @classmethod
     def capture(cls) -> "RandomState":
         found = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             found.update({f"cuda-{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
         if torch.backends.mps.is_available():
             found["mps"] = torch.mps.get_rng_state()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import dropout
@@ -55,26 +55,27 @@ class RowTrainer(Trainer):
         super().__init__(
             model=model, args=_arguments(model, config, store.folder, bool(validation)), train_dataset=list(rows)
         )
-        self.config, self.store, self.events, self.validation = config, store, events, list(validation)
+        self.student, self.rows, self.validation = model, list(rows), list(validation)
+        self.config, self.store, self.events = config, store, events
         self.advance = advance or (lambda *_, **__: None)
         self.collate = Collator(pad_id, config.prompt_loss_weight)
         self.loss = CausalLoss(model, rows[0].ids[:64], config.label_smoothing)
         self.autocast = autocast
         self.bad_evaluations = 0
         self._settled: RandomState | None = None
-        self._log_seen = 0
         self.remove_callback(PrinterCallback)
         self.add_callback(_Timing(self))
 
     # ------------------------------------------------------------------------------------------- batches and loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        rows = self.train_dataset
-        buckets = LengthBuckets(
-            [len(row) for row in rows], self.config.batch_size, self.config.gradient_accumulation, self.config.seed
-        )
+        config = self.config
+        lengths = [len(row) for row in self.rows]
+        buckets = LengthBuckets(lengths, config.batch_size, config.gradient_accumulation, config.seed)
         # A generator of its own: opening an epoch must not draw from the one that dropout uses.
-        loader = DataLoader(rows, batch_sampler=buckets, collate_fn=self.collate, generator=torch.Generator())
+        loader: Any = DataLoader(
+            cast(Any, self.rows), batch_sampler=buckets, collate_fn=self.collate, generator=torch.Generator()
+        )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
@@ -99,10 +100,10 @@ class RowTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        return self._finite(super()._clip_grad_norm(model))
+        return self._finite(cast(Any, super())._clip_grad_norm(model))
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        return self._finite(super()._get_grad_norm(model, grad_norm))
+        return self._finite(cast(Any, super())._get_grad_norm(model, grad_norm))
 
     def _finite(self, norm: Any) -> Any:
         if not math.isfinite(float(norm)):
@@ -125,7 +126,7 @@ class RowTrainer(Trainer):
         if self.lr_scheduler is None:
             kind, warmup = self.config.scheduler, self.config.warmup
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: rate_factor(kind, step, num_training_steps, warmup)
+                cast(Any, optimizer or self.optimizer), lambda step: rate_factor(kind, step, num_training_steps, warmup)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -136,7 +137,7 @@ class RowTrainer(Trainer):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         rows_a_step = self.config.batch_size * self.config.gradient_accumulation
-        a_pass = math.ceil(len(self.train_dataset) / rows_a_step)
+        a_pass = math.ceil(len(self.rows) / rows_a_step)
         return self.config.max_steps or math.ceil(self.config.epochs * a_pass)
 
     # ------------------------------------------------------------------------------------------------- evaluation
@@ -144,8 +145,8 @@ class RowTrainer(Trainer):
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean cross entropy of the reply tokens of all validation rows in nats: no smoothing, no prompt tokens."""
-        collate, model = Collator(self.collate.pad_id), self.model
-        model.eval()
+        collate = Collator(self.collate.pad_id)
+        self.student.eval()
         total = weight = 0.0
         for rows in in_length_order(self.validation, 2 * self.config.batch_size):
             batch = {name: tensor.to(self.args.device) for name, tensor in collate(rows).items()}
@@ -193,11 +194,11 @@ class RowTrainer(Trainer):
         step, best = self.state.global_step, self.state.best_global_step
 
         def fill(folder: Path) -> None:
-            save_trained(self.model, folder)
+            save_trained(self.student, folder)
             save_optimizer(self.optimizer, folder)
             save_scheduler(self.lr_scheduler, folder)
             rng.save(folder)
-            self.state.stateful_callbacks = {_OURS: {"bad_evaluations": self.bad_evaluations}}
+            self.state.stateful_callbacks = cast(Any, {_OURS: {"bad_evaluations": self.bad_evaluations}})
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
         with guarded(f"write the checkpoint of step {step}", self.store.folder):
@@ -210,7 +211,7 @@ class RowTrainer(Trainer):
             self.save(self._settled)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        load_trained(self.student, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -289,7 +290,7 @@ def wants_autocast(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and _cpu_multiplies_bf16()
 
 

@@ -69,7 +69,7 @@ def test_a_full_disk_stops_before_the_next_call_and_keeps_what_was_paid(tmp_path
     from dspyc.errors import LedgerError
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     ledger = Ledger(Path(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
     for nth in range(1000):
         try:
             ledger.check_room()

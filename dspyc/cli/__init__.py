@@ -1,0 +1,14 @@
+r"""The command line: one verb a file.
+
+    dspyc demo                                             # the whole path in two minutes, no network
+    dspyc compile desk.py:program --trainset train.jsonl --metric desk.py:metric \
+        --student dspyc/tiny --teacher openai/gpt-5-mini --out triage
+    dspyc eval triage --devset dev.jsonl --metric desk.py:metric
+    dspyc run triage --input '{"ticket": "Where is my parcel?"}'
+
+Every command takes --json: then the last line of stdout is one JSON object, and everything else goes to stderr.
+"""
+
+from .app import app
+
+__all__ = ["app"]

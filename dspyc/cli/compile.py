@@ -1,0 +1,122 @@
+"""dspyc compile: a program, examples and a metric in, an artifact out."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .failures import explained, interrupted
+from .inputs import input_names
+from .loading import load_metric, load_program, load_student_lm, load_teacher, read_examples, read_object, read_rows
+from .output import console, emit, quiet, summary
+
+if TYPE_CHECKING:
+    import dspy
+
+
+class AdapterName(str, Enum):
+    """The adapters that a compiled program can run with."""
+
+    terse = "terse"
+    chat = "chat"
+    json = "json"
+    xml = "xml"
+
+
+@explained
+def compile_program(
+    program: Annotated[str, typer.Argument(help="module.py:program: a dspy.Module, or what makes one.")],
+    trainset: Annotated[Path, typer.Option(help="JSONL, one example a line.")],
+    out: Annotated[Path, typer.Option(help="The folder for the artifact.")],
+    metric: Annotated[str | None, typer.Option(help="module.py:metric. Without it every good run counts.")] = None,
+    valset: Annotated[Path | None, typer.Option(help="JSONL to compare on. Default: a fifth of --trainset.")] = None,
+    inputs: Annotated[str | None, typer.Option(help="Input fields, as a,b. Default: what forward takes.")] = None,
+    student: Annotated[str | None, typer.Option(help="A folder, dspyc/tiny, a hub id or module.py:lm.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="openai/gpt-5-mini, a folder, or module.py:name.")] = None,
+    adapter: Annotated[AdapterName, typer.Option(help="How the student is prompted.")] = AdapterName.terse,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The student's longest reply.")] = 256,
+    run_dir: Annotated[Path | None, typer.Option(help="What a resume reads. Default: OUT.run.")] = None,
+    train_kwargs: Annotated[str, typer.Option(help="""Training settings, as '{"num_train_epochs": 3}'.""")] = "{}",
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once.")] = None,
+    metric_threshold: Annotated[float | None, typer.Option(help="The lowest score that teaches. Default: 1.")] = None,
+    max_errors: Annotated[int | None, typer.Option(min=1, help="Bad examples that stop the compile.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+) -> None:
+    """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
+    loaded = load_program(program)
+    names = _names(inputs) or input_names(loaded, set(read_rows(trainset)[0]))
+    train = read_examples(trainset, names)
+    held_out = read_examples(valset, names) if valset else None
+    judged_by = load_metric(metric) if metric else None
+    settings = read_object(train_kwargs, "--train-kwargs")
+    taught_by = _teaching(load_teacher(teacher)) if teacher else {}
+    _give_student(loaded, student, max_tokens)
+    kept_in = run_dir if run_dir is not None else out.with_name(f"{out.name}.run")
+
+    from ..compiler import save
+    from ..optimizers import BootstrapFinetune
+
+    optimizer = BootstrapFinetune(
+        metric=judged_by,
+        train_kwargs=settings,
+        adapter=_adapter(adapter),
+        num_threads=num_threads,
+        teacher_lm=taught_by.get("teacher_lm"),
+        metric_threshold=metric_threshold,
+        max_errors=max_errors,
+        run_dir=kept_in,
+        seed=seed,
+    )
+    quiet()
+    try:
+        compiled = optimizer.compile(loaded, trainset=train, valset=held_out, teacher=taught_by.get("teacher"))
+        save(compiled, out, source=program)
+    except KeyboardInterrupt:
+        raise interrupted(kept_in) from None
+    _tell(compiled.report, out, names, as_json)
+
+
+def _tell(report: Any, out: Path, inputs: list[str], as_json: bool) -> None:
+    screen = console(as_json)
+    screen.print(report.table())
+    screen.print(summary(report.calls, report.seconds))
+    example = ", ".join(f'"{name}": "…"' for name in inputs)
+    screen.print(f"Artifact: {out}", soft_wrap=True)
+    screen.print(f"Next: dspyc run {out} --input '{{{example}}}'", soft_wrap=True, markup=False, highlight=False)
+    if as_json:
+        facts = {name: getattr(report, name) for name in ("before", "teacher", "after", "interval", "seconds", "calls")}
+        emit({**facts, "rows": report.rows, "run_dir": report.run_dir, "artifact": str(out)})
+
+
+def _names(inputs: str | None) -> list[str]:
+    return [name.strip() for name in (inputs or "").split(",") if name.strip()]
+
+
+def _teaching(teacher: Any) -> dict[str, Any]:
+    import dspy
+
+    return {"teacher_lm" if isinstance(teacher, dspy.BaseLM) else "teacher": teacher}
+
+
+def _give_student(program: "dspy.Module", model: str | None, max_tokens: int) -> None:
+    from ..signatures import predictors
+
+    if model is not None:
+        program.set_lm(load_student_lm(model, max_tokens=max_tokens))
+    elif any(predictor.lm is None for predictor in predictors(program).values()):
+        raise ConfigError(
+            "The program has no language model to train.",
+            hint="Pass --student dspyc/tiny, a folder or a Hugging Face id, or call set_lm in the module.",
+        )
+
+
+def _adapter(name: AdapterName) -> "dspy.Adapter":
+    import dspy
+
+    from ..signatures import TerseAdapter
+
+    made = {"terse": TerseAdapter, "chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
+    return made[name.value]()

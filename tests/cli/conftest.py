@@ -1,0 +1,61 @@
+"""A folder with a program, a metric and data, as a user would have them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+MODULE = """
+import dspy
+import dspyc
+
+program = dspy.Predict("thing -> colour: Literal['red', 'blue']")
+number = 7
+
+
+class Shop(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.name = dspy.Predict("thing -> colour: Literal['red', 'blue']")
+
+    def forward(self, thing):
+        return self.name(thing=thing)
+
+
+def with_student():
+    made = Shop()
+    made.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=16))
+    return made
+
+
+def metric(example, prediction, trace=None):
+    return prediction.colour == example.colour
+
+
+def expert(inputs):
+    return {"colour": "red" if "red" in inputs["thing"] else "blue"}
+
+
+def teacher():
+    return dspyc.ScriptedLM(expert)
+
+
+def always_blue():
+    made = Shop()
+    made.set_lm(dspyc.ScriptedLM(lambda inputs: {"colour": "blue"}))
+    return made
+
+
+def needs(argument):
+    return program
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").write_text(MODULE)
+    rows = [{"thing": f"a {colour} thing {i}", "colour": colour} for i, colour in enumerate(["red", "blue"] * 6)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path

@@ -1,0 +1,131 @@
+"""What cannot become rows is refused before a teacher is paid, by name."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import dspy
+import pydantic
+import pytest
+from dspy.adapters.baml_adapter import BAMLAdapter
+from dspy.adapters.types.citation import Citations
+from dspy.adapters.types.decision import Choice, Noul, Score
+from dspy.adapters.types.document import Document
+
+from dspyc.errors import RenderError
+from dspyc.signatures import TerseAdapter, check_renderable
+
+from .engines import prepared_lm
+from .programs import Sort
+from .test_render import Agent, Triage
+
+
+class Mute(dspy.Adapter):
+    """Says how to read, not how to write."""
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        return {}
+
+
+class Album(pydantic.BaseModel):
+    cover: dspy.Image
+
+
+def predict(kind: Any, *, given: Any = str) -> dspy.Predict:
+    return dspy.Predict(dspy.Signature({"q": (given, dspy.InputField()), "a": (kind, dspy.OutputField())}, "Do."))
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter, BAMLAdapter, TerseAdapter])
+@pytest.mark.parametrize("signature", [Triage, Sort, Agent, "q -> a: dict[str, float], b: Literal['x', 1], c: int"])
+def test_ordinary_predictors_pass_without_a_call(adapter: Any, signature: Any) -> None:
+    lm = prepared_lm(tools=True)
+    check_renderable("p", dspy.Predict(signature), adapter=adapter(), lm=lm, modalities={"text"})
+    assert lm.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (
+            lambda: dspy.TwoStepAdapter(prepared_lm()),
+            "`p` cannot be trained for TwoStepAdapter: a second language model",
+        ),
+        (Mute, "`p` cannot be trained for Mute: it does not say how a reply is written"),
+        (dspy.Adapter, "`p` cannot be trained for Adapter"),
+    ],
+)
+def test_adapters_that_cannot_write_a_reply(adapter: Callable[[], Any], message: str) -> None:
+    with pytest.raises(RenderError, match=message) as refused:
+        check_renderable("p", dspy.Predict("q -> a"), adapter=adapter(), lm=prepared_lm())
+    assert "dspyc.TerseAdapter" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Choice["x", "y"], "decides `a`"),
+        (Noul, "decides `a`"),
+        (Score["low", "high"], "decides `a`"),
+        (dspy.Image, "a dspy.Image in `a`"),
+        (list[dspy.Audio], "a dspy.Audio in `a`"),
+        (Album, "a dspy.Image in `a`"),
+        (dspy.History, "a dspy.History in `a`"),
+        (list[dspy.Tool], "a dspy.Tool in `a`"),
+        (Citations, "a dspy.Citations in `a`"),
+        (Document, "a dspy.Document in `a`"),
+        (Callable[[int], int], "cannot be written as text"),
+    ],
+)
+def test_outputs_that_no_text_can_hold(kind: Any, name: str) -> None:
+    with pytest.raises(RenderError, match=f"Predictor `p` .*{name}") as refused:
+        check_renderable("p", predict(kind), adapter=dspy.ChatAdapter(), lm=prepared_lm())
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("kind", [dspy.Image, list[dspy.Image], dspy.Image | None, Album, dict[str, list[Album]]])
+def test_images_for_a_student_that_reads_text(kind: Any) -> None:
+    predictor = predict(str, given=kind)
+    options: dict[str, Any] = {"adapter": dspy.ChatAdapter(), "lm": prepared_lm()}
+    with pytest.raises(RenderError, match=r"`p` takes a dspy\.Image in `q`; its student reads text only"):
+        check_renderable("p", predictor, **options, modalities={"text"})
+    check_renderable("p", predictor, **options, modalities={"text", "image"})
+    check_renderable("p", predictor, **options)
+
+
+def test_reasoning_that_the_model_keeps_to_itself() -> None:
+    predictor, adapter = predict(dspy.Reasoning), dspy.ChatAdapter()
+    with pytest.raises(RenderError, match=r"leaves `a` to the native channel of test/prepared.*reasoning_effort=None"):
+        check_renderable("p", predictor, adapter=adapter, lm=prepared_lm(reasoning=True))
+    check_renderable("p", predictor, adapter=adapter, lm=prepared_lm(reasoning=True, reasoning_effort=None))
+    check_renderable("p", predictor, adapter=adapter, lm=prepared_lm())
+    predictor.config = {"reasoning_effort": None}
+    check_renderable("p", predictor, adapter=adapter, lm=prepared_lm(reasoning=True))
+
+
+def test_tool_calls_without_tools() -> None:
+    adapter = dspy.ChatAdapter(use_native_function_calling=True)
+    with pytest.raises(
+        RenderError, match=r"tool calls in `a`, but no input field declares the tools.*list\[dspy.Tool\]"
+    ):
+        check_renderable("p", predict(dspy.ToolCalls), adapter=adapter, lm=prepared_lm(tools=True))
+
+
+def test_a_language_model_that_takes_no_messages() -> None:
+    with pytest.raises(RenderError, match="`p` runs on a str"):
+        check_renderable("p", dspy.Predict("q -> a"), adapter=dspy.ChatAdapter(), lm="openai/gpt-5")
+
+
+def test_demos_that_cannot_be_written() -> None:
+    class Unspeakable(TerseAdapter):
+        def format_assistant_message_content(
+            self, signature: Any, outputs: Any, missing_field_message: Any = None
+        ) -> str:
+            raise KeyError("a")
+
+    predictor = dspy.Predict("q -> a: Literal['x']")
+    predictor.demos = [{"q": "1", "a": "x"}]
+    with pytest.raises(RenderError, match="`p` has a prompt that Unspeakable cannot write: KeyError"):
+        check_renderable("p", predictor, adapter=Unspeakable(), lm=prepared_lm())
+
+
+def test_a_literal_is_not_a_decision() -> None:
+    check_renderable("p", predict(Literal["x", "y"]), adapter=dspy.ChatAdapter(), lm=prepared_lm())

@@ -1,0 +1,168 @@
+"""A run that is killed, interrupted or robbed of its disk ends with the weights of one that was not."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspyc.errors import TrainingError
+from dspyc.training import TrainingConfig, train
+from dspyc.training.events import read_events
+
+from . import small
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 14,
+    "batch_size": 2,
+    "gradient_accumulation": 2,
+    "save_every": 3,
+    "precision": "fp32",
+    "embedding_dropout": 0.1,
+    "logging_steps": 1,
+    "early_stopping_patience": 50,
+}
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = """
+import sys
+from pathlib import Path
+import tests.training.test_resume as t
+t.run(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def run(base: str, out: Path, method: Any) -> bytes:
+    config = TrainingConfig(method=method, **SETTINGS)
+    result = train(base, small.rows(20), config=config, output_dir=out, validation=small.rows(4, "v"))
+    (weights,) = Path(result.path).glob("*.safetensors")
+    return weights.read_bytes()
+
+
+def start(base: Path, out: Path, method: str, **how: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, str(base), str(out), method]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **how)
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    while not any(e["step"] >= step for e in read_events(out / "events.jsonl")):
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.folder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    return {method: run(str(base), folder / method, method) for method in ("full", "lora")}
+
+
+@pytest.mark.parametrize(("method", "step"), [("full", 11), ("lora", 26)])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    base: Path, uninterrupted: dict[str, bytes], tmp_path: Path, method: str, step: int
+) -> None:
+    out = tmp_path / "out"
+    process = start(base, out, method)
+    wait_for_step(out, step, process)
+    process.kill()
+    process.wait()
+    assert not (out / "result.json").exists()
+    assert run(str(base), out, method) == uninterrupted[method]
+    events = read_events(out / "events.jsonl")
+    resumed = [e["step"] for e in events if e.get("event") == "resumed"]
+    assert len(resumed) == 1
+    assert resumed[0] > 0
+    assert [e["step"] for e in events if "loss" in e] == list(range(1, 71))
+
+
+def test_ctrl_c_keeps_the_step_that_it_stopped_at(base: Path, uninterrupted: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(base, out, "lora")
+    wait_for_step(out, 7, process)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate()[1]
+    assert process.returncode != 0
+    assert run(str(base), out, "lora") == uninterrupted["lora"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.json", "rng.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "edited", "removed"])
+def test_a_damaged_checkpoint_is_passed_over_with_its_file_named(
+    base: Path, uninterrupted: dict[str, bytes], stopped: Path, tmp_path: Path, name: str, damage: str, caplog: Any
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(stopped, out)
+    steps = sorted(int(p.name.split("-")[1]) for p in (out / "checkpoints").iterdir())
+    victim = out / "checkpoints" / f"checkpoint-{steps[-1]}" / name
+    content = victim.read_bytes()
+    if damage == "removed":
+        victim.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        victim.write_bytes(content[:middle] if damage == "cut" else flipped)
+    assert run(str(base), out, "lora") == uninterrupted["lora"]
+    assert f"checkpoint-{steps[-1]}" in caplog.text
+    assert name in caplog.text
+    resumed = [e["step"] for e in read_events(out / "events.jsonl") if e.get("event") == "resumed"]
+    assert resumed == [steps[-2]]
+
+
+@pytest.fixture(scope="module")
+def stopped(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed near its end."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    process = start(base, out, "lora")
+    wait_for_step(out, 64, process)
+    process.kill()
+    process.wait()
+    return out
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_written(
+    base: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The file-size limit lets the small files through and stops the weights, as a full disk would."""
+    out, limit = tmp_path / "out", 60_000
+    process = start(base, out, "full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    error = process.communicate()[1].decode()
+    assert "TrainingError: Cannot write the checkpoint of step 3" in error
+    assert "Free some space" in error
+    assert list((out / "checkpoints").iterdir()) == []
+    assert run(str(base), out, "full") == uninterrupted["full"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_at_once(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"Cannot start training in .*Choose an output_dir"):
+        run(str(base), tmp_path / "file" / "out", "lora")
+
+
+def test_a_read_only_folder_is_an_error_at_once(base: Path, tmp_path: Path) -> None:
+    """Permissions do not bind root, so the child gives that up before it trains."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    script = f"""
+import os, sys
+import dspyc.training.run, tests.training.test_resume as t
+from pathlib import Path
+if os.geteuid() == 0:
+    os.seteuid(65534)
+t.run(sys.argv[1], Path({str(closed)!r}), "lora")
+"""
+    for folder in (tmp_path, *tmp_path.parents[:2], base, base.parent):
+        os.chmod(folder, 0o755)
+    done = subprocess.run([sys.executable, "-c", script, str(base)], cwd=ROOT, capture_output=True, text=True)
+    assert "TrainingError: Cannot start training in" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert list(closed.iterdir()) == []
