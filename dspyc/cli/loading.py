@@ -1,6 +1,7 @@
 """What a command is given, read: `module.py:name` references, JSONL examples, JSON objects, model names."""
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -235,14 +236,7 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"There is no file {path}.", hint=_FORM)
     path = path.resolve()
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    name = (
-        path.stem
-        if known is None and importlib.util.find_spec(path.stem) is None
-        else f"{path.stem}_{abs(hash(path)):x}"
-    )
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     if str(path.parent) not in sys.path:
@@ -258,3 +252,16 @@ def _from_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name, unless another module has it; the same in every process, as a run's identity depends on it."""
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        taken_by = getattr(known, "__file__", None)
+    else:
+        spec = importlib.util.find_spec(path.stem)
+        taken_by = spec.origin if spec is not None else str(path)
+    if taken_by is not None and Path(taken_by).resolve() == path:
+        return path.stem
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

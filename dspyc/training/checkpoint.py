@@ -6,7 +6,7 @@ checkpoint-120/
   scheduler.json           where the learning rate stands
   rng.safetensors          torch's generators; rng.json Python's and NumPy's
   trainer_state.json       transformers' own counters, and the evaluations without an improvement
-  manifest.json            the step, and the SHA-256 of every other file
+  manifest.json            the step, the best step so far, and the SHA-256 of every other file and of itself
 """
 
 import json
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import TrainingError
+from ..signatures import fingerprint
 from .files import MANIFEST, first_damaged, sums, whole_folder, write_json
 
 log = logging.getLogger("dspyc.training")
@@ -141,7 +142,8 @@ class CheckpointStore:
         path = self.path(step)
         with whole_folder(path) as aside:
             fill(aside)
-            write_json(aside / MANIFEST, {"step": step, "best_step": best_step, "files": sums(aside)})
+            facts = {"step": step, "best_step": best_step, "files": sums(aside)}
+            write_json(aside / MANIFEST, {**facts, "self": fingerprint(facts)})
         return path
 
     def newest_whole(self) -> Path | None:
@@ -166,9 +168,11 @@ class CheckpointStore:
     def _damage(self, step: int) -> str | None:
         """The file that is missing, cut or changed. A checkpoint needs its best one too: a run ends by going back to it."""
         try:
-            manifest = _read(self.path(step) / MANIFEST)
-            files, best = dict(manifest["files"]), manifest["best_step"]
-        except (OSError, ValueError, KeyError, TypeError):
+            facts = _read(self.path(step) / MANIFEST)
+            if facts.pop("self") != fingerprint(facts):
+                return MANIFEST
+            files, best = facts["files"], facts["best_step"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return MANIFEST
         if (name := first_damaged(self.path(step), files)) is not None:
             return name

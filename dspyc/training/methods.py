@@ -62,7 +62,7 @@ def with_adapter(model: Any, config: TrainingConfig) -> Any:
 
 
 def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folder: Path) -> None:
-    """Write what inference loads: the adapter, or the whole model with its tokenizer.
+    """Write what inference loads: the adapter, or the whole model with its tokenizer. `model` is not trained any further.
 
     A whole model is written in the dtype that its base was stored in, so a 16-bit base gives 16-bit weights: the float32
     ones that were trained are rounded once, here, and everything that loads them afterwards sees the same numbers.
@@ -74,15 +74,8 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
         # The base by the name that the caller gave it, rather than by a path on this machine.
         write_json(settings, {**json.loads(settings.read_text("utf-8")), "base_model_name_or_path": base})
         return
-    dtype = stored_dtype(base_folder)
-    state = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
-    before = model.config.dtype
-    model.config.dtype = dtype
     model.config.use_cache = True
-    try:
-        model.save_pretrained(str(folder), state_dict=state)
-    finally:
-        model.config.dtype = before
+    model.to(stored_dtype(base_folder)).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

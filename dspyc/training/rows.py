@@ -44,7 +44,8 @@ class TokenReport:
     too_long: tuple[LongRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-able: `too_long` as a list."""
+        return {**asdict(self), "too_long": [asdict(row) for row in self.too_long]}
 
 
 def encode_rows(

@@ -53,7 +53,10 @@ class RowTrainer(Trainer):
         advance: Advance | None = None,
     ) -> None:
         super().__init__(
-            model=model, args=_arguments(model, config, store.folder, bool(validation)), train_dataset=list(rows)
+            model=model,
+            args=_arguments(model, config, store.folder, bool(validation)),
+            train_dataset=list(rows),
+            eval_dataset=list(validation) or None,
         )
         self.student, self.rows, self.validation = model, list(rows), list(validation)
         self.config, self.store, self.events = config, store, events
@@ -95,7 +98,7 @@ class RowTrainer(Trainer):
             total, weight = self.loss(inputs)
         loss = total / (weight if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
-            raise self._diverged("The loss", loss)
+            raise self._diverged("The loss", loss.item())
         loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, None) if return_outputs else loss
 

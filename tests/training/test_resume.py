@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,10 @@ SETTINGS: dict[str, Any] = {
 }
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
-import sys
+import sys, torch
 from pathlib import Path
 import tests.training.test_resume as t
+torch.set_num_threads(1)
 t.run(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
 """
 
@@ -98,8 +100,6 @@ def test_ctrl_c_keeps_the_step_that_it_stopped_at(base: Path, uninterrupted: dic
 def test_a_damaged_checkpoint_is_passed_over_with_its_file_named(
     base: Path, uninterrupted: dict[str, bytes], stopped: Path, tmp_path: Path, name: str, damage: str, caplog: Any
 ) -> None:
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(stopped, out)
     steps = sorted(int(p.name.split("-")[1]) for p in (out / "checkpoints").iterdir())
@@ -162,6 +162,7 @@ t.run(sys.argv[1], Path({str(closed)!r}), "lora")
 """
     for folder in (tmp_path, *tmp_path.parents[:2], base, base.parent):
         os.chmod(folder, 0o755)
+    os.chmod(base / "model.safetensors", 0o644)
     done = subprocess.run([sys.executable, "-c", script, str(base)], cwd=ROOT, capture_output=True, text=True)
     assert "TrainingError: Cannot start training in" in done.stderr
     assert "Permission denied" in done.stderr
