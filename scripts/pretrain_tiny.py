@@ -308,7 +308,7 @@ class School:
         self.started = time.monotonic()
         if args.start:
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
-            self.model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+            self.model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32, attention_bias=True)
         else:
             self.tokenizer = self.make_tokenizer()
             self.model = LlamaForCausalLM(shape(self.tokenizer))
@@ -332,16 +332,17 @@ class School:
         self.learn("read", rounds(), self.args.rounds, rate=2e-3, warmup=200)
 
     def repeat(self) -> None:
-        """Stage 2: three batches of repeated sequences to one of exercises."""
-        known = self.shuffled(self.exercise_rows(2000, self.args.repeat_steps * 10, {}))
+        """Stage 2: seven batches of repeated sequences to one of exercises."""
+        look_back(self.model)
+        known = batches(self.exercise_rows(2000, self.args.repeat_steps, {}), 1024, self.rng)
 
         def once() -> Iterator[list[list[Row]]]:
             mixed = [
-                repeated(self.rng, 2048) if i % 4 else self.rng.choice(known) for i in range(self.args.repeat_steps)
+                repeated(self.rng, 1024) if i % 8 else self.rng.choice(known) for i in range(self.args.repeat_steps)
             ]
             yield mixed
 
-        self.learn("repeat", once(), 1, rate=3e-3, warmup=50)
+        self.learn("repeat", once(), 1, rate=1e-3, warmup=50, decay=0.0)
 
     def practise(self) -> None:
         """Stage 3: exercises, a quarter as much prose, and a few repeated sequences."""
@@ -351,12 +352,12 @@ class School:
                 rows = self.exercise_rows(3000 + number, self.args.practice, {})
                 prose = prose_rows(self.tokenizer, self.paragraphs, 128, self.rng.randrange(128))
                 rows += self.rng.sample(prose, self.args.practice // 12)
-                mixed = self.shuffled(rows)
-                mixed += [repeated(self.rng, 2048) for _ in range(len(mixed) // 6)]
+                mixed = batches(rows, self.args.budget // 2, self.rng)
+                mixed += [repeated(self.rng, 1024) for _ in range(len(mixed) // 6)]
                 self.rng.shuffle(mixed)
                 yield mixed
 
-        self.learn("practise", rounds(), self.args.practice_rounds, rate=2e-3, warmup=100)
+        self.learn("practise", rounds(), self.args.practice_rounds, rate=1e-3, warmup=50, decay=0.0)
 
     def exercise_rows(self, seed: int, count: int, prompt_weight: dict[str, float]) -> list[Row]:
         rows = (
@@ -368,9 +369,18 @@ class School:
     def shuffled(self, rows: list[Row]) -> list[list[Row]]:
         return batches(rows, self.args.budget, self.rng)
 
-    def learn(self, stage: str, rounds: Iterator[list[list[Row]]], count: int, *, rate: float, warmup: int) -> None:
+    def learn(
+        self,
+        stage: str,
+        rounds: Iterator[list[list[Row]]],
+        count: int,
+        *,
+        rate: float,
+        warmup: int,
+        decay: float = 0.05,
+    ) -> None:
         """One AdamW run with a cosine schedule over all rounds; the weights are saved after each."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
         schedule = None
         self.model.train()
         for number, order in enumerate(rounds):
@@ -425,11 +435,30 @@ def shape(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_attention_heads=6,
         num_key_value_heads=3,
         max_position_embeddings=2048,
+        attention_bias=True,  # what `look_back` needs
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def look_back(model: LlamaForCausalLM, sharpness: float = 8.0) -> None:
+    """Make the first two heads of the first layer look at the token before, whatever it is.
+
+    This is the half of copying that a small model is slow to find: with it stage 2 copies 89 % of tokens after 600 steps,
+    without it next to none after 1,000. Queries and keys become constants, by their biases; the query is turned one
+    position back, so that under rotary embedding the two agree best at a distance of one.
+    """
+    attention, size = model.model.layers[0].self_attn, model.config.head_dim
+    turn = 1.0 / model.config.rope_parameters["rope_theta"] ** (torch.arange(0, size, 2) / size)
+    key = torch.cat([torch.ones(size // 2), torch.zeros(size // 2)])
+    query = torch.cat([torch.cos(turn), -torch.sin(turn)])
+    with torch.no_grad():
+        attention.k_proj.weight[:size] = 0  # key head 0 serves query heads 0 and 1
+        attention.k_proj.bias[:size] = sharpness * key
+        attention.q_proj.weight[: 2 * size] = 0
+        attention.q_proj.bias[: 2 * size] = (sharpness * query).repeat(2)
 
 
 def repeated(rng: random.Random, budget: int, longest: int = 24) -> list[Row]:
@@ -453,8 +482,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="of stage 1, each once over WikiText-2")
     parser.add_argument("--exercises", type=int, default=24_000, help="in a round of stage 1")
-    parser.add_argument("--repeat-steps", type=int, default=1600)
-    parser.add_argument("--practice-rounds", type=int, default=12)
+    parser.add_argument("--repeat-steps", type=int, default=1200)
+    parser.add_argument("--practice-rounds", type=int, default=6)
     parser.add_argument("--practice", type=int, default=8_000, help="exercises in a round of stage 3")
     parser.add_argument("--budget", type=int, default=8192, help="tokens a step")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,3 +8,5 @@ os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
 os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Small matrices gain nothing from threads, and lose much where tests share the cores with anything else.
+os.environ["OMP_NUM_THREADS"] = "1"

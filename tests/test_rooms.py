@@ -71,7 +71,8 @@ def test_a_room_exports_what_it_says(room: str) -> None:
 
 
 def test_importing_dspyc_loads_nothing_heavy() -> None:
-    code = "import sys, dspyc; print([m for m in ('torch', 'transformers', 'litellm', 'peft', 'openai', 'rich') if m in sys.modules])"
+    heavy = ("torch", "transformers", "litellm", "peft", "openai", "rich")
+    code = f"import sys, dspyc; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -38,6 +38,7 @@ class CompiledMixin:
     """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
 
     _dspyc_report: CompileReport | None
+    compiled_from: type[dspy.Module]  # the class without this mixin
 
     @property
     def report(self) -> CompileReport | None:
@@ -56,8 +57,8 @@ def attach(program: dspy.Module, report: CompileReport | None) -> dspy.Module:
     """Give `program`, in place, its report and its `save`."""
     kind = type(program)
     if not isinstance(program, CompiledMixin):
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        program.__class__ = type(kind.__name__, (CompiledMixin, kind), names)
+        names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+        program.__class__ = type(kind.__name__, (CompiledMixin, kind), {**names, "compiled_from": kind})
     program._dspyc_report = report
     return program
 
@@ -111,6 +112,7 @@ def load(
     facts = verify(path)
     loaded = copy_program(rebuild.make(facts["program"], program, path))
     state = _read_json(path / "program.json")
+    state = {"self": state} if isinstance(loaded, dspy.Predict) else state
     found, saved = predictors(loaded), facts["predictors"]
     if found.keys() != saved.keys():
         raise ArtifactError(
@@ -171,7 +173,8 @@ def _write(program: dspy.Module, folder: Path, name: str, include_base: bool, so
         "lms": lms,
         "report": report.to_dict() if report else None,
     }
-    state = {key: {**p.dump_state(), "lm": None} for key, p in _without_lms(named)}
+    states = {key: {**p.dump_state(), "lm": None} for key, p in _without_lms(named)}
+    state = states["self"] if isinstance(program, dspy.Predict) else states  # as DSPy's own save lays it out
     state["metadata"] = {"dependency_versions": get_dependency_versions()}
     _write_json(folder / "program.json", state)
     _write_json(folder / "artifact.json", facts)

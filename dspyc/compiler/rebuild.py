@@ -18,8 +18,7 @@ _BUILT_IN: dict[str, type[dspy.Module]] = {"Predict": dspy.Predict, "ChainOfThou
 
 def describe(program: dspy.Module) -> dict[str, Any]:
     """The program's class, and its signature as text where that is enough to make it again."""
-    kind = type(program)
-    own = next(c for c in kind.__mro__ if not c.__module__.startswith("dspyc.") and not _is_twin(c, kind))
+    own = _own_class(type(program))
     facts: dict[str, Any] = {"class": f"{own.__module__}:{own.__qualname__}", "module": None, "signature": None}
     for name, built_in in _BUILT_IN.items():
         if own is built_in and (text := _signature_text(name, program)):
@@ -65,9 +64,10 @@ def _import(reference: str, path: Path) -> Callable[[], dspy.Module]:
     return found
 
 
-def _is_twin(candidate: type, kind: type) -> bool:
-    """The class that attach() or adapt() made around the program's own carries the own class's name."""
-    return candidate is kind and any(c.__module__.startswith("dspyc.") for c in kind.__mro__)
+def _own_class(kind: type) -> type:
+    """The class that the user wrote, without those that `attach` and `adapt` put around it."""
+    kind = getattr(kind, "compiled_from", kind)
+    return getattr(kind, "adapted_from", kind)
 
 
 def _signature_text(name: str, program: dspy.Module) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..optimizers import BootstrapFinetune
 from ..providers import LocalLM
-from ..signatures import TerseAdapter
+from ..signatures import TerseAdapter, adapt
 from .expert import expert_lm
 from .support_desk import SupportDesk, load_examples, metric
 
@@ -64,10 +64,11 @@ def run_demo(seed: int = 0, out: str | Path | None = None, show_progress: bool =
     train, _, test = load_examples()
     student = SupportDesk()
     student.set_lm(LocalLM("dspyc/tiny", max_tokens=32, cache=False))
+    for predictor in student.predictors():
+        adapt(predictor, TerseAdapter())  # before and after differ in their weights alone
     optimizer = BootstrapFinetune(
         metric=metric,
         teacher_lm=expert_lm(),
-        adapter=TerseAdapter(),
         train_kwargs=TRAIN_KWARGS,
         num_threads=32,
         run_dir=run,

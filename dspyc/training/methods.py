@@ -71,8 +71,13 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
         model.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card
         settings = folder / "adapter_config.json"
+        facts = json.loads(settings.read_text("utf-8"))
+        # PEFT writes sets in the order of a hash that differs by process; the same run shall write the same bytes.
+        facts = {
+            k: sorted(v) if isinstance(v, list) and all(isinstance(i, str) for i in v) else v for k, v in facts.items()
+        }
         # The base by the name that the caller gave it, rather than by a path on this machine.
-        write_json(settings, {**json.loads(settings.read_text("utf-8")), "base_model_name_or_path": base})
+        write_json(settings, {**facts, "base_model_name_or_path": base})
         return
     model.config.use_cache = True
     model.to(stored_dtype(base_folder)).save_pretrained(str(folder))
