@@ -206,6 +206,22 @@ def test_bad_examples_are_events_and_not_the_end(tmp_path: Path) -> None:
     assert "`moody` answered None" in found
 
 
+def test_an_answer_that_is_half_readable_is_a_bad_example(tmp_path: Path) -> None:
+    def forgetful(inputs: dict[str, str]) -> dict[str, Any]:
+        return {"topic": "x"} if inputs["text"].endswith("1") else {"topic": "x", "mood": "y"}
+
+    student = dspy.Predict("text -> topic, mood")
+    student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=8, cache=False))
+    trainset = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(3)]
+    compiled = optimizer(tmp_path, metric=None, teacher_lm=dspyc.ScriptedLM(forgetful)).compile(
+        student, trainset=trainset
+    )
+    assert compiled.report.dataset["failed"] == 1
+    assert sum(compiled.report.rows.values()) == 2
+    (bad,) = events(tmp_path, "bad example")
+    assert "AdapterParseError" in bad["error"]
+
+
 def test_a_failed_step_keeps_its_own_inputs(tmp_path: Path) -> None:
     compile_desk(tmp_path, 8, answer=flaky)
     with Ledger(tmp_path) as ledger:
@@ -286,6 +302,10 @@ def test_the_callers_objects_stay_as_they_were(tmp_path: Path) -> None:
     assert "forward" not in vars(student)
     assert student._compiled is False
     assert compiled is not student
+    twin = compiled.deepcopy()
+    assert twin.name is not compiled.name
+    assert twin.forward.__self__ is twin  # bound to itself, not to what it was copied from
+    assert twin.name.lm is compiled.name.lm or twin.name.lm.engine is compiled.name.lm.engine
     assert compiled.name.demos == []
     assert student.name.demos
 
