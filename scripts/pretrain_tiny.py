@@ -332,17 +332,10 @@ class School:
         self.learn("read", rounds(), self.args.rounds, rate=2e-3, warmup=200)
 
     def repeat(self) -> None:
-        """Stage 2: seven batches of repeated sequences to one of exercises."""
+        """Stage 2: repeated sequences and nothing else; an eighth of exercises between them held copying up."""
         look_back(self.model)
-        known = batches(self.exercise_rows(2000, self.args.repeat_steps, {}), 1024, self.rng)
-
-        def once() -> Iterator[list[list[Row]]]:
-            mixed = [
-                repeated(self.rng, 1024) if i % 8 else self.rng.choice(known) for i in range(self.args.repeat_steps)
-            ]
-            yield mixed
-
-        self.learn("repeat", once(), 1, rate=1e-3, warmup=50, decay=0.0)
+        steps = [repeated(self.rng, 1024) for _ in range(self.args.repeat_steps)]
+        self.learn("repeat", iter([steps]), 1, rate=1e-3, warmup=50, decay=0.0, horizon=4.0)
 
     def practise(self) -> None:
         """Stage 3: exercises, a quarter as much prose, and a few repeated sequences."""
@@ -378,13 +371,15 @@ class School:
         rate: float,
         warmup: int,
         decay: float = 0.05,
+        horizon: float = 1.02,
     ) -> None:
-        """One AdamW run with a cosine schedule over all rounds; the weights are saved after each."""
+        """One AdamW run over all rounds; the weights are saved after each. The rate falls as a cosine does, to its end
+        after `horizon` times the steps."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
         schedule = None
         self.model.train()
         for number, order in enumerate(rounds):
-            schedule = schedule or get_cosine_schedule_with_warmup(optimizer, warmup, int(len(order) * count * 1.02))
+            schedule = schedule or get_cosine_schedule_with_warmup(optimizer, warmup, int(len(order) * count * horizon))
             losses: list[float] = []
             for i, batch in enumerate(order):
                 with torch.autocast(self.device, torch.bfloat16):
@@ -482,7 +477,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="of stage 1, each once over WikiText-2")
     parser.add_argument("--exercises", type=int, default=24_000, help="in a round of stage 1")
-    parser.add_argument("--repeat-steps", type=int, default=1200)
+    parser.add_argument("--repeat-steps", type=int, default=1000)
     parser.add_argument("--practice-rounds", type=int, default=6)
     parser.add_argument("--practice", type=int, default=8_000, help="exercises in a round of stage 3")
     parser.add_argument("--budget", type=int, default=8192, help="tokens a step")
