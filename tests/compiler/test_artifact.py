@@ -26,7 +26,7 @@ print(json.dumps([program(thing=thing).toDict() for thing in json.load(sys.stdin
 
 def compiled(run_dir: Path, adapter: dspy.Adapter | None = None, **train_kwargs: Any) -> Any:
     """One predictor, trained until it answers in its format."""
-    student = dspy.Predict(dspy.Signature("thing -> colour: Literal['red', 'green', 'blue', 'black']"))
+    student = dspy.Predict("thing -> colour")
     student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=16, cache=False))
     examples = [
         dspy.Example(thing=f"a {c} hat {i}", colour=c).with_inputs("thing") for i in range(8) for c in desk.COLOURS
@@ -110,7 +110,7 @@ def test_any_changed_file_is_found_and_named(copy: Path, change: str) -> None:
     ("program", "words"),
     [
         (lambda: dspy.ChainOfThought("thing -> colour"), "holds predictors"),
-        (lambda: dspy.Predict("thing -> colour"), "other fields or types"),
+        (lambda: dspy.Predict("thing -> colour: bool"), "other fields or types"),
         (lambda: "no program", "made a str"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_program_class_is_imported_or_passed(tmp_path: Path) -> None:
 
 def test_plain_dspy_reads_the_state(artifact: tuple[Any, Path]) -> None:
     program, path = artifact
-    plain = dspy.Predict(dspy.Signature("thing -> colour: Literal['red', 'green', 'blue', 'black']"))
+    plain = dspy.Predict("thing -> colour")
     plain.load(path / "program.json")
     assert plain.signature.instructions == program.signature.instructions
     assert plain.lm is None
