@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from ..errors import ArtifactError
+from ..training.files import sha256_of
 
 NAME = "SHA256SUMS"
 _SELF = "# the lines above: "
@@ -12,7 +13,7 @@ _SELF = "# the lines above: "
 def write_sums(folder: Path) -> None:
     """Write the sums of every file under `folder`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
-    lines = "".join(f"{_sum(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    lines = "".join(f"{sha256_of(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
     (folder / NAME).write_text(f"{lines}{_SELF}{hashlib.sha256(lines.encode()).hexdigest()}\n", encoding="utf-8")
 
 
@@ -30,16 +31,8 @@ def check_sums(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing from the artifact.", hint=_HINT)
-        if _sum(path) != expected:
+        if sha256_of(path) != expected:
             raise ArtifactError(f"{path} was cut or changed: its checksum is not the one in {NAME}.", hint=_HINT)
 
 
 _HINT = "Copy the artifact again from where it was made, or compile again: the same command resumes."
-
-
-def _sum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

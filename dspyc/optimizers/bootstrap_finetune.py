@@ -26,6 +26,7 @@ from ..compiler.trace import Trace
 from ..errors import ConfigError
 from ..evaluation import metric_fingerprint
 from ..evaluation.metrics import Metric
+from ..providers.local import home
 from ..signatures import (
     adapt,
     adapter_of,
@@ -300,8 +301,7 @@ class _Sitting:
 
 
 def _default_run_dir(identity: str) -> Path:
-    home = os.environ.get("DSPYC_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "dspyc") / "runs" / identity
+    return home() / "runs" / identity
 
 
 def _data(examples: Sequence[dspy.Example]) -> str:

@@ -10,8 +10,9 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from ..compiler.dataset import Dataset, Target
 from ..compiler.ledger import Ledger
 from ..errors import ConfigError, DataError, LedgerError, ProgramError, TrainingError
-from ..providers.local import LocalProvider
+from ..providers.local import LocalProvider, check_base, trained_lm
 from ..signatures import TerseAdapter, fingerprint, signature_fingerprint, task_name
+from ..signatures.fingerprints import stable
 from ..signatures.render import Row
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def check_trainable(unit: Unit, seed: int) -> None:
 
     Raises:
         ProgramError: Nothing can fine-tune the unit's LM.
+        ModelError: The LM wears an adapter, which a training of its base would lose.
         ConfigError: A setting of its training is unknown or contradicts another.
     """
     provider = getattr(unit.lm, "provider", None)
@@ -65,6 +67,7 @@ def check_trainable(unit: Unit, seed: int) -> None:
             hint="Set a student LM that can: program.set_lm(dspyc.LocalLM('dspyc/tiny')).",
         )
     if isinstance(provider, LocalProvider):
+        check_base(unit.lm.engine.serving(unit.lm.model))
         _config(unit, seed)
 
 
@@ -106,16 +109,21 @@ def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_pro
 def _train_here(
     unit: Unit, train: list[Row], validation: list[Row], ledger: Ledger, seed: int, show_progress: bool
 ) -> Trained:
-    from ..providers.local import trained_lm
     from ..training import train as run_training
 
     config = _config(unit, seed)
-    base = unit.lm.engine
+    base = unit.lm.engine.serving(unit.lm.model)
     key = fingerprint([base.model_string, train, validation, config.model_dump(mode="json")])
     folder = ledger.run_dir / "training" / key
     ledger.event("training", predictors=unit.names, rows=len(train), folder=str(folder))
     result = run_training(
-        base.model, train, config=config, output_dir=folder, validation=validation, show_progress=show_progress
+        base.model,
+        train,
+        config=config,
+        output_dir=folder,
+        validation=validation,
+        device=base.device,
+        show_progress=show_progress,
     )
     facts = {"predictors": unit.names, "config": config.model_dump(mode="json"), **result.to_dict()}
     return Trained(trained_lm(unit.lm, result), facts)
@@ -130,7 +138,7 @@ def _config(unit: Unit, seed: int) -> "TrainingConfig":
 def _train_elsewhere(unit: Unit, rows: list[Row], ledger: Ledger) -> Trained:
     """At a provider, through DSPy's own door; a job that was started is never started a second time."""
     data = [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]
-    key = fingerprint([unit.lm.model, data, sorted(map(str, unit.train_kwargs))])
+    key = fingerprint([unit.lm.model, data, stable(dict(unit.train_kwargs))])
     facts = {"predictors": unit.names, "rows": len(rows)}
     known = ledger.job(key)
     if known and known["state"] == "done":

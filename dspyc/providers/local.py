@@ -115,12 +115,7 @@ class LocalProvider(Provider):
         from ..models.engine import LocalEngine, find_engine
 
         base = find_engine(model) if model.startswith("local/") else LocalEngine(model)
-        if base.adapter is not None:
-            raise ModelError(
-                f"{base.model_string} is {base.model} with the LoRA adapter in {base.adapter}; "
-                "only a base model can be trained.",
-                hint="Train the base anew, or merge the adapter first: PeftModel.merge_and_unload(), save_pretrained(folder).",
-            )
+        check_base(base)
         settings = dict(train_kwargs or {})
         output = settings.pop("output_dir", None)
         share = settings.pop("validation_fraction", _VALIDATION_SHARE)
@@ -144,11 +139,21 @@ class LocalProvider(Provider):
         return tuned.model_string
 
 
+def check_base(engine: "LocalEngine") -> None:
+    """Raises ModelError where an engine wears an adapter: training would start from the base, and lose it."""
+    if engine.adapter is not None:
+        raise ModelError(
+            f"{engine.model_string} is {engine.model} with the LoRA adapter in {engine.adapter}; "
+            "only a base model can be trained.",
+            hint="Train the base anew, or merge the adapter first: PeftModel.merge_and_unload(), save_pretrained(folder).",
+        )
+
+
 def trained_lm(lm: dspy.LM, result: "TrainingResult") -> dspy.LM:
     """`lm`, settings and all, over the weights that training its model gave. `lm` itself stays as it is."""
     from ..models.engine import AsyncLocalEngine
 
-    tuned = _tuned_engine(lm.engine, result)
+    tuned = _tuned_engine(lm.engine.serving(lm.model), result)
     return lm.copy(model=tuned.model_string, engine=tuned, async_engine=AsyncLocalEngine(tuned))
 
 
@@ -174,12 +179,16 @@ def split(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, 
     )
 
 
+def home() -> Path:
+    """Where dspyc keeps what was given no folder: `$DSPYC_HOME`, else `~/.cache/dspyc`."""
+    return Path(os.environ.get("DSPYC_HOME") or Path.home() / ".cache" / "dspyc").expanduser()
+
+
 def default_folder(model_string: str, rows: Sequence[Mapping[str, Any]], train_kwargs: Mapping[str, Any]) -> Path:
     """`finetuned/<model>-<12 hex>` in dspyc's own folder: the same run, the same name."""
-    home = Path(os.environ.get("DSPYC_HOME") or Path.home() / ".cache" / "dspyc").expanduser()
     content = json.dumps([model_string, list(rows), dict(train_kwargs)], sort_keys=True, ensure_ascii=True, default=str)
     name = model_string.removeprefix("local/").partition("@")[0]
-    return home / "finetuned" / f"{name}-{sha256(content.encode()).hexdigest()[:12]}"
+    return home() / "finetuned" / f"{name}-{sha256(content.encode()).hexdigest()[:12]}"
 
 
 def _check_arguments(model: Any, adapter: Any, generation: Mapping[str, Any]) -> None:

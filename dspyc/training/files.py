@@ -95,19 +95,20 @@ def flush(path: Path) -> None:
 def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in `folder` but its manifest, by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): _sum(p) for p in files}
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
 
 
 def first_damaged(folder: Path, expected: dict[str, str]) -> str | None:
     """The name of a file that is missing or is not what was written, or None where all are whole."""
     for name, digest in expected.items():
         path = folder / name
-        if not path.is_file() or _sum(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             return name
     return None
 
 
-def _sum(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

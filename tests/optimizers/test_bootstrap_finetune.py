@@ -18,6 +18,7 @@ from dspyc.errors import (
     ConfigError,
     DataError,
     LedgerError,
+    ModelError,
     ProgramError,
     RegressionError,
     RenderError,
@@ -423,6 +424,14 @@ def test_a_student_without_an_lm_or_with_one_that_cannot_be_tuned_is_refused(tmp
     assert "LocalLM" in caught.value.hint
     with pytest.raises(ProgramError, match="str"):
         optimizer(tmp_path).compile("Desk", trainset=desk.examples(4))  # type: ignore[arg-type]
+
+
+def test_a_student_that_wears_an_adapter_is_refused_before_any_call(tmp_path: Path) -> None:
+    first = compile_desk(tmp_path / "first", 4)
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(ModelError, match="only a base model can be trained"):
+        optimizer(tmp_path / "second", teacher_lm=teacher_lm).compile(first, trainset=desk.examples(4))
+    assert teacher_lm.engine.calls == 0
 
 
 def test_an_unknown_training_setting_is_found_before_any_call(tmp_path: Path) -> None:
