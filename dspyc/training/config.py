@@ -25,8 +25,6 @@ _ALIASES = {
     "max_seq_length": "max_length",
     "r": "lora_rank",
     "lora_r": "lora_rank",
-    "eval_steps": "eval_every",
-    "save_steps": "save_every",
 }
 _ELSEWHERE = {
     "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
@@ -86,10 +84,10 @@ class TrainingConfig(BaseModel):
     early_stopping_threshold: float = Field(
         default=0.0, ge=0, description="what the validation loss has to fall by to count, a number of at least 0"
     )
-    eval_every: int | Literal["epoch"] = Field(
+    eval_steps: int | Literal["epoch"] = Field(
         default="epoch", description="'epoch' or a number of steps of at least 1"
     )
-    save_every: int | Literal["epoch"] = Field(
+    save_steps: int | Literal["epoch"] = Field(
         default="epoch", description="'epoch' or a number of steps of at least 1"
     )
     save_total_limit: int = Field(
@@ -118,7 +116,7 @@ class TrainingConfig(BaseModel):
             raise ValueError("a truth value")
         return value
 
-    @field_validator("eval_every", "save_every")
+    @field_validator("eval_steps", "save_steps")
     @classmethod
     def _at_least_one(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:

@@ -305,7 +305,7 @@ def _cpu_multiplies_bf16() -> bool:
 def _arguments(model: torch.nn.Module, config: TrainingConfig, folder: Path, validated: bool) -> TrainingArguments:
     """Our settings in transformers' words. Precision is ours to switch, so transformers is told nothing of it."""
     device = next(model.parameters()).device
-    eval_every, save_every = config.eval_every, config.save_every
+    eval_steps, save_steps = config.eval_steps, config.save_steps
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -316,10 +316,10 @@ def _arguments(model: torch.nn.Module, config: TrainingConfig, folder: Path, val
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused" if device.type in ("cpu", "cuda") else "adamw_torch",
-        eval_strategy=("epoch" if eval_every == "epoch" else "steps") if validated else "no",
-        eval_steps=None if eval_every == "epoch" else eval_every,
-        save_strategy="epoch" if save_every == "epoch" else "steps",
-        save_steps=500 if save_every == "epoch" else save_every,
+        eval_strategy=("epoch" if eval_steps == "epoch" else "steps") if validated else "no",
+        eval_steps=None if eval_steps == "epoch" else eval_steps,
+        save_strategy="epoch" if save_steps == "epoch" else "steps",
+        save_steps=500 if save_steps == "epoch" else save_steps,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         seed=config.seed,

@@ -17,7 +17,7 @@ folder, die_at, steps, threads = Path(sys.argv[1]), json.loads(sys.argv[2]), int
 teacher_lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log", die_at))
 optimizer = dspyc.BootstrapFinetune(
     metric=desk.metric, teacher_lm=teacher_lm, run_dir=folder / "run", holdout_fraction=0, num_threads=threads,
-    train_kwargs={**desk.QUICK, "max_steps": steps, "save_every": 2},
+    train_kwargs={**desk.QUICK, "max_steps": steps, "save_steps": 2},
 )
 compiled = optimizer.compile(desk.student(), trainset=desk.examples(10))
 report = compiled.report

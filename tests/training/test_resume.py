@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": 14,
     "batch_size": 2,
     "gradient_accumulation": 2,
-    "save_every": 3,
+    "save_steps": 3,
     "precision": "fp32",
     "embedding_dropout": 0.1,
     "logging_steps": 1,

@@ -40,7 +40,7 @@ def test_a_toy_set_is_learned_to_exact_answers(tmp_path: Path, method: Any) -> N
     base = small.folder(tmp_path / "model", initializer_range=0.3)  # an adapter needs something to adapt
     rows = small.rows(20)
     extra = {} if method == "full" else {"lora_rank": 16, "lora_dropout": 0.0}
-    config = TrainingConfig(method=method, epochs=200, save_every=1000, scheduler="cosine", **FAST, **extra)
+    config = TrainingConfig(method=method, epochs=200, save_steps=1000, scheduler="cosine", **FAST, **extra)
     result = train(str(base), rows, config=config, output_dir=tmp_path / "out")
     assert result.steps == result.kept_step == 400
     assert result.train_loss < 0.1
@@ -155,7 +155,7 @@ def test_early_stopping_keeps_the_best_weights(base: Path, tmp_path: Path) -> No
     for i, row in enumerate(held_out):
         row["messages"] = [row["messages"][0], small.rows(20)[(i + 3) % 20]["messages"][1]]
     config = TrainingConfig(
-        method="full", epochs=200, early_stopping_patience=2, eval_every=3, save_every=100, save_total_limit=1, **FAST
+        method="full", epochs=200, early_stopping_patience=2, eval_steps=3, save_steps=100, save_total_limit=1, **FAST
     )
     out = tmp_path / "out"
     result = train(str(base), rows, config=config, output_dir=out, validation=held_out)
@@ -172,7 +172,7 @@ def test_early_stopping_keeps_the_best_weights(base: Path, tmp_path: Path) -> No
 
 def test_a_loss_that_is_no_number_stops_the_run_at_a_good_checkpoint(base: Path, tmp_path: Path) -> None:
     settings = {**FAST, "learning_rate": 1e38, "max_grad_norm": 0.0, "scheduler": "constant"}
-    config = TrainingConfig(method="full", epochs=5, save_every=1, **settings)
+    config = TrainingConfig(method="full", epochs=5, save_steps=1, **settings)
     with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+ of 10.*learning_rate below 1e\+38"):
         train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
     assert not (tmp_path / "out" / "result.json").exists()
