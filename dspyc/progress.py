@@ -9,6 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Advance = Callable[..., None]
 
 
+def tell(text: str) -> None:
+    """A line on stderr, drawn only where a person can see it."""
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        console.print(text, highlight=False, markup=False)
+
+
 @contextmanager
 def bar(text: str, total: int, *, show: bool = True) -> Iterator[Advance]:
     """A bar on stderr, drawn only where a person can see it; yields `advance(steps=1, note="")`."""

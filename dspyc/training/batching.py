@@ -1,4 +1,4 @@
-"""Which rows are computed together, and how they become one rectangle of numbers."""
+"""Which rows a step learns from, and how rows become one rectangle of numbers."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,78 +7,81 @@ import torch
 
 from .rows import EncodedRow
 
-Batch = dict[str, torch.Tensor]
 _POOL = 50  # steps' worth of rows that are sorted by length together: little padding, still shuffled
 
 
-class LengthBuckets:
-    """A batch sampler: rows of like length together, in an order that (seed, epoch) alone decides.
+class Steps:
+    """A batch sampler: the rows of every optimizer step of an epoch, in an order that (seed, epoch) alone decides.
 
-    Rows are first dealt to steps of `batch_size * accumulation` rows, so a step learns from the same rows however it is
-    divided. The odd rows of an epoch form its last, smaller step.
+    A step holds `rows` rows of like length, the odd ones of an epoch forming its last, smaller step; or, where `tokens` is
+    given, as many rows as have about that many tokens. An epoch has as many steps as the others.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, accumulation: int = 1, seed: int = 0) -> None:
-        self.lengths, self.batch_size, self.accumulation, self.seed = lengths, batch_size, accumulation, seed
+    def __init__(
+        self, lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None, seed: int = 0
+    ) -> None:
+        self.lengths, self.rows, self.tokens, self.seed = lengths, rows, tokens, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        if self.rows is not None:
+            return -(-len(self.lengths) // self.rows)
+        return min(len(self.lengths), -(-sum(self.lengths) // (self.tokens or 1)))
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps():
-            yield from (step[i : i + self.batch_size] for i in range(0, len(step), self.batch_size))
-
-    def _steps(self) -> list[list[int]]:
-        rng = random.Random(f"rows {self.seed} {self.epoch}")
         order = list(range(len(self.lengths)))
+        rng = random.Random(f"rows {self.seed} {self.epoch}")
         rng.shuffle(order)
-        size = self.batch_size * self.accumulation
+        yield from self._by_tokens(order) if self.rows is None else self._by_rows(order, self.rows, rng)
+
+    def _by_rows(self, order: list[int], size: int, rng: random.Random) -> list[list[int]]:
         whole = len(order) - len(order) % size
         steps = []
         for start in range(0, whole, size * _POOL):
             pool = sorted(order[start : min(start + size * _POOL, whole)], key=self._length)
             steps += [pool[i : i + size] for i in range(0, len(pool), size)]
         rng.shuffle(steps)
-        rest = sorted(order[whole:], key=self._length)
-        return [*steps, rest] if rest else steps
+        return [*steps, order[whole:]] if order[whole:] else steps
+
+    def _by_tokens(self, order: list[int]) -> list[list[int]]:
+        """Cuts where equal shares of all tokens end, with at least one row in each."""
+        steps: list[list[int]] = [[]]
+        total, count, seen = sum(self.lengths), len(self), 0
+        for place, index in enumerate(order):
+            due = seen * count >= len(steps) * total or len(order) - place == count - len(steps)
+            if steps[-1] and due and len(steps) < count:
+                steps.append([])
+            steps[-1].append(index)
+            seen += self.lengths[index]
+        return steps
 
     def _length(self, index: int) -> int:
         return self.lengths[index]
 
 
-def in_length_order(rows: Sequence[EncodedRow], batch_size: int) -> Iterator[list[EncodedRow]]:
-    """Every row once, the longest first."""
-    ordered = sorted(rows, key=len, reverse=True)
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
+def rectangle(
+    rows: Sequence[EncodedRow], start: int, pad_id: int, prompt_weight: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, weights) of what `rows` hold from `start` on, each (batch, time), padded on the right.
 
-
-class Collator:
-    """Rows as `input_ids`, `attention_mask` and `weights`, each (batch, time), padded on the right.
-
-    `weights[b, t]` is the weight in the loss of predicting `input_ids[b, t]`: 1 in the reply, `prompt_weight` in the
-    prompt, 0 for padding and for the first token, which nothing predicts.
+    `weights[b, t]` is the weight in the loss of predicting `ids[b, t]`: 1 in the reply, `prompt_weight` in the prompt, 0 for
+    padding and for the first token, which nothing predicts.
     """
+    width = max(len(row) for row in rows) - start
+    ids, weights = [], []
+    for row in rows:
+        padding = width - (len(row) - start)
+        own = [prompt_weight] * row.prompt_length + [1.0] * (len(row) - row.prompt_length)
+        own[0] = 0.0
+        ids.append(row.ids[start:] + [pad_id] * padding)
+        weights.append(own[start:] + [0.0] * padding)
+    return torch.tensor(ids, device=device), torch.tensor(weights, device=device)
 
-    def __init__(self, pad_id: int, prompt_weight: float = 0.0) -> None:
-        self.pad_id, self.prompt_weight = pad_id, prompt_weight
 
-    def __call__(self, rows: Sequence[EncodedRow]) -> Batch:
-        width = max(len(row) for row in rows)
-        ids, mask, weights = [], [], []
-        for row in rows:
-            length, padding = len(row), width - len(row)
-            ids.append(row.ids + [self.pad_id] * padding)
-            mask.append([1] * length + [0] * padding)
-            prompt = [0.0] + [self.prompt_weight] * (row.prompt_length - 1) if row.prompt_length else []
-            reply = [1.0] * (length - row.prompt_length) if row.prompt_length else [0.0] + [1.0] * (length - 1)
-            weights.append(prompt + reply + [0.0] * padding)
-        return {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": torch.tensor(mask),
-            "weights": torch.tensor(weights),
-        }
+def weight_of(row: EncodedRow, prompt_weight: float) -> float:
+    """The sum of a row's weights."""
+    learned = len(row) - max(1, row.prompt_length)
+    return learned + prompt_weight * max(0, row.prompt_length - 1)

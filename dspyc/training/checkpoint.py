@@ -4,6 +4,7 @@ checkpoint-120/
   model.safetensors        the trained tensors, by parameter name, in training precision
   optimizer.safetensors    the optimizer's moments; optimizer.json its settings
   scheduler.json           where the learning rate stands
+  scaler.json              the loss scale, where precision is "fp16"
   rng.safetensors          torch's generators; rng.json Python's and NumPy's
   trainer_state.json       transformers' own counters, and the evaluations without an improvement
   manifest.json            the step, the best step so far, and the SHA-256 of every other file and of itself
@@ -79,7 +80,6 @@ def save_trained(model: torch.nn.Module, folder: Path) -> None:
     save_file({name: t.contiguous().cpu() for name, t in trained_tensors(model).items()}, folder / _MODEL)
 
 
-@torch.no_grad()
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
     """Put a checkpoint's tensors into a model of the same settings.
 
@@ -91,8 +91,13 @@ def load_trained(model: torch.nn.Module, folder: Path) -> None:
         raise TrainingError(
             f"The checkpoint {folder} holds other tensors than this model trains.", hint="Use a new output_dir."
         )
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])
+    put_trained(model, saved)
+
+
+@torch.no_grad()
+def put_trained(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in trained_tensors(model).items():
+        tensor.copy_(tensors[name])
 
 
 def save_optimizer(optimizer: Any, folder: Path) -> None:
@@ -126,6 +131,17 @@ def save_scheduler(scheduler: Any, folder: Path) -> None:
 
 def load_scheduler(scheduler: Any, folder: Path) -> None:
     scheduler.load_state_dict({**_read(folder / "scheduler.json"), "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+
+
+def save_scaler(scaler: Any, folder: Path) -> None:
+    """The loss scale of half precision; nothing where there is none."""
+    if scaler is not None:
+        write_json(folder / "scaler.json", scaler.state_dict())
+
+
+def load_scaler(scaler: Any, folder: Path) -> None:
+    if scaler is not None:
+        scaler.load_state_dict(_read(folder / "scaler.json"))
 
 
 class CheckpointStore:

@@ -1,6 +1,7 @@
 """TrainingConfig: every setting of a training run in one immutable, serialisable object."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,9 @@ _ELSEWHERE = {
     "fp16": "Half precision would need loss scaling; use precision='bf16' or precision='fp32'.",
 }
 _IGNORED = ("packing",)  # rows are bucketed by length and never packed, so there is nothing to turn on or off
-_SECRET = re.compile(r"(^|_)(api_?key|access_?key|key|token|secret|password|credential)s?$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(api_?key|access_?key|key|(?<!micro_batch_)token|secret|password|credential)s?$", re.IGNORECASE
+)
 
 
 class TrainingConfig(BaseModel):
@@ -44,6 +47,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    model: str | None = Field(default=None, description="a hub id, a folder or 'dspyc/tiny', or None")
     method: Literal["lora", "full"] = Field(default="lora", description="'lora' (an adapter) or 'full' (every weight)")
     epochs: float = Field(default=3.0, gt=0, description="passes over the rows, a number above 0")
     max_steps: int | None = Field(
@@ -94,11 +98,20 @@ class TrainingConfig(BaseModel):
         default=2, ge=1, description="checkpoints to keep, at least 1; the best one is kept besides"
     )
     logging_steps: int = Field(default=10, ge=1, description="a number of steps of at least 1")
-    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="'auto', 'bf16' or 'fp32'")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        default="auto", description="'auto', 'bf16', 'fp16' or 'fp32'"
+    )
     max_length: int | None = Field(
         default=None, ge=2, description="tokens of a row, at least 2; or None for the model's limit"
     )
     gradient_checkpointing: bool = Field(default=False, description="True or False")
+    micro_batch_tokens: int | None = Field(
+        default=None, ge=1, description="tokens that are computed together at most, at least 1; or None"
+    )
+    shared_prefix: bool = Field(default=True, description="True or False")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(), description="a list of 'tensorboard', 'wandb' and 'mlflow'"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="a whole number in [0, 2**32)")
 
     if not TYPE_CHECKING:  # type checkers keep the fields' own names and types
@@ -112,7 +125,7 @@ class TrainingConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and info.field_name != "gradient_checkpointing":
+        if isinstance(value, bool) and info.field_name not in ("gradient_checkpointing", "shared_prefix"):
             raise ValueError("a truth value")
         return value
 
@@ -145,6 +158,20 @@ class TrainingConfig(BaseModel):
                 hint="Set early_stopping_patience too, such as 3 evaluations.",
             )
         return self
+
+    @property
+    def rows_a_step(self) -> int | None:
+        """Rows that an optimizer step learns from, over all processes."""
+        return self.batch_size * self.gradient_accumulation
+
+    @property
+    def tokens_a_step(self) -> int | None:
+        """Tokens that an optimizer step learns from, where those are what is counted."""
+        return None
+
+    def warmup_steps_of(self, total: int) -> int:
+        """The number of the first of `total` steps in which the rate rises."""
+        return math.ceil(total * self.warmup)
 
     @property
     def rate(self) -> float:

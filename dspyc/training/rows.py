@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, ModelError
+from ..errors import ConfigError, DataError, ModelError
+from ..models.weights import context_length
 
 if TYPE_CHECKING:
     from ..models.chat import ChatTokenizer
@@ -14,10 +16,11 @@ _SHOWN = 5  # rows named in an error
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One row: `ids[prompt_length:]` is the reply, the tokens that are learned."""
+    """One row: `ids[prompt_length:]` is the reply, the tokens that are learned; `index` is its place among the rows given."""
 
     ids: list[int]
     prompt_length: int
+    index: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +49,13 @@ class TokenReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: `too_long` as a list."""
         return {**asdict(self), "too_long": [asdict(row) for row in self.too_long]}
+
+    def describe(self) -> str:
+        left_out = f" {len(self.too_long):,} rows are too long and left out." if self.too_long else ""
+        return (
+            f"{self.rows:,} rows of {self.mean_length:.0f} tokens ({self.max_length:,} at most); "
+            f"{self.supervised_tokens:,} tokens are learned.{left_out}"
+        )
 
 
 def encode_rows(
@@ -78,6 +88,19 @@ def encode_rows(
     return encoded, report
 
 
+def row_limit(base: Path, tokenizer: Any, asked: int | None) -> int | None:
+    """Tokens that a row may have: what is asked for, or what the model takes, where it says so.
+
+    Raises:
+        ConfigError: The model takes less than what is asked for.
+    """
+    declared = tokenizer.model_max_length
+    most = context_length(base) or (declared if declared < 1 << 30 else None)
+    if asked is not None and most is not None and asked > most:
+        raise ConfigError(f"`max_length` is {asked}, and {base.name} takes {most} tokens.", hint=f"Use at most {most}.")
+    return asked or most
+
+
 def _encode(row: Mapping[str, Any], index: int, chat: "ChatTokenizer", kind: str) -> EncodedRow:
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
@@ -91,7 +114,7 @@ def _encode(row: Mapping[str, Any], index: int, chat: "ChatTokenizer", kind: str
         raise DataError(f"{_name(row, index, kind)} cannot be encoded: {error.message}", hint=error.hint) from error
     if prompt_length >= len(ids):
         raise DataError(f"{_name(row, index, kind)} has no supervised token: its last message is empty.")
-    return EncodedRow(ids, prompt_length)
+    return EncodedRow(ids, prompt_length, index)
 
 
 def _name(row: Any, index: int, kind: str) -> str:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,41 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
 from ..models.chat import ChatTokenizer
-from ..models.weights import context_length, device_of, identity, load_tokenizer, resolve
-from ..progress import bar
-from .checkpoint import CheckpointStore, RandomState, load_trained
+from ..models.weights import device_of, identity, load_tokenizer, resolve
+from ..progress import bar, tell
+from . import processes
+from .adapters import continue_adapter
+from .callbacks import Callback
+from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
 from .config import TrainingConfig
 from .events import EventLog
 from .files import clear_unfinished, first_damaged, guarded, sums, whole_folder, write_json
-from .methods import prepare, save_weights
+from .loss import Learner
+from .methods import check_method, prepare, save_weights
+from .probe import why_not_shared
 from .result import TrainingResult
-from .rows import EncodedRow, TokenReport, encode_rows
-from .trainer import RowTrainer, bad_evaluations, embedding_dropout, wants_autocast
+from .rows import EncodedRow, TokenReport, encode_rows, row_limit
+from .sharing import Planner
+from .trainer import RowTrainer, autocast_dtype, bad_evaluations, embedding_dropout
 
 log = logging.getLogger("dspyc.training")
-_FORMAT = 1  # of the output folder
+_FORMAT = 2  # of the output folder
 _one_at_a_time = threading.Lock()  # accelerate and torch's generators are the process's own
 _SHOWN = 5
+_MICRO_BATCH = {"cpu": 8_192, "cuda": 32_768, "mps": 8_192}  # tokens that are computed together
+_CALL_WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
 
 
 def train(
-    model: str | Path,
+    model: str | Path | None,
     rows: Sequence[Mapping[str, Any]],
     *,
     config: TrainingConfig | None = None,
     output_dir: str | Path,
     validation: Sequence[Mapping[str, Any]] = (),
     device: str = "auto",
+    adapter: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     show_progress: bool = True,
 ) -> TrainingResult:
     """Fine-tune `model` on chat rows; their last messages are what is learned.
@@ -47,22 +59,55 @@ def train(
     The same call in the same `output_dir` goes on where it was stopped, and returns at once when it was done. Rows that do
     not fit the model are left out, and reported in `result.rows["too_long"]`, in the events and in the log.
 
+    Args:
+        model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
+        adapter: The folder of a LoRA adapter on `model` to train on; its shape is the config's.
+
     Raises:
         ConfigError: Settings that cannot be used, or an `output_dir` that holds another run.
         DataError: No rows, or rows that cannot be used; raised before the model is loaded.
         ModelError: The model cannot be found or read.
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
-    run = _Run(str(model), config or TrainingConfig(), Path(output_dir), device, show_progress)
+    config = config or TrainingConfig()
+    run = _Run(_named(model, config), config, Path(output_dir), device, adapter, callbacks, show_progress)
     return run.carry_out(rows, validation)
 
 
+def _named(model: str | Path | None, config: TrainingConfig) -> str:
+    if model is None and config.model is None:
+        raise ConfigError("There is no model to train.", hint="Pass one, or set `model` in the config.")
+    if model is not None and config.model is not None and str(model) != config.model:
+        raise ConfigError(
+            f"The model is {str(model)!r}, and the config's is {config.model!r}.", hint="Give one of them."
+        )
+    return str(model if model is not None else config.model)
+
+
 class _Run:
-    def __init__(self, model: str, config: TrainingConfig, folder: Path, device: str, show_progress: bool) -> None:
-        self.model, self.config, self.folder, self.device, self.show = model, config, folder, device, show_progress
+    def __init__(
+        self,
+        model: str,
+        config: TrainingConfig,
+        folder: Path,
+        device: str,
+        adapter: str | Path | None,
+        callbacks: Sequence[Callback],
+        show_progress: bool,
+    ) -> None:
+        self.model, self.config, self.folder = model, config, folder
         self.base = resolve(model)
-        device_of(device)
+        self.adapter = resolve(adapter) if adapter is not None else None
+        self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / "checkpoints")
+        self.callbacks = list(callbacks) if processes.is_main() else []
+        self.show = show_progress and processes.is_main()
+        check_method(config, self.device)
+        if adapter is not None and config.method == "full":
+            raise ConfigError(
+                f"adapter is {adapter}, and the method is 'full'.",
+                hint="Use method='lora', or merge the adapter first.",
+            )
 
     def carry_out(self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> TrainingResult:
         if self.config.early_stopping_patience is not None and not validation:
@@ -71,12 +116,15 @@ class _Run:
                 hint="Pass validation rows (or a validation_fraction above 0), or leave early stopping off.",
             )
         key = self._key(rows, validation)
-        with guarded("start training", self.folder):
-            self._claim(key)
-            if (done := self._finished()) is not None:
-                return done
+        processes.join(cpu=self.device.type == "cpu")
+        if processes.is_main():
+            with guarded("start training", self.folder):
+                self._claim(key)
+        processes.wait()
+        if (done := self._finished()) is not None:
+            return done
         tokenizer = load_tokenizer(self.base)
-        chat, limit = ChatTokenizer(tokenizer), self._limit(tokenizer)
+        chat, limit = ChatTokenizer(tokenizer), row_limit(self.base, tokenizer, self.config.max_length)
         encoded, report = encode_rows(rows, chat, limit)
         held_out, held_report = encode_rows(validation, chat, limit, kind="validation")
         for kind, found in (("training", report), ("validation", held_report)):
@@ -93,6 +141,7 @@ class _Run:
         return {
             "format": _FORMAT,
             "model": identity(self.base),
+            "adapter": identity(self.adapter) if self.adapter is not None else None,
             "rows": _digest(rows),
             "validation": _digest(validation),
             "config": self.config.model_dump(mode="json"),
@@ -102,7 +151,7 @@ class _Run:
         """Make the folder this run's, or raise ConfigError where it is another's."""
         path = self.folder / "key.json"
         if not path.exists():
-            if any((self.folder / name).exists() for name in ("weights", "checkpoints", "result.json")):
+            if any((self.folder / name).exists() for name in ("final_model", "checkpoints", "result.json")):
                 raise ConfigError(
                     f"{self.folder} holds the files of something else and no key.json.", hint="Use another output_dir."
                 )
@@ -125,28 +174,13 @@ class _Run:
         """The result of this very run, if it ended and its weights are as they were written."""
         try:
             state = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-            result, files = TrainingResult.from_dict({**state, "path": str(self._weights)}), dict(state["files"])
+            result, files = TrainingResult.from_dict(state, self.folder), dict(state["files"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, TrainingError):
             return None
-        if (name := first_damaged(self._weights, files)) is not None:
-            log.warning("%s was cut or changed: the weights are made again.", self._weights / name)
+        if (name := first_damaged(self.folder, files)) is not None:
+            log.warning("%s was cut or changed: the weights are made again.", self.folder / name)
             return None
         return result
-
-    @property
-    def _weights(self) -> Path:
-        return self.folder / "weights"
-
-    def _limit(self, tokenizer: Any) -> int | None:
-        """Tokens that a row may have."""
-        declared = tokenizer.model_max_length
-        most = context_length(self.base) or (declared if declared < 1 << 30 else None)
-        asked = self.config.max_length
-        if asked is not None and most is not None and asked > most:
-            raise ConfigError(
-                f"`max_length` is {asked}, and {self.model} takes {most} tokens.", hint=f"Use at most {most}."
-            )
-        return asked or most
 
     # -------------------------------------------------------------------------------------------- the training
 
@@ -159,33 +193,78 @@ class _Run:
         held_report: TokenReport,
     ) -> TrainingResult:
         set_seed(self.config.seed)
-        longest = max(report.max_length, held_report.max_length)
-        model = prepare(self.base, self.config, self.device, longest)
+        model = prepare(self.base, self.config, str(self.device), max(report.max_length, held_report.max_length))
+        if self.adapter is not None:
+            continue_adapter(model, self.adapter)
         with guarded("read checkpoints", self.folder):
             checkpoint = self.store.newest_whole()
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
-            events = EventLog(self.folder / "events.jsonl", state.global_step if state else None)
-            self._note_start(events, state, report, held_report)
-        trainer = RowTrainer(
+            events = EventLog(self.folder / "events.jsonl", state.global_step if state else None, processes.is_main())
+        learner = Learner(
             model,
+            rows[0].ids[:64],
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            label_smoothing=self.config.label_smoothing,
+            prompt_weight=self.config.prompt_loss_weight,
+        )
+        trainer = RowTrainer(
+            learner,
             rows,
             config=self.config,
             store=self.store,
             events=events,
+            planner=Planner(self.config.micro_batch_tokens or _MICRO_BATCH[self.device.type], share=False),
             validation=held_out,
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            autocast=wants_autocast(self.config.precision, next(model.parameters()).device),
+            autocast=autocast_dtype(self.config.precision, self.device),
+            callbacks=self.callbacks,
         )
+        if not (checkpoint is not None and self._had_stopped(state)):
+            trainer.planner, why = self._planner(trainer)
+            self._announce(trainer, state, report, held_report, why)
         set_seed(self.config.seed)  # dropout draws the same numbers however the model was made
         with embedding_dropout(model, self.config.embedding_dropout), torch.enable_grad():
             self._fit(trainer, checkpoint, state)
         return self._finish(trainer, tokenizer, report, held_report)
 
-    def _note_start(self, events: EventLog, state: Any, report: TokenReport, held_report: TokenReport) -> None:
+    def _planner(self, trainer: RowTrainer) -> tuple[Planner, str | None]:
+        """The planner that the run uses, and why it does not share prompts, if it does not."""
+        plain, config = trainer.planner, self.config
+        if not config.shared_prefix:
+            return plain, "`shared_prefix` is False"
+        if config.prompt_loss_weight:
+            return plain, f"`prompt_loss_weight` is {config.prompt_loss_weight:g}, so prompts are learned too"
+        if config.gradient_checkpointing:
+            return (
+                plain,
+                "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
+            )
+        shared = replace(plain, share=True, worth=_CALL_WORTH.get(self.device.type, _CALL_WORTH["cpu"]))
+        why = why_not_shared(trainer.learner, trainer.first_rows(), shared)
+        if why is not None:
+            log.warning("Prompts are not shared in training %s: %s.", self.model, why)
+        return (plain, why) if why is not None else (shared, None)
+
+    def _announce(
+        self, trainer: RowTrainer, state: Any, report: TokenReport, held_report: TokenReport, why: str | None
+    ) -> None:
+        """Say what will be trained and what it will need, before the first step."""
+        events = trainer.events
         if state is not None:
             events.write(state.global_step, state.epoch, event="resumed")
             return
-        events.write(0, 0.0, event="started", rows=report.to_dict(), validation_rows=held_report.to_dict())
+        expected = trainer.forecast()
+        facts: dict[str, Any] = {
+            "rows": report.to_dict(),
+            "validation_rows": held_report.to_dict(),
+            "forecast": expected.to_dict(),
+            "shared_prefix": why is None,
+            "why_not_shared": why,
+        }
+        events.write(0, 0.0, event="started", **facts)
+        for watcher in self.callbacks:
+            watcher.on_start(facts)
+        if self.show:
+            tell(f"{report.describe()} {expected.describe()}")
 
     def _fit(self, trainer: RowTrainer, checkpoint: Path | None, state: Any) -> None:
         if checkpoint is not None and self._had_stopped(state):
@@ -201,9 +280,8 @@ class _Run:
                 raise
             except torch.OutOfMemoryError as error:
                 raise TrainingError(
-                    f"The device ran out of memory at step {trainer.state.global_step + 1}.",
-                    hint="Halve batch_size and double gradient_accumulation (the result is the same), or set "
-                    "gradient_checkpointing=True.",
+                    f"The device ran out of memory at step {trainer.state.global_step + 1}, with a single row at once.",
+                    hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
                 ) from error
 
     def _had_stopped(self, state: Any) -> bool:
@@ -214,31 +292,55 @@ class _Run:
     def _finish(
         self, trainer: RowTrainer, tokenizer: Any, report: TokenReport, held_report: TokenReport
     ) -> TrainingResult:
-        state, best = trainer.state, trainer.state.best_global_step
-        kept = state.global_step if best is None else best
-        if kept != state.global_step:
-            with guarded("read the best checkpoint", self.store.folder):
-                load_trained(trainer.student, self.store.path(kept))
+        """Write `final_model`, `best_model` where rows were held out, and the result."""
+        state, events = trainer.state, trainer.events
+        best = state.best_global_step
+        early = self.config.early_stopping_patience is not None
         result = TrainingResult(
-            path=str(self._weights),
+            path=str(self.folder / ("best_model" if early else "final_model")),
+            final_path=str(self.folder / "final_model"),
+            best_path=None if best is None else str(self.folder / "best_model"),
             method=self.config.method,
             base=self.model,
             base_identity=identity(self.base),
             steps=state.global_step,
-            kept_step=kept,
-            seconds=round(trainer.events.seconds(), 3),
-            train_loss=trainer.events.last_loss or 0.0,
-            validation_loss=trainer.events.last_validation_loss if best is None else state.best_metric,
+            kept_step=best if early and best is not None else state.global_step,
+            best_step=best,
+            seconds=round(events.seconds(), 3),
+            train_loss=events.last_loss or 0.0,
+            validation_loss=state.best_metric if early else events.last_validation_loss,
             stopped_early=state.global_step < state.max_steps,
             rows=report.to_dict(),
             validation_rows=held_report.to_dict(),
         )
-        with guarded("write the weights", self.folder):
-            with whole_folder(self._weights) as aside:
-                save_weights(trainer.student, tokenizer, self.model, self.base, aside)
-            files = sums(self._weights)
-            write_json(self.folder / "result.json", {**result.to_dict(), "path": "weights", "files": files})
+        if processes.is_main():
+            with guarded("write the weights", self.folder):
+                self._write(trainer, tokenizer, result)
+        processes.wait()
+        for watcher in self.callbacks:
+            watcher.on_end(result)
         return result
+
+    def _write(self, trainer: RowTrainer, tokenizer: Any, result: TrainingResult) -> None:
+        """The weights of the last step and of the best one, the curves and the model card; last, what they hash to."""
+        student, names = trainer.student, ["final_model"]
+        if result.best_step is not None:
+            names.append("best_model")
+            if result.best_step != result.steps:
+                last = {name: tensor.cpu().clone() for name, tensor in trained_tensors(student).items()}
+                load_trained(student, self.store.path(result.best_step))
+                self._write_model(student, tokenizer, "best_model", result)
+                put_trained(student, last)
+        self._write_model(student, tokenizer, "final_model", result)
+        if result.best_step == result.steps:
+            with whole_folder(self.folder / "best_model") as aside:
+                shutil.copytree(self.folder / "final_model", aside, dirs_exist_ok=True)
+        files = {f"{name}/{file}": digest for name in names for file, digest in sums(self.folder / name).items()}
+        write_json(self.folder / "result.json", {**result.to_dict(self.folder), "files": files})
+
+    def _write_model(self, student: Any, tokenizer: Any, name: str, result: TrainingResult) -> None:
+        with whole_folder(self.folder / name) as aside:
+            save_weights(student, tokenizer, self.model, self.base, aside)
 
 
 def _digest(rows: Sequence[Any]) -> str:

@@ -5,9 +5,8 @@ import math
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 250_000  # of the peak, as in torch's OneCycleLR
 
 
-def rate_factor(kind: str, step: int, total: int, warmup: float) -> float:
-    """The share of the peak learning rate at `step` of `total`, after a rise over the first `warmup` share of them."""
-    rising = math.ceil(total * warmup)
+def rate_factor(kind: str, step: int, total: int, rising: int) -> float:
+    """The share of the peak learning rate at `step` of `total`, after a rise over the first `rising` of them."""
     if kind == "one_cycle":
         return _one_cycle(step, total, rising)
     if step < rising:

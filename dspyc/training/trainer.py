@@ -1,8 +1,11 @@
 """RowTrainer: transformers' Trainer with our batches, our loss and checkpoints without pickles."""
 
+import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,179 +16,250 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..errors import TrainingError
 from ..progress import Advance
-from .batching import Batch, Collator, LengthBuckets, in_length_order
+from .batching import Steps, weight_of
+from .callbacks import Callback, Progress, peak_memory
 from .checkpoint import (
     CheckpointStore,
     RandomState,
     load_optimizer,
+    load_scaler,
     load_scheduler,
     load_trained,
     save_optimizer,
+    save_scaler,
     save_scheduler,
     save_trained,
 )
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
-from .loss import CausalLoss
+from .loss import Learner
+from .probe import Forecast, forecast
 from .rows import EncodedRow
 from .schedule import rate_factor
+from .sharing import Planner
 
+log = logging.getLogger("dspyc.training")
+_EVALUATED = 256  # validation rows that are planned together
 _OURS = "dspyc"  # our entry among transformers' callback states
 
 
 class RowTrainer(Trainer):
-    """Trains `model` on encoded rows; evaluates on held-out ones; keeps the best weights where stopping early."""
+    """Trains on encoded rows; evaluates on held-out ones; keeps the best weights where there are any.
 
-    loss_is_scaled_for_ga = True  # by the sum of weights over all batches of a step
+    One of its batches is all rows of an optimizer step. Each process takes its share of them, and the planner divides that
+    into what is computed together.
+    """
+
+    loss_is_scaled_for_ga = True  # by the sum of weights over all rows of a step
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        learner: Learner,
         rows: Sequence[EncodedRow],
         *,
         config: TrainingConfig,
         store: CheckpointStore,
         events: EventLog,
+        planner: Planner,
         validation: Sequence[EncodedRow] = (),
-        pad_id: int = 0,
-        autocast: bool = False,
+        autocast: torch.dtype | None = None,
+        callbacks: Sequence[Callback] = (),
         advance: Advance | None = None,
     ) -> None:
         super().__init__(
-            model=model,
-            args=_arguments(model, config, store.folder, bool(validation)),
+            model=learner,
+            args=_arguments(learner, config, store.folder, bool(validation)),
             train_dataset=list(rows),
             eval_dataset=list(validation) or None,
         )
-        self.student, self.rows, self.validation = model, list(rows), list(validation)
-        self.config, self.store, self.events = config, store, events
+        self.learner, self.student, self.rows, self.validation = learner, learner.model, list(rows), list(validation)
+        self.config, self.store, self.events, self.planner = config, store, events, planner
+        self.watchers = list(callbacks)
         self.advance = advance or (lambda *_, **__: None)
-        self.collate = Collator(pad_id, config.prompt_loss_weight)
-        self.loss = CausalLoss(model, rows[0].ids[:64], config.label_smoothing)
         self.autocast = autocast
         self.bad_evaluations = 0
         self._settled: RandomState | None = None
+        self._speed = _Speed()
+        if autocast is torch.float16:
+            self.accelerator.scaler = torch.amp.GradScaler(self.args.device.type)  # accelerate hands it on
         self.remove_callback(PrinterCallback)
         self.add_callback(_Timing(self))
 
     # ------------------------------------------------------------------------------------------- batches and loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        # A generator of its own: opening an epoch must not draw from the one that dropout uses.
+        return _StepLoader(
+            cast(Any, self.rows), batch_sampler=self._steps(), collate_fn=list, generator=torch.Generator()
+        )
+
+    def _steps(self) -> Steps:
         config = self.config
         lengths = [len(row) for row in self.rows]
-        buckets = LengthBuckets(lengths, config.batch_size, config.gradient_accumulation, config.seed)
-        # A generator of its own: opening an epoch must not draw from the one that dropout uses.
-        loader: Any = DataLoader(
-            cast(Any, self.rows), batch_sampler=buckets, collate_fn=self.collate, generator=torch.Generator()
-        )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        return Steps(lengths, rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        """The sum of weights over every batch of the step, in all processes."""
-        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        return None  # every process knows all rows of the step
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """This batch's share of the step's mean loss, in nats a unit of weight."""
-        with self._precision():
-            total, weight = self.loss(inputs)
-        loss = total / (weight if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise self._diverged("The loss", loss.item())
-        loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
-        return (loss, None) if return_outputs else loss
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradients of the step's mean loss in nats a unit of weight; returns this process's share of it, times processes."""
+        model.train()
+        self._speed.add(sum(map(len, inputs)))
+        while True:
+            try:
+                return self._accumulate(model, inputs)
+            except torch.OutOfMemoryError as error:
+                self._make_smaller(inputs, error)
+                model.zero_grad()
+
+    def _accumulate(self, model: Any, rows: list[EncodedRow]) -> torch.Tensor:
+        weight = sum(weight_of(row, self.config.prompt_loss_weight) for row in rows)
+        mine = self._share(rows)
+        scale = self.accelerator.num_processes / weight if mine else 0.0  # DDP takes the mean over processes
+        trees = self.planner(mine or rows[:1])  # one that has no row left still takes part in the exchange
+        total = torch.zeros((), device=self.args.device)
+        for tree in trees:
+            alone = self.accelerator.no_sync(model) if tree is not trees[-1] else nullcontext()
+            with alone, self._precision():
+                loss = model(tree)[0] * scale
+                self.accelerator.backward(loss)
+            total += loss.detach().float()
+        if not torch.isfinite(total):
+            raise self._diverged("The loss", float(total), mine)
+        self._current = mine
+        return total
+
+    def _share(self, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+        """What this process computes of a step, or of the validation rows."""
+        return list(rows[self.accelerator.process_index :: self.accelerator.num_processes])
+
+    def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
+        """Halve what is computed together; the step stays as it is."""
+        largest = max(self.planner(self._share(rows)), key=lambda tree: tree.tokens)
+        if len(largest.all_rows()) == 1 or self.accelerator.num_processes > 1:
+            raise error
+        self.planner = self.planner.with_budget(min(self.planner.budget, largest.tokens) // 2)
+        torch.cuda.empty_cache()
+        log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
+        self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        self._unscale()
         return self._finite(cast(Any, super())._clip_grad_norm(model))
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self._unscale()
         return self._finite(cast(Any, super())._get_grad_norm(model, grad_norm))
 
+    def _unscale(self) -> None:
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(cast(Any, self.optimizer).optimizer)
+
     def _finite(self, norm: Any) -> Any:
-        if not math.isfinite(float(norm)):
-            raise self._diverged("The gradient", norm)
+        # In half precision a step whose scaled gradients overflow is left out, and the scale is lowered.
+        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
+            raise self._diverged("The gradient", norm, self._current)
         return norm
 
-    def _diverged(self, what: str, value: Any) -> TrainingError:
+    def _diverged(self, what: str, value: Any, rows: Sequence[EncodedRow] = ()) -> TrainingError:
         step = self.state.global_step + 1
         good = self.store.steps()
         kept = f"The last good checkpoint is {self.store.path(good[-1])}." if good else "There is no checkpoint yet."
+        named = f" (training rows {', '.join(str(row.index) for row in rows)})" if rows else ""
         return TrainingError(
-            f"{what} became {float(value)} at step {step} of {self.state.max_steps}. {kept}",
+            f"{what} became {float(value)} at step {step} of {self.state.max_steps}{named}. {kept}",
             hint=f"Train again in a new output_dir with a learning_rate below {self.config.rate:g}, or precision='fp32'.",
         )
 
     def _precision(self) -> Any:
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast)
+        return torch.autocast(self.args.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            kind, warmup = self.config.scheduler, self.config.warmup
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                cast(Any, optimizer or self.optimizer), lambda step: rate_factor(kind, step, num_training_steps, warmup)
-            )
+            rising = self.config.warmup_steps_of(num_training_steps)
+            factor = partial(rate_factor, self.config.scheduler, total=num_training_steps, rising=rising)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(cast(Any, optimizer or self.optimizer), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting parameters at every batch costs more than a small model's layer
 
+    def first_rows(self) -> list[EncodedRow]:
+        """The rows of the first step."""
+        return [self.rows[i] for i in next(iter(self._steps()))]
+
+    def forecast(self) -> Forecast:
+        """What the run is expected to need on this process."""
+        steps = self._steps()
+        trees = [tree for step in steps for tree in self.planner(self._share([self.rows[i] for i in step]) or [])]
+        return forecast(self.learner, trees, self.total_steps() / len(steps), self._precision())
+
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        rows_a_step = self.config.batch_size * self.config.gradient_accumulation
-        a_pass = math.ceil(len(self.rows) / rows_a_step)
-        return self.config.max_steps or math.ceil(self.config.epochs * a_pass)
+        return self.config.max_steps or math.ceil(self.config.epochs * len(self._steps()))
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean cross entropy of the reply tokens of all validation rows in nats: no smoothing, no prompt tokens."""
-        collate = Collator(self.collate.pad_id)
-        self.student.eval()
-        total = weight = 0.0
-        for rows in in_length_order(self.validation, 2 * self.config.batch_size):
-            batch = {name: tensor.to(self.args.device) for name, tensor in collate(rows).items()}
-            with self._precision():
-                losses, weights = self.loss(batch, label_smoothing=0.0)
-            total, weight = total + float(losses), weight + float(weights)
-        return total / weight
+        self.learner.eval()
+        sums = torch.zeros(2, device=self.args.device)
+        for start in range(0, len(self.validation), _EVALUATED):
+            mine = self._share(self.validation[start : start + _EVALUATED])
+            for tree in self.planner(mine) if mine else []:
+                with self._precision():
+                    sums += torch.stack(self.learner(tree)).float()
+        total, weight = self.accelerator.reduce(sums).tolist() if self.accelerator.num_processes > 1 else sums.tolist()
+        return float(total / weight)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, note it, and decide whether this is the best so far and whether to stop."""
         loss = self.validation_loss()
         if not math.isfinite(loss):
             raise self._diverged("The validation loss", loss)
-        self._note(validation_loss=loss)
-        best, patience = self.state.best_metric, self.config.early_stopping_patience
+        progress = self._note(validation_loss=loss)
+        for watcher in self.watchers:
+            watcher.on_evaluate(progress)
         metrics = {"eval_loss": loss}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if patience is None:
-            return metrics
+        best, patience = self.state.best_metric, self.config.early_stopping_patience
         if best is None or loss < best - self.config.early_stopping_threshold:
             self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
             self.bad_evaluations = 0
             self.control.should_save = True  # best weights are kept as a checkpoint
-        else:
+        elif patience is not None:
             self.bad_evaluations += 1
             self.control.should_training_stop |= self.bad_evaluations >= patience
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            names = ("loss", "learning_rate", "grad_norm")
-            self._note(**{name: float(logs[name]) for name in names if name in logs})
+        if "loss" not in logs:
+            return
+        known: dict[str, Any] = {
+            name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs
+        }
+        memory = peak_memory(self.args.device)
+        progress = self._note(**known, tokens_per_second=self._speed.read(), memory=memory)
+        for watcher in self.watchers:
+            watcher.on_log(progress)
+        facts: dict[str, Any] = {"epoch": self.state.epoch, **known}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, facts)  # trackers
 
-    def _note(self, **facts: float) -> None:
+    def _note(self, **facts: Any) -> Progress:
+        progress = Progress(
+            self.state.global_step, self.state.max_steps, self.state.epoch or 0.0, self.events.seconds(), **facts
+        )
         with guarded("write events", self.events.path.parent):
-            self.events.write(self.state.global_step, self.state.epoch or 0.0, **facts)
+            self.events.write(**progress.to_dict())
+        return progress
+
+    def _event(self, event: str, **facts: Any) -> None:
+        with guarded("write events", self.events.path.parent):
+            self.events.write(step=self.state.global_step, epoch=self.state.epoch or 0.0, event=event, **facts)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -200,13 +274,18 @@ class RowTrainer(Trainer):
             save_trained(self.student, folder)
             save_optimizer(self.optimizer, folder)
             save_scheduler(self.lr_scheduler, folder)
+            save_scaler(self.accelerator.scaler, folder)
             rng.save(folder)
             self.state.stateful_callbacks = cast(Any, {_OURS: {"bad_evaluations": self.bad_evaluations}})
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
-        with guarded(f"write the checkpoint of step {step}", self.store.folder):
-            self.store.write(step, fill, best)
-            self.store.keep(self.config.save_total_limit, step, best)
+        if self.accelerator.is_main_process:
+            with guarded(f"write the checkpoint of step {step}", self.store.folder):
+                written = self.store.write(step, fill, best)
+                self.store.keep(self.config.save_total_limit, step, best)
+            for watcher in self.watchers:
+                watcher.on_save(written)
+        self.accelerator.wait_for_everyone()  # the best checkpoint is read by all
 
     def save_if_settled(self) -> None:
         """On the way out: a checkpoint of this step, unless an update or an evaluation was under way."""
@@ -229,12 +308,36 @@ class RowTrainer(Trainer):
         self.bad_evaluations = bad_evaluations(self.state)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """There is none: bfloat16 needs no loss scaling."""
+        if checkpoint is not None:
+            load_scaler(self.accelerator.scaler, Path(checkpoint))
 
 
 def bad_evaluations(state: Any) -> int:
     """Evaluations without an improvement, of a saved TrainerState."""
     return int((state.stateful_callbacks.get(_OURS) or {}).get("bad_evaluations", 0))
+
+
+class _StepLoader(DataLoader[Any]):
+    """Passes the epoch on to the sampler, which transformers does for accelerate's loaders only."""
+
+    def set_epoch(self, epoch: int) -> None:
+        cast(Steps, self.batch_sampler).set_epoch(epoch)
+
+
+class _Speed:
+    """Tokens a second since it was last read."""
+
+    def __init__(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def read(self) -> float:
+        now = time.monotonic()
+        speed = self._tokens / max(1e-9, now - self._since)
+        self._tokens, self._since = 0, now
+        return round(speed, 1)
 
 
 class _Timing(TrainerCallback):
@@ -288,13 +391,12 @@ def embedding_dropout(model: Any, share: float) -> Iterator[None]:
         hook.remove()
 
 
-def wants_autocast(precision: str, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16: where asked, and under "auto" where the hardware multiplies it natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and _cpu_multiplies_bf16()
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What matrix products run in: "auto" is bfloat16 where the hardware multiplies it natively; None is float32."""
+    if precision == "auto":
+        native = device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.bfloat16 if native or (device.type == "cpu" and _cpu_multiplies_bf16()) else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -310,8 +412,7 @@ def _arguments(model: torch.nn.Module, config: TrainingConfig, folder: Path, val
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
+        per_device_train_batch_size=1,  # one of our steps
         learning_rate=config.rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -324,7 +425,7 @@ def _arguments(model: torch.nn.Module, config: TrainingConfig, folder: Path, val
         logging_nan_inf_filter=False,
         seed=config.seed,
         use_cpu=device.type == "cpu",
-        report_to="none",
+        report_to=list(config.report_to) or "none",
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,

@@ -35,23 +35,36 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def architecture(kind: str = "llama", **changes: Any) -> Any:
-    from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+    import transformers
 
     common = {"vocab_size": len(tokenizer()), "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
     if kind == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256, **common, **changes)
+        still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256, **(common | still | changes))
     shape = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
     }
-    kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma2": Gemma2Config}
-    return kinds[kind](**shape, **common, **changes)
+    if kind == "mamba":
+        return transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **(common | changes))
+    if kind == "mistral":
+        shape["sliding_window"] = 16
+    if kind not in ("phi", "granite"):
+        shape |= {"num_key_value_heads": 1, "head_dim": 16}
+    kinds = {
+        "llama": transformers.LlamaConfig,
+        "qwen3": transformers.Qwen3Config,
+        "gemma": transformers.GemmaConfig,
+        "gemma2": transformers.Gemma2Config,
+        "phi": transformers.PhiConfig,
+        "granite": transformers.GraniteConfig,
+        "mistral": transformers.MistralConfig,
+    }
+    return kinds[kind](**(shape | common | changes))
 
 
 def model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:

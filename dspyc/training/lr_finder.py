@@ -1,0 +1,145 @@
+"""The learning-rate range test: Smith, 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ..errors import ConfigError, TrainingError
+from ..models.chat import ChatTokenizer
+from ..models.weights import device_of, load_tokenizer, resolve
+from ..progress import bar
+from .batching import Steps
+from .checkpoint import RandomState
+from .config import TrainingConfig
+from .loss import Learner
+from .methods import check_method, prepare
+from .rows import encode_rows, row_limit
+from .sharing import Planner
+from .trainer import autocast_dtype, embedding_dropout
+
+_SMOOTHING = 0.9  # of the loss, an exponential mean
+_BLOWN_UP = 4.0  # times the lowest loss: higher rates only get worse
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """What a range test saw: the mean loss in nats, smoothed, at each rate that was tried, and what follows from it."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def suggestion(self) -> float:
+        """The rate at which the loss fell fastest over the logarithm of the rate."""
+        slopes = [b - a for a, b in itertools.pairwise(self.losses)]
+        return self.rates[slopes.index(min(slopes))]
+
+
+def find_learning_rate(
+    model: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    config: TrainingConfig | None = None,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 100,
+    device: str = "auto",
+    show_progress: bool = True,
+) -> LearningRates:
+    """Train a copy of `model` for at most `steps` steps while the rate rises from `lowest` to `highest`; nothing is kept.
+
+    It stops early where the loss blows up. Method, batch and precision are the config's; its schedule and rate are not used.
+
+        rate = find_learning_rate("dspyc/tiny", rows, config=TrainingConfig(method="full")).suggestion
+
+    Raises:
+        ConfigError: A range that is none, or settings that this machine cannot train with.
+        DataError, ModelError: As `train`.
+        TrainingError: The loss is no number at the lowest rate.
+    """
+    if not 0 < lowest < highest or steps < 10:
+        raise ConfigError(
+            f"lowest, highest and steps are {lowest:g}, {highest:g} and {steps}.",
+            hint="Use rates with 0 < lowest < highest, and at least 10 steps.",
+        )
+    config, base, place = config or TrainingConfig(), resolve(model), device_of(device)
+    check_method(config, place)
+    tokenizer = load_tokenizer(base)
+    encoded, report = encode_rows(rows, ChatTokenizer(tokenizer), row_limit(base, tokenizer, config.max_length))
+    before = RandomState.capture()
+    try:
+        set_seed(config.seed)
+        student = prepare(base, config, str(place), report.max_length)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        learner = Learner(
+            student,
+            encoded[0].ids[:64],
+            pad_id=int(pad),
+            label_smoothing=config.label_smoothing,
+            prompt_weight=config.prompt_loss_weight,
+        )
+        order = Steps(list(map(len, encoded)), rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
+        batches = ([encoded[i] for i in step] for step in itertools.chain.from_iterable(itertools.repeat(order)))
+        rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
+        with (
+            embedding_dropout(student, config.embedding_dropout),
+            bar("Trying learning rates", steps, show=show_progress) as advance,
+        ):
+            return _rising(learner, zip(rates, batches, strict=False), config, advance)
+    finally:
+        before.restore()
+
+
+def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any) -> LearningRates:
+    dtype, planner = (
+        autocast_dtype(config.precision, learner.device),
+        Planner(config.micro_batch_tokens or 8_192, False),
+    )
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
+    learner.train()
+    seen: list[float] = []
+    losses: list[float] = []
+    rates: list[float] = []
+    smooth = 0.0
+    for rate, rows in batches:
+        optimizer.param_groups[0]["lr"] = rate
+        loss = _step(learner, planner(rows), dtype)
+        torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not math.isfinite(loss):
+            break
+        seen.append(loss)
+        smooth = _SMOOTHING * smooth + (1 - _SMOOTHING) * loss
+        losses.append(smooth / (1 - _SMOOTHING ** len(seen)))
+        rates.append(rate)
+        advance(1, note=f"rate {rate:.1e}, loss {loss:.3f}")
+        if losses[-1] > _BLOWN_UP * min(losses):
+            break
+    if len(losses) < 2:
+        raise TrainingError(
+            "The loss is no number from the lowest rates on.", hint="Use a smaller lowest=, or precision='fp32'."
+        )
+    return LearningRates(tuple(rates), tuple(losses))
+
+
+def _step(learner: Learner, trees: Any, dtype: torch.dtype | None) -> float:
+    """Gradients of a step's mean loss, which is returned."""
+    weight = 0.0
+    total = 0.0
+    for tree in trees:
+        with torch.autocast(learner.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss, own = learner(tree)
+        loss.backward()
+        total, weight = total + float(loss.detach()), weight + float(own)
+    for parameter in learner.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= weight
+    return total / weight

@@ -1,0 +1,129 @@
+"""What the first rows tell before a run begins: whether sharing prompts is exact here, and what the run will need."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .checkpoint import RandomState
+from .loss import Learner
+from .rows import EncodedRow
+from .sharing import Planner, Tree
+
+_COMPARED = 4  # rows
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of loss and gradients
+_ADAM = 2  # moments of a trained number, in float32
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run is expected to need, from one pass over its first rows."""
+
+    tokens: int  # of an epoch's rows
+    computed_tokens: int  # of an epoch, padding included: prompts that rows share count once
+    seconds: float  # of the whole run, without evaluations
+    memory: int  # bytes: weights, gradients, the optimizer's moments and the largest batch's activations
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        shared = 1 - self.computed_tokens / self.tokens
+        saved = f"Shared prompts save {shared:.0%} of the tokens. " if shared >= 0.005 else ""
+        return f"{saved}About {_duration(self.seconds)} and {self.memory / 1e9:.1f} GB."
+
+
+def why_not_shared(learner: Learner, rows: Sequence[EncodedRow], planner: Planner) -> str | None:
+    """Why prompts cannot be shared in training this model, or None: its loss and gradients were compared on some rows."""
+    trunks = [tree for tree in planner(rows) if tree.ids]
+    if not trunks:
+        return None  # there is nothing to share
+    sample = max(trunks, key=lambda tree: tree.tokens).all_rows()[:_COMPARED]
+    training = learner.training
+    learner.eval()  # dropout would draw other numbers on either path
+    try:
+        expected = _gradients(learner, Planner(planner.budget, share=False)(sample))
+        try:
+            found = _gradients(learner, Planner(planner.budget, worth=0)(sample))
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            return f"the model does not take a prompt computed before ({type(error).__name__}: {error})"
+        difference = _difference(expected, found)
+    finally:
+        learner.zero_grad(set_to_none=True)
+        learner.train(training)
+    allowed = max(_TOLERANCE.get(p.dtype, 5e-2) for p in learner.parameters() if p.is_floating_point())
+    if difference <= allowed:
+        return None
+    return f"loss or gradients differ by {difference:.1e} from those of whole rows, and {allowed:.0e} is allowed"
+
+
+def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any) -> Forecast:
+    """Time and memory of `epochs` passes over the trees of one, measured on its largest.
+
+    Args:
+        epoch: All trees of one epoch.
+        precision: The autocast context that training runs in.
+    """
+    before = RandomState.capture()
+    parameters = list(learner.parameters())
+    weights = {p.untyped_storage().data_ptr() for p in parameters}
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        learner.train()
+        largest = max(epoch, key=lambda tree: tree.tokens)
+        started = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision:
+            loss, _ = learner(largest)
+        loss.backward()
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize(learner.device)
+        seconds = time.perf_counter() - started
+    finally:
+        learner.zero_grad(set_to_none=True)
+        before.restore()
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    bytes_of_weights = sum(p.numel() * p.element_size() for p in parameters)
+    computed = sum(tree.tokens for tree in epoch)
+    return Forecast(
+        tokens=sum(len(row) for tree in epoch for row in tree.all_rows()),
+        computed_tokens=computed,
+        seconds=round(seconds * computed / largest.tokens * epochs, 1),
+        memory=bytes_of_weights + 4 * trained * (1 + _ADAM) + sum(held.values()),
+    )
+
+
+def _gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, torch.Tensor]]:
+    learner.zero_grad(set_to_none=True)
+    total = 0.0
+    for tree in trees:
+        loss, _ = learner(tree)
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def _difference(expected: tuple[float, dict[str, torch.Tensor]], found: tuple[float, dict[str, torch.Tensor]]) -> float:
+    """The larger of the relative differences of the losses and of all gradients taken as one vector."""
+    if expected[1].keys() != found[1].keys():
+        return float("inf")
+    off = sum(float((found[1][name] - gradient).float().square().sum()) for name, gradient in expected[1].items())
+    size = sum(float(gradient.float().square().sum()) for gradient in expected[1].values())
+    losses = abs(found[0] - expected[0]) / max(abs(expected[0]), 1e-12)
+    return float(max(losses, (off / max(size, 1e-24)) ** 0.5))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

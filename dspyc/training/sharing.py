@@ -1,0 +1,132 @@
+"""Prompts that rows share, computed once: rows become trees whose trunks stand in front of several rows.
+
+Rows of one predictor open with the same system message and demos. With N rows of S own tokens behind P shared ones, a tree
+computes P + N*S tokens instead of N*(P + S); the keys and values of the P tokens stay in the autograd graph, so gradients
+are the same. Only tokens whose successor is not learned are shared: every learned position is computed in its own row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from .rows import EncodedRow
+
+
+@dataclass
+class Tree:
+    """`ids`, then rows and trees that go on from there. At the top of rows that share nothing, `ids` is empty."""
+
+    ids: list[int]
+    rows: list[EncodedRow]
+    branches: list["Tree"] = field(default_factory=list)
+    depth: int = 0  # tokens in front of `ids`
+
+    @property
+    def end(self) -> int:
+        return self.depth + len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, padding included."""
+        own = len(self.rows) * max((len(row) - self.end for row in self.rows), default=0)
+        return len(self.ids) + own + sum(branch.tokens for branch in self.branches)
+
+    def all_rows(self) -> list[EncodedRow]:
+        return [*self.rows, *(row for branch in self.branches for row in branch.all_rows())]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Decides what is computed together.
+
+    Args:
+        budget: Tokens of one forward and backward pass. A row that is longer stands alone.
+        share: False computes every row whole.
+        worth: Tokens that one more call of the model has to save.
+    """
+
+    budget: int
+    share: bool = True
+    worth: int = 64
+
+    def __call__(self, rows: Sequence[EncodedRow]) -> list[Tree]:
+        """Trees that hold every row once."""
+        if not self.share:
+            return [part for batch in self._by_length(list(rows)) for part in self._within(Tree([], batch))]
+        trees, alone = self._forest(sorted(rows, key=lambda row: row.ids), 0)
+        trees += [Tree([], batch) for batch in self._by_length(alone)]
+        return [part for tree in trees for part in self._within(tree)]
+
+    def with_budget(self, budget: int) -> "Planner":
+        return replace(self, budget=budget)
+
+    def _within(self, tree: Tree) -> list[Tree]:
+        """The tree, or trees for both halves of its rows where it is above the budget."""
+        rows = tree.all_rows()
+        if tree.tokens <= self.budget or len(rows) == 1:
+            return [tree]
+        half = len(rows) // 2
+        return [*self(rows[:half]), *self(rows[half:])]
+
+    def _forest(self, rows: list[EncodedRow], depth: int) -> tuple[list[Tree], list[EncodedRow]]:
+        """The trees of sorted rows that agree up to `depth`, and the rows that share nothing from there on.
+
+        Tokens that k trees and rows begin with become a trunk where the k - 1 times that they would be computed again are
+        more than `worth`; else each of the k keeps them.
+        """
+        if len(rows) < 2:
+            return [], rows
+        end = _common(rows, depth)
+        branches: list[Tree] = []
+        alone: list[EncodedRow] = []
+        for group in _groups(rows, end):
+            grown, left = self._forest(group, end)
+            branches += grown
+            alone += left
+        ids = rows[0].ids[depth:end]
+        if (len(branches) + len(alone) - 1) * len(ids) > self.worth:
+            own, *others = self._by_length(alone) or [[]]
+            return [Tree(ids, own, [*branches, *(Tree([], batch, depth=end) for batch in others)], depth)], []
+        for branch in branches:
+            branch.ids, branch.depth = ids + branch.ids, depth
+        return branches, alone
+
+    def _by_length(self, rows: list[EncodedRow]) -> list[list[EncodedRow]]:
+        """Rows that are padded to one width: divided where the padding that it saves is worth another call."""
+        if not rows:
+            return []
+        ordered = sorted(rows, key=len)
+        longest = len(ordered[-1])
+        saved, cut = max(((i + 1) * (longest - len(row)), i + 1) for i, row in enumerate(ordered))
+        if saved <= self.worth:
+            return [ordered]
+        return [*self._by_length(ordered[:cut]), ordered[cut:]]
+
+
+def _groups(rows: list[EncodedRow], depth: int) -> list[list[EncodedRow]]:
+    """Sorted rows by the token at `depth`; a row whose shareable part ends there stands alone."""
+    groups: list[list[EncodedRow]] = []
+    for row in rows:
+        same = groups and _shareable(row) > depth and _shareable(groups[-1][0]) > depth
+        if same and groups[-1][0].ids[depth] == row.ids[depth]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _common(rows: list[EncodedRow], start: int) -> int:
+    """Where sorted rows stop agreeing, within the part of each that can be shared."""
+    first, last = rows[0].ids, rows[-1].ids
+    low, high = start, min(_shareable(row) for row in rows)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == last[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _shareable(row: EncodedRow) -> int:
+    """Tokens at the start of a row whose successors are not learned."""
+    return max(0, row.prompt_length - 1)

@@ -1,0 +1,172 @@
+"""Faults on the way: memory that runs out, losses that are no numbers, half precision that overflows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dspyc.errors import TrainingError
+from dspyc.training import Callback, Progress, TrainingConfig, TrainingResult, train
+from dspyc.training.checkpoint import CheckpointStore
+from dspyc.training.events import EventLog, read_events
+from dspyc.training.loss import Learner
+from dspyc.training.sharing import Planner
+from dspyc.training.trainer import RowTrainer
+
+from . import small
+
+SETTINGS: dict[str, Any] = {"method": "full", "precision": "fp32", "batch_size": 8, "logging_steps": 1, "epochs": 3}
+
+
+def trainer(model: Any, folder: Path, *, budget: int = 10_000, **settings: Any) -> RowTrainer:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    config = TrainingConfig(**(SETTINGS | settings))
+    torch.manual_seed(0)
+    return RowTrainer(
+        Learner(model, [5, 6, 7]),
+        small.encoded(20, "the question is "),
+        config=config,
+        store=CheckpointStore(folder / "checkpoints"),
+        events=EventLog(folder / "events.jsonl"),
+        planner=Planner(budget, worth=8),
+    )
+
+
+def limit_memory(model: Any, most: int) -> list[int]:
+    """A device that holds the activations of `most` tokens: what asks for more runs out of memory, as CUDA says it."""
+    sizes: list[int] = []
+
+    def hold(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        sizes.append(kwargs["input_ids"].numel())
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model.model.register_forward_pre_hook(hold, with_kwargs=True)
+    return sizes
+
+
+def losses(folder: Path) -> list[float]:
+    return [x for e in read_events(folder / "events.jsonl") if "loss" in e for x in (e["loss"], e["grad_norm"])]
+
+
+def test_memory_that_runs_out_divides_the_batch_and_not_the_step(tmp_path: Path) -> None:
+    plenty, little = small.model(), small.model()
+    trainer(plenty, tmp_path / "plenty").train()
+    short = trainer(little, tmp_path / "little")
+    sizes = limit_memory(little, 60)
+    short.train()
+    assert max(sizes) > 60
+    assert max(sizes[len(sizes) // 2 :]) <= 60  # it learned the size that fits
+    assert losses(tmp_path / "little") == pytest.approx(losses(tmp_path / "plenty"), rel=1e-4)
+    for mine, other in zip(little.parameters(), plenty.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+    said = [e for e in read_events(tmp_path / "little" / "events.jsonl") if e.get("event") == "out_of_memory"]
+    assert said
+    assert said[-1]["micro_batch_tokens"] == short.planner.budget < 10_000
+
+
+def test_a_single_row_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    model = small.model()
+    limit_memory(model, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer(model, tmp_path).train()
+
+
+def test_a_loss_that_is_no_number_names_its_rows_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    model = small.model()
+    made = trainer(model, tmp_path, save_steps=2)
+    poisoned = made.rows[7]
+
+    def spoil(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if made.state.global_step >= 5 and (kwargs["input_ids"] == poisoned.ids[-2]).any():
+            output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    model.model.register_forward_hook(spoil, with_kwargs=True)
+    with pytest.raises(TrainingError) as raised:
+        made.train()
+    text = str(raised.value)
+    assert "The loss became nan at step" in text
+    assert "training rows" in text
+    step = int(text.split("at step ")[1].split()[0])
+    good = made.store.steps()[-1]
+    assert good < step
+    assert str(made.store.path(good)) in text
+    assert all(torch.isfinite(t).all() for t in load_file(made.store.path(good) / "model.safetensors").values())
+
+
+def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "epochs": 30, "learning_rate": 1e-2}))
+    result = train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
+    assert result.train_loss < 3.0
+    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{result.steps}" / "scaler.json").exists()
+
+
+class Watch(Callback):
+    def __init__(self) -> None:
+        self.logged: list[Progress] = []
+        self.evaluated: list[Progress] = []
+        self.saved: list[Path] = []
+        self.started: list[dict[str, Any]] = []
+        self.ended: list[TrainingResult] = []
+
+    def on_start(self, report: dict[str, Any]) -> None:
+        self.started.append(report)
+
+    def on_log(self, progress: Progress) -> None:
+        self.logged.append(progress)
+
+    def on_evaluate(self, progress: Progress) -> None:
+        self.evaluated.append(progress)
+
+    def on_save(self, checkpoint: Path) -> None:
+        assert (checkpoint / "manifest.json").exists()
+        self.saved.append(checkpoint)
+
+    def on_end(self, result: TrainingResult) -> None:
+        self.ended.append(result)
+
+
+def test_a_callback_sees_what_the_events_say(tmp_path: Path) -> None:
+    base, watch = small.folder(tmp_path / "model"), Watch()
+    config = TrainingConfig(**SETTINGS)
+    rows, held_out = small.rows(20, "a prompt that all of them share: " * 3), small.rows(4, "v")
+    result = train(str(base), rows, config=config, output_dir=tmp_path / "out", validation=held_out, callbacks=[watch])
+    assert [p.step for p in watch.logged] == list(range(1, result.steps + 1))
+    assert [p.step for p in watch.evaluated] == [3, 6, 9]
+    assert [p.name for p in watch.saved][-1] == f"checkpoint-{result.steps}"
+    assert watch.ended == [result]
+    events = read_events(tmp_path / "out" / "events.jsonl")
+    assert [e["loss"] for e in events if "loss" in e] == [p.loss for p in watch.logged]
+    for progress in watch.logged:
+        assert progress.total_steps == result.steps
+        assert progress.learning_rate is not None
+        assert (progress.grad_norm or 0) > 0
+        assert (progress.tokens_per_second or 0) > 0
+        assert 10_000_000 < (progress.memory or 0) < 100e9
+    assert len({p.seconds for p in watch.logged}) > 1
+    (report,) = watch.started
+    tokens, computed = report["forecast"]["tokens"], report["forecast"]["computed_tokens"]
+    assert tokens == round(report["rows"]["mean_length"] * report["rows"]["rows"])
+    assert computed < 0.6 * tokens  # nearly all of a row is the prompt that all share
+    assert report["shared_prefix"] is True
+
+
+class Fails(Callback):
+    def on_log(self, progress: Progress) -> None:
+        raise RuntimeError("the callback's own")
+
+
+def test_an_error_in_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    base, config = (
+        small.folder(tmp_path / "model"),
+        TrainingConfig(**(SETTINGS | {"save_steps": 1, "logging_steps": 4})),
+    )
+    with pytest.raises(RuntimeError, match="the callback's own"):
+        train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out", callbacks=[Fails()])
+    result = train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
+    assert result.steps == 9
+    assert any(e.get("event") == "resumed" for e in read_events(tmp_path / "out" / "events.jsonl"))

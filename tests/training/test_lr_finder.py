@@ -1,0 +1,43 @@
+"""The range test finds a rate that trains well, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspyc.errors import ConfigError
+from dspyc.training import LearningRates, TrainingConfig, find_learning_rate, train
+
+from . import small
+
+
+def test_the_suggestion_trains_better_than_rates_far_from_it(tmp_path: Path) -> None:
+    base, rows = small.folder(tmp_path / "model"), small.rows(20)
+    config = TrainingConfig(method="full", precision="fp32", batch_size=10)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    found = find_learning_rate(str(base), rows, config=config, lowest=1e-6, highest=10.0, steps=120)
+    assert torch.equal(torch.rand(4), expected)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+    def loss(rate: float) -> float:
+        settings = {**config.model_dump(), "learning_rate": rate, "epochs": 15.0}
+        return train(str(base), rows, config=TrainingConfig(**settings), output_dir=tmp_path / f"{rate:g}").train_loss
+
+    best = loss(found.suggestion)
+    assert best < loss(found.suggestion / 1000) - 0.5
+    assert best < loss(min(10.0, found.suggestion * 1000)) - 0.5
+    assert list(found.rates) == sorted(found.rates)
+    assert len(found.losses) == len(found.rates) <= 120
+
+
+def test_the_steepest_fall_is_suggested() -> None:
+    found = LearningRates((1e-4, 1e-3, 1e-2, 1e-1), (5.0, 4.9, 3.0, 8.0))
+    assert found.suggestion == 1e-3
+
+
+@pytest.mark.parametrize("range_", [{"lowest": 1.0, "highest": 0.1}, {"lowest": 0.0}, {"steps": 3}])
+def test_a_range_that_is_none_is_refused(range_: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="lowest, highest and steps"):
+        find_learning_rate("dspyc/tiny", small.rows(2), **range_)  # type: ignore[arg-type]

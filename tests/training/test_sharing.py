@@ -1,0 +1,154 @@
+"""Prompts that rows share are computed once, and nobody can tell from the gradients."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspyc.training.config import TrainingConfig
+from dspyc.training.loss import Learner
+from dspyc.training.methods import with_adapter
+from dspyc.training.probe import why_not_shared
+from dspyc.training.rows import EncodedRow
+from dspyc.training.sharing import Planner, Tree
+
+from . import small
+
+BIG = 10**9
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(3, 250) for _ in range(count)]
+
+
+def rows(seed: int = 0) -> list[EncodedRow]:
+    """Two predictors; the first with one system message and two sets of demos behind it, the second without demos."""
+    rng = random.Random(seed)
+    system, other = tokens(rng, 40), tokens(rng, 30)
+    demos = [tokens(rng, 25), tokens(rng, 35)]
+    made = []
+    for i in range(12):
+        prompt = [*system, *demos[i % 2], *tokens(rng, 3 + i % 5)] if i < 9 else [*other, *tokens(rng, 6)]
+        made.append(EncodedRow(prompt + tokens(rng, 2 + i % 7), len(prompt), i))
+    return made
+
+
+def gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, torch.Tensor]]:
+    learner.zero_grad()
+    total = 0.0
+    for tree in trees:
+        loss, _ = learner(tree)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_gradients_are_those_of_whole_rows(kind: str, attention: str) -> None:
+    model = small.model(kind)
+    if kind == "gemma2" and attention == "sdpa":
+        attention = "eager"  # the only one that caps attention scores
+    model.set_attn_implementation(attention)
+    learner = Learner(model, [5, 6, 7]).eval()
+    trees = Planner(BIG, worth=4)(rows())
+    assert any(tree.ids and tree.branches for tree in trees)  # demos behind a system message: a tree of trees
+    expected, plain = gradients(learner, Planner(BIG, share=False)(rows()))
+    found, shared = gradients(learner, trees)
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name, gradient in plain.items():
+        assert (shared[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_an_adapters_gradients_are_those_of_whole_rows() -> None:
+    model = with_adapter(small.model(), TrainingConfig(lora_dropout=0.0))
+    learner = Learner(model, [5, 6, 7])
+    _, plain = gradients(learner, Planner(BIG, share=False)(rows()))
+    _, shared = gradients(learner, Planner(BIG, worth=4)(rows()))
+    assert plain.keys() == shared.keys() == {n for n, p in learner.named_parameters() if p.requires_grad}
+    for name, gradient in plain.items():
+        assert (shared[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def paths(tree: Tree, before: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], EncodedRow]]:
+    """(the shared ids in front of a row, the row) for every row of a tree."""
+    assert tree.depth == len(before)
+    here = (*before, *tree.ids)
+    return [(here, row) for row in tree.rows] + [found for branch in tree.branches for found in paths(branch, here)]
+
+
+@st.composite
+def _some_rows(draw: Any) -> list[EncodedRow]:
+    """Rows over an alphabet of two, so that they share a lot, with replies of at least one token."""
+    count = draw(st.integers(1, 12))
+    made = []
+    for index in range(count):
+        prompt = draw(st.lists(st.integers(0, 1), min_size=0, max_size=12))
+        reply = draw(st.lists(st.integers(0, 1), min_size=1, max_size=6))
+        made.append(EncodedRow(prompt + reply, len(prompt), index))
+    return made
+
+
+@given(_some_rows(), st.integers(0, 20), st.integers(1, 100), st.booleans())
+def test_a_plan_holds_every_row_once_and_never_shares_a_learned_position(
+    some: list[EncodedRow], worth: int, budget: int, share: bool
+) -> None:
+    trees = Planner(budget, share=share, worth=worth)(some)
+    found = [pair for tree in trees for pair in paths(tree)]
+    assert Counter(row.index for _, row in found) == Counter(row.index for row in some)
+    for before, row in found:
+        assert tuple(row.ids[: len(before)]) == before
+        assert len(before) <= max(0, row.prompt_length - 1)
+        assert share or not before
+    for tree in trees:
+        assert tree.tokens <= budget or len(tree.all_rows()) == 1
+
+
+@given(_some_rows(), st.integers(0, 20))
+def test_sharing_never_computes_more_than_whole_rows_and_what_a_call_is_worth(
+    some: list[EncodedRow], worth: int
+) -> None:
+    shared = sum(tree.tokens for tree in Planner(BIG, worth=worth)(some))
+    assert shared <= sum(tree.tokens for tree in Planner(BIG, share=False, worth=BIG)(some))
+
+
+def test_a_prompt_that_saves_less_than_a_call_is_not_shared() -> None:
+    rng = random.Random(0)
+    system = tokens(rng, 20)
+    some = [EncodedRow([*system, *tokens(rng, 5)], 22, i) for i in range(4)]  # three times 20 tokens can be saved
+    assert [len(tree.ids) for tree in Planner(BIG, worth=59)(some)] == [20]
+    assert [len(tree.ids) for tree in Planner(BIG, worth=60)(some)] == [0]
+
+
+def test_the_first_rows_show_that_sharing_is_exact() -> None:
+    assert why_not_shared(Learner(small.model(), [5, 6, 7]), rows(), Planner(BIG, worth=4)) is None
+
+
+def test_a_model_without_keys_and_values_is_found_on_the_first_rows() -> None:
+    why = why_not_shared(Learner(small.model("mamba"), [5, 6, 7]), rows(), Planner(BIG, worth=4))
+    assert why is not None
+    assert "differ" in why or "does not take" in why
+
+
+def test_a_model_that_answers_differently_behind_a_cache_is_found_on_the_first_rows() -> None:
+    """Its positions start anew behind a cached prompt: the loss is finite, and wrong."""
+    model = small.model()
+
+    def forget(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"position_ids": torch.arange(kwargs["input_ids"].shape[1])[None]}
+
+    model.model.register_forward_pre_hook(forget, with_kwargs=True)
+    why = why_not_shared(Learner(model, [5, 6, 7]), rows(), Planner(BIG, worth=4))
+    assert why is not None
+    assert "differ by" in why
+
+
+def test_the_comparison_leaves_no_gradient_and_no_mode_behind() -> None:
+    learner = Learner(small.model(), [5, 6, 7]).train()
+    why_not_shared(learner, rows(), Planner(BIG, worth=4))
+    assert learner.training
+    assert all(p.grad is None for p in learner.parameters())

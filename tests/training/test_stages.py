@@ -1,0 +1,88 @@
+"""Stages: each goes on from the weights of the one before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dspyc.errors import ConfigError
+from dspyc.training import Stage, TrainingConfig, train, train_stages
+from dspyc.training.events import read_events
+
+from . import small
+
+SETTINGS: dict[str, Any] = {
+    "precision": "fp32",
+    "learning_rate": 1e-2,
+    "batch_size": 10,
+    "logging_steps": 1,
+    "epochs": 4,
+}
+
+
+def first_loss(folder: Path) -> float:
+    return float(next(e["loss"] for e in read_events(folder / "events.jsonl") if "loss" in e))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, method: Any) -> None:
+    base = small.folder(tmp_path / "model", initializer_range=0.3)
+    settings = SETTINGS | ({"lora_dropout": 0.0} if method == "lora" else {})
+    config = TrainingConfig(method=method, **settings)
+    rows = small.rows(20)
+    stages = [Stage("general", rows, config), Stage("task", rows)]
+    first, second = train_stages(str(base), stages, output_dir=tmp_path / "out")
+    assert (first.path, second.path) == tuple(
+        str(tmp_path / "out" / name / "final_model") for name in ("1-general", "2-task")
+    )
+    learned = [e["loss"] for e in read_events(tmp_path / "out" / "1-general" / "events.jsonl") if "loss" in e]
+    assert learned[-1] < 0.9 * learned[0]
+    assert first_loss(tmp_path / "out" / "2-task") < learned[-2]
+    assert second.base == (str(base) if method == "lora" else first.path)
+
+
+def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    stages = [Stage("a", small.rows(10), TrainingConfig(method="full", **SETTINGS)), Stage("b", small.rows(10, "q"))]
+    first = train_stages(str(base), stages, output_dir=tmp_path / "out")
+    events = [(tmp_path / "out" / name / "events.jsonl").read_bytes() for name in ("1-a", "2-b")]
+    assert train_stages(str(base), stages, output_dir=tmp_path / "out") == first
+    assert [(tmp_path / "out" / name / "events.jsonl").read_bytes() for name in ("1-a", "2-b")] == events
+
+
+def test_an_adapter_of_another_shape_cannot_be_trained_on(tmp_path: Path) -> None:
+    base, out = small.folder(tmp_path / "model"), tmp_path / "out"
+    first = TrainingConfig(lora_rank=4, **SETTINGS)
+    with pytest.raises(ConfigError, match=r"another shape.*lora_A.*lora_rank"):
+        train_stages(
+            str(base),
+            [Stage("a", small.rows(4), first), Stage("b", small.rows(4), TrainingConfig(lora_rank=8, **SETTINGS))],
+            output_dir=out,
+        )
+
+
+def test_another_adapter_is_another_run(tmp_path: Path) -> None:
+    base, config = small.folder(tmp_path / "model"), TrainingConfig(**SETTINGS)
+    first = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "a")
+    train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b", adapter=first.path)
+    with pytest.raises(ConfigError, match="holds another training run: its adapter differ"):
+        train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b")
+    begun, gone_on = (load_file(tmp_path / n / "final_model" / "adapter_model.safetensors") for n in ("a", "b"))
+    assert any(not torch.equal(begun[name], gone_on[name]) for name in begun)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([], "at least one"),
+        ([Stage("a", []), Stage("a", [])], "its own name"),
+        ([Stage("a/b", [])], "slashes"),
+        ([Stage("a", [], TrainingConfig()), Stage("b", [], TrainingConfig(method="full"))], "all of them"),
+    ],
+)
+def test_stages_that_cannot_be_run_are_refused_before_anything(stages: list[Stage], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train_stages("dspyc/tiny", stages, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
