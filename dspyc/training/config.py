@@ -2,117 +2,97 @@
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
+from .names import translated
+from .presets import preset_settings
 
-_LEARNING_RATES = {"lora": 2e-4, "full": 5e-5}
+_ROWS = 16  # of a batch, where nothing else is said
+_LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 5e-5}
 _WARMUP, _ONE_CYCLE_WARMUP = 0.03, 0.3
 
-# Names that DSPy's LocalProvider, transformers, trl and PEFT use, and ours.
-_ALIASES = {
-    "num_train_epochs": "epochs",
-    "n_epochs": "epochs",
-    "num_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "scheduler",
-    "label_smoothing_factor": "label_smoothing",
-    "max_seq_length": "max_length",
-    "r": "lora_rank",
-    "lora_r": "lora_rank",
-}
-_ELSEWHERE = {
-    "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
-    "output_dir": "It is an argument of `train` and of LocalProvider, not a setting of the training.",
-    "fp16": "Half precision would need loss scaling; use precision='bf16' or precision='fp32'.",
-}
-_IGNORED = ("packing",)  # rows are bucketed by length and never packed, so there is nothing to turn on or off
-_SECRET = re.compile(
-    r"(^|_)(api_?key|access_?key|key|(?<!micro_batch_)token|secret|password|credential)s?$", re.IGNORECASE
-)
+
+def _field(default: Any, allowed: str, **limits: Any) -> Any:
+    """A setting: its default, what it takes in words, and the same as limits."""
+    return Field(default=default, description=allowed, **limits)
 
 
 class TrainingConfig(BaseModel):
-    """How a student is trained. `TrainingConfig(...)` and `from_kwargs` raise ConfigError naming the setting.
+    """How a student is trained: immutable, and JSON both ways (`model_dump(mode="json")`, `TrainingConfig(**facts)`).
 
-    A `None` of `learning_rate` and `warmup_ratio` stands for a default that depends on other settings; `rate` and
-    `warmup` say what it is.
+    docs/training.md says what each setting does and why its default is what it is. `TrainingConfig(...)`, `preset` and
+    `from_kwargs` raise ConfigError naming the setting. A `None` stands for a default that depends on other settings; the
+    properties say what it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str | None = Field(default=None, description="a hub id, a folder or 'dspyc/tiny', or None")
-    method: Literal["lora", "full"] = Field(default="lora", description="'lora' (an adapter) or 'full' (every weight)")
-    epochs: float = Field(default=3.0, gt=0, description="passes over the rows, a number above 0")
-    max_steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps, at least 1, instead of epochs; or None"
+    model: str | None = _field(None, "a hub id, a folder or 'dspyc/tiny', or None", min_length=1)
+    max_length: int | None = _field(None, "tokens of a row, at least 2; or None for the model's limit", ge=2)
+
+    method: Literal["lora", "qlora", "full"] = _field(
+        "lora", "'lora' (an adapter), 'qlora' (an adapter on a quantised base) or 'full' (every weight)"
     )
-    batch_size: int = Field(
-        default=16, ge=1, description="rows that are computed together, a whole number of at least 1"
+    quantization: Literal["4bit", "8bit"] | None = _field(None, "'4bit' or '8bit', or None for qlora's 4bit")
+    freeze_ratio: float = _field(0.0, "the share of the bottom layers that stay as they are, in [0, 1)", ge=0, lt=1)
+    lora_rank: int = _field(16, "a whole number of at least 1", ge=1)
+    lora_alpha: float = _field(32.0, "a number above 0", gt=0)
+    lora_dropout: float = _field(0.05, "a number in [0, 1)", ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = _field(
+        "all-linear", "'all-linear' or a list of module names such as ['q_proj', 'v_proj']"
     )
-    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step, a whole number of at least 1")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="a number above 0, or None for the method's default"
+    use_rslora: bool = _field(False, "True or False")
+    use_dora: bool = _field(False, "True or False")
+
+    epochs: float = _field(3.0, "passes over the rows, a number above 0", gt=0)
+    max_steps: int | None = _field(None, "optimizer steps, at least 1, instead of epochs; or None", ge=1)
+    batch_size: int | None = _field(
+        None, f"a whole number of rows of at least 1, or None for {_ROWS} or a token budget", ge=1
     )
-    warmup_ratio: float | None = Field(default=None, ge=0, lt=1, description="a share of the steps in [0, 1), or None")
-    weight_decay: float = Field(default=0.0, ge=0, description="a number of at least 0")
-    max_grad_norm: float = Field(default=1.0, ge=0, description="a number of at least 0; 0 turns clipping off")
-    scheduler: Literal["linear", "cosine", "constant", "one_cycle"] = Field(
-        default="linear", description="'linear', 'cosine', 'constant' or 'one_cycle'"
+    token_budget: int | None = _field(None, "tokens of a batch, at least 1, instead of batch_size; or None", ge=1)
+    gradient_accumulation: int = _field(1, "batches a step, a whole number of at least 1", ge=1)
+    micro_batch_tokens: int | None = _field(
+        None, "tokens that are computed together, at least 1; or None for the device's default", ge=1
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="a number in [0, 1)")
-    embedding_dropout: float = Field(default=0.0, ge=0, lt=1, description="a number in [0, 1)")
-    prompt_loss_weight: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="a prompt token's weight in the loss, a reply token's being 1: a number in [0, 1]",
+    shared_prefix: bool = _field(True, "True or False")
+
+    learning_rate: float | None = _field(None, "a number above 0, or None for the method's default", gt=0)
+    scheduler: Literal["linear", "cosine", "constant", "one_cycle"] = _field(
+        "linear", "'linear', 'cosine', 'constant' or 'one_cycle'"
     )
-    lora_rank: int = Field(default=16, ge=1, description="a whole number of at least 1")
-    lora_alpha: float = Field(default=32.0, gt=0, description="a number above 0")
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="a number in [0, 1)")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="'all-linear' or a list of module names such as ['q_proj', 'v_proj']"
+    warmup_ratio: float | None = _field(None, "a share of the steps in [0, 1), or None", ge=0, lt=1)
+    warmup_steps: int | None = _field(None, "steps, at least 0, instead of warmup_ratio; or None", ge=0)
+    weight_decay: float = _field(0.0, "a number of at least 0", ge=0)
+    max_grad_norm: float = _field(1.0, "a number of at least 0; 0 turns clipping off", ge=0)
+
+    dropout: float | None = _field(None, "a number in [0, 1), or None for the model's own", ge=0, lt=1)
+    embedding_dropout: float = _field(0.0, "a number in [0, 1)", ge=0, lt=1)
+    label_smoothing: float = _field(0.0, "a number in [0, 1)", ge=0, lt=1)
+    prompt_loss_weight: float = _field(
+        0.0, "a prompt token's weight in the loss, a reply token's being 1: a number in [0, 1]", ge=0, le=1
     )
-    early_stopping_patience: int | None = Field(
-        default=None,
-        ge=1,
-        description="evaluations without an improvement after which training stops, at least 1; or None",
+
+    eval_steps: int | Literal["epoch"] = _field("epoch", "'epoch' or a number of steps of at least 1")
+    save_steps: int | Literal["epoch"] = _field("epoch", "'epoch' or a number of steps of at least 1")
+    logging_steps: int = _field(10, "a number of steps of at least 1", ge=1)
+    early_stopping_patience: int | None = _field(
+        None, "evaluations without an improvement after which training stops, at least 1; or None", ge=1
     )
-    early_stopping_threshold: float = Field(
-        default=0.0, ge=0, description="what the validation loss has to fall by to count, a number of at least 0"
+    early_stopping_threshold: float = _field(
+        0.0, "what the validation loss has to fall by to count, a number of at least 0", ge=0
     )
-    eval_steps: int | Literal["epoch"] = Field(
-        default="epoch", description="'epoch' or a number of steps of at least 1"
+    save_total_limit: int = _field(2, "checkpoints to keep, at least 1; the best one is kept besides", ge=1)
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = _field(
+        (), "a list of 'tensorboard', 'wandb' and 'mlflow'"
     )
-    save_steps: int | Literal["epoch"] = Field(
-        default="epoch", description="'epoch' or a number of steps of at least 1"
-    )
-    save_total_limit: int = Field(
-        default=2, ge=1, description="checkpoints to keep, at least 1; the best one is kept besides"
-    )
-    logging_steps: int = Field(default=10, ge=1, description="a number of steps of at least 1")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        default="auto", description="'auto', 'bf16', 'fp16' or 'fp32'"
-    )
-    max_length: int | None = Field(
-        default=None, ge=2, description="tokens of a row, at least 2; or None for the model's limit"
-    )
-    gradient_checkpointing: bool = Field(default=False, description="True or False")
-    micro_batch_tokens: int | None = Field(
-        default=None, ge=1, description="tokens that are computed together at most, at least 1; or None"
-    )
-    shared_prefix: bool = Field(default=True, description="True or False")
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        default=(), description="a list of 'tensorboard', 'wandb' and 'mlflow'"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="a whole number in [0, 2**32)")
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = _field("auto", "'auto', 'bf16', 'fp16' or 'fp32'")
+    gradient_checkpointing: bool = _field(False, "True or False")
+    seed: int = _field(0, "a whole number in [0, 2**32)", ge=0, lt=2**32)
 
     if not TYPE_CHECKING:  # type checkers keep the fields' own names and types
 
@@ -125,7 +105,7 @@ class TrainingConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and info.field_name not in ("gradient_checkpointing", "shared_prefix"):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("a truth value")
         return value
 
@@ -136,6 +116,11 @@ class TrainingConfig(BaseModel):
             raise ValueError("below 1")
         return value
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _as_a_list(cls, value: Any) -> Any:
+        return () if value in (None, "none") else (value,) if isinstance(value, str) else value
+
     @field_validator("target_modules")
     @classmethod
     def _some_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -145,32 +130,58 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":
-        if self.method == "full":
-            changed = [name for name in _LORA_ONLY if getattr(self, name) != type(self).model_fields[name].default]
-            if changed:
-                raise ConfigError(
-                    f"{', '.join(changed)} and method='full' contradict each other.",
-                    hint="Full training has no adapter: leave them out, or use method='lora'.",
-                )
-        if self.early_stopping_threshold and self.early_stopping_patience is None:
-            raise ConfigError(
+        changed = [name for name in _LORA_ONLY if getattr(self, name) != type(self).model_fields[name].default]
+        contradictions = [
+            (
+                self.method == "full" and changed,
+                f"{', '.join(changed)} and method='full' contradict each other.",
+                "Full training has no adapter: leave them out, or use method='lora'.",
+            ),
+            (
+                self.quantization is not None and self.method != "qlora",
+                f"`quantization` is {self.quantization!r}, and the method is {self.method!r}.",
+                "Use method='qlora', which trains an adapter on a quantised base.",
+            ),
+            (
+                self.batch_size is not None and self.token_budget is not None,
+                f"`batch_size` is {self.batch_size} and `token_budget` {self.token_budget}.",
+                "A batch is counted in rows or in tokens: give one of them.",
+            ),
+            (
+                self.warmup_ratio is not None and self.warmup_steps is not None,
+                f"`warmup_ratio` is {self.warmup_ratio} and `warmup_steps` {self.warmup_steps}.",
+                "Give one of them.",
+            ),
+            (
+                self.early_stopping_threshold and self.early_stopping_patience is None,
                 f"early_stopping_threshold is {self.early_stopping_threshold:g}, and early stopping is off.",
-                hint="Set early_stopping_patience too, such as 3 evaluations.",
-            )
+                "Set early_stopping_patience too, such as 3 evaluations.",
+            ),
+        ]
+        for found, message, hint in contradictions:
+            if found:
+                raise ConfigError(message, hint=hint)
         return self
 
     @property
+    def bits(self) -> int | None:
+        """Bits of a base weight under qlora; None for the other methods."""
+        return None if self.method != "qlora" else 8 if self.quantization == "8bit" else 4
+
+    @property
     def rows_a_step(self) -> int | None:
-        """Rows that an optimizer step learns from, over all processes."""
-        return self.batch_size * self.gradient_accumulation
+        """Rows that an optimizer step learns from, over all processes; None where tokens are counted."""
+        return None if self.token_budget is not None else (self.batch_size or _ROWS) * self.gradient_accumulation
 
     @property
     def tokens_a_step(self) -> int | None:
-        """Tokens that an optimizer step learns from, where those are what is counted."""
-        return None
+        """Tokens that an optimizer step learns from, over all processes; None where rows are counted."""
+        return None if self.token_budget is None else self.token_budget * self.gradient_accumulation
 
     def warmup_steps_of(self, total: int) -> int:
         """The number of the first of `total` steps in which the rate rises."""
+        if self.warmup_steps is not None:
+            return min(self.warmup_steps, total)
         return math.ceil(total * self.warmup)
 
     @property
@@ -186,63 +197,40 @@ class TrainingConfig(BaseModel):
         return _ONE_CYCLE_WARMUP if self.scheduler == "one_cycle" else _WARMUP
 
     @classmethod
+    def preset(cls, name: str, *, task: str | None = None, **overrides: Any) -> "TrainingConfig":
+        """The settings of a preset and of a task, with `overrides` on top; see `presets` for what they are and why.
+
+        Raises:
+            ConfigError: There is no such preset or task, or a setting is wrong.
+        """
+        return cls.from_kwargs({"preset": name, "task": task, **overrides})
+
+    @classmethod
     def from_kwargs(cls, train_kwargs: Mapping[str, Any] | None = None) -> "TrainingConfig":
-        """The config that a DSPy `train_kwargs` means: our names, or those of DSPy's LocalProvider, transformers and PEFT.
+        """The config that a DSPy `train_kwargs` means: our names, or those of DSPy's LocalProvider, transformers, trl and
+        PEFT. `preset` and `task` name settings that the others replace.
 
         Raises:
             ConfigError: A name that is not known, two names that contradict each other, a value that is not allowed, or
                 what looks like a secret (its value is not shown).
         """
-        found: dict[str, tuple[str, Any]] = {}
-        for given, value in (train_kwargs or {}).items():
-            if given in _IGNORED:
-                continue
-            name, value = _translate(str(given), value)
-            if name in found and found[name][1] != value:
-                raise ConfigError(
-                    f"`{found[name][0]}` and `{given}` both set {name}, to {found[name][1]!r} and {value!r}.",
-                    hint="Give one of them.",
-                )
-            found[name] = (str(given), value)
-        return cls(**{name: value for name, (_, value) in found.items()})
+        given = dict(train_kwargs or {})
+        chosen = preset_settings(given.pop("preset", None), given.pop("task", None))
+        settings = translated(given, list(cls.model_fields))
+        for group in _ALTERNATIVES:
+            if any(name in settings for name in group):
+                chosen = {name: value for name, value in chosen.items() if name not in group}
+        return cls(**(chosen | settings))
 
 
-_LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
-
-
-def _translate(given: str, value: Any) -> tuple[str, Any]:
-    """Our name and value of a setting that may bear another library's."""
-    if _SECRET.search(given):
-        raise ConfigError(
-            f"`{given}` looks like a secret, and train_kwargs are written to disk.",
-            hint="Never put secrets in train_kwargs: training on this machine needs none, and a provider reads its own "
-            "from the environment.",
-        )
-    if given in _ELSEWHERE:
-        raise ConfigError(f"`{given}` is not a training setting.", hint=_ELSEWHERE[given])
-    if given == "use_peft":
-        return "method", _flag(given, value, "lora", "full")
-    if given == "bf16":
-        return "precision", _flag(given, value, "bf16", "fp32")
-    name = _ALIASES.get(given, given)
-    if name not in TrainingConfig.model_fields:
-        known = [*TrainingConfig.model_fields, *_ALIASES, "use_peft", "bf16"]
-        close = difflib.get_close_matches(given, known, n=3)
-        meant = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise ConfigError(
-            f"There is no training setting `{given}`.",
-            hint=f"{meant}The settings are {', '.join(TrainingConfig.model_fields)}.",
-        )
-    if name == "scheduler":
-        value = str(getattr(value, "value", value))
-        value = "constant" if value == "constant_with_warmup" else value
-    return name, value
-
-
-def _flag(name: str, value: Any, yes: str, no: str) -> str:
-    if not isinstance(value, bool):
-        raise ConfigError(f"`{name}` is {value!r}.", hint="Use True or False.")
-    return yes if value else no
+_LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
+# One of each replaces what a preset says about the others.
+_ALTERNATIVES = (
+    ("epochs", "max_steps"),
+    ("batch_size", "token_budget"),
+    ("warmup_ratio", "warmup_steps"),
+    ("method", "quantization", *_LORA_ONLY),
+)
 
 
 def _explained(error: ValidationError) -> ConfigError:

@@ -1,5 +1,6 @@
 """TrainingConfig: what it takes, what it refuses and how it says so."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +45,34 @@ def test_defaults_depend_on_the_method_and_the_scheduler() -> None:
         ({"epochs": float("nan")}, ["`epochs` is nan"]),
         ({"batch_size": 2.5}, ["`batch_size` is 2.5", "whole number"]),
         ({"batch_size": True}, ["`batch_size` is True"]),
-        ({"method": "qlora"}, ["`method` is 'qlora'", "'lora'", "'full'"]),
+        ({"method": "prefix"}, ["`method` is 'prefix'", "'lora'", "'qlora'", "'full'"]),
+        ({"max_length": 1}, ["`max_length` is 1"]),
+        ({"model": ""}, ["`model` is ''"]),
+        ({"freeze_ratio": 1.0}, ["`freeze_ratio` is 1.0", "[0, 1)"]),
+        ({"lora_alpha": 0}, ["`lora_alpha` is 0"]),
+        ({"lora_dropout": 1}, ["`lora_dropout` is 1"]),
+        ({"use_dora": 1.5}, ["`use_dora` is 1.5", "True or False"]),
+        ({"use_rslora": "maybe"}, ["`use_rslora` is 'maybe'"]),
+        ({"max_steps": 0}, ["`max_steps` is 0"]),
+        ({"token_budget": 0}, ["`token_budget` is 0"]),
+        ({"micro_batch_tokens": -1}, ["`micro_batch_tokens` is -1"]),
+        ({"gradient_accumulation": 0}, ["`gradient_accumulation` is 0"]),
+        ({"shared_prefix": "no way"}, ["`shared_prefix` is 'no way'"]),
+        ({"learning_rate": -1e-3}, ["`learning_rate` is -0.001"]),
+        ({"warmup_ratio": 1.0}, ["`warmup_ratio` is 1.0"]),
+        ({"warmup_steps": -1}, ["`warmup_steps` is -1"]),
+        ({"weight_decay": -0.1}, ["`weight_decay` is -0.1"]),
+        ({"max_grad_norm": float("inf")}, ["`max_grad_norm` is inf"]),
+        ({"dropout": 1}, ["`dropout` is 1"]),
+        ({"embedding_dropout": -0.1}, ["`embedding_dropout` is -0.1"]),
+        ({"prompt_loss_weight": 2}, ["`prompt_loss_weight` is 2", "[0, 1]"]),
+        ({"save_steps": "often"}, ["`save_steps` is 'often'"]),
+        ({"logging_steps": 0}, ["`logging_steps` is 0"]),
+        ({"early_stopping_patience": 0}, ["`early_stopping_patience` is 0"]),
+        ({"save_total_limit": 0}, ["`save_total_limit` is 0"]),
+        ({"report_to": ["neptune"]}, ["`report_to` is", "'tensorboard'"]),
+        ({"precision": "int8"}, ["`precision` is 'int8'", "'bf16'"]),
+        ({"gradient_checkpointing": 3}, ["`gradient_checkpointing` is 3"]),
         ({"scheduler": "step"}, ["`scheduler` is 'step'", "'one_cycle'"]),
         ({"label_smoothing": 1}, ["`label_smoothing` is 1", "[0, 1)"]),
         ({"eval_steps": 0}, ["`eval_steps` is 0", "'epoch'"]),
@@ -52,6 +80,10 @@ def test_defaults_depend_on_the_method_and_the_scheduler() -> None:
         ({"seed": -1}, ["`seed` is -1"]),
         ({"learning_rat": 1.0}, ["`learning_rat`", "learning_rate"]),
         ({"method": "full", "lora_rank": 4}, ["lora_rank", "method='full'"]),
+        ({"method": "full", "use_dora": True}, ["use_dora", "method='full'"]),
+        ({"method": "full", "quantization": "4bit"}, ["`quantization` is '4bit'", "'full'", "qlora"]),
+        ({"batch_size": 4, "token_budget": 100}, ["`batch_size` is 4", "`token_budget` 100"]),
+        ({"warmup_steps": 4, "warmup_ratio": 0.1}, ["`warmup_ratio` is 0.1", "`warmup_steps` 4"]),
         ({"early_stopping_threshold": 0.1}, ["early_stopping_threshold", "early_stopping_patience"]),
     ],
 )
@@ -69,7 +101,10 @@ def test_a_bad_setting_is_named_with_what_is_allowed(settings: dict[str, Any], n
         ({"use_peft": True, "method": "full"}, ["use_peft", "method"]),
         ({"epochs": 1, "num_train_epochs": 2}, ["epochs", "num_train_epochs"]),
         ({"use_peft": "yes"}, ["use_peft", "True or False"]),
-        ({"fp16": True}, ["fp16", "bf16"]),
+        ({"fp16": True, "bf16": True}, ["`fp16` and `bf16` both set precision", "'fp16'", "'bf16'"]),
+        ({"preset": "quick"}, ["no preset 'quick'", "quick_test", "production"]),
+        ({"task": "poetry"}, ["no task 'poetry'", "instruct", "custom"]),
+        ({"load_in_4bit": True, "load_in_8bit": True}, ["load_in_4bit", "load_in_8bit", "quantization"]),
         ({"device": "cuda"}, ["device", "LocalLM"]),
         ({"num_epoch": 1}, ["num_epoch", "num_epochs"]),
     ],
@@ -110,3 +145,69 @@ def test_a_config_survives_json(settings: dict[str, Any]) -> None:
     config = TrainingConfig(**settings)
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
     assert TrainingConfig.from_kwargs(config.model_dump(mode="json")) == config
+
+
+def test_the_names_of_other_trainers_are_understood() -> None:
+    config = TrainingConfig.from_kwargs(
+        {
+            "base_model": "gpt2",
+            "use_lora": True,
+            "load_in_8bit": True,
+            "gradient_accumulation_steps": 2,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 7,
+            "fp16": True,
+            "report_to": "none",
+            "patience": 3,
+        }
+    )
+    assert (config.model, config.method, config.quantization, config.bits) == ("gpt2", "qlora", "8bit", 8)
+    assert (config.scheduler, config.warmup_steps_of(100), config.warmup_steps_of(5)) == ("cosine", 7, 5)
+    assert (config.precision, config.report_to, config.early_stopping_patience) == ("fp16", (), 3)
+    assert TrainingConfig.from_kwargs({"report_to": "wandb"}).report_to == ("wandb",)
+    assert TrainingConfig.from_kwargs({"load_in_4bit": True}).bits == 4
+    assert TrainingConfig.from_kwargs({"load_in_4bit": False}).method == "lora"
+
+
+def test_a_step_counts_rows_or_tokens() -> None:
+    assert (TrainingConfig().rows_a_step, TrainingConfig().tokens_a_step) == (16, None)
+    config = TrainingConfig(batch_size=4, gradient_accumulation=3)
+    assert (config.rows_a_step, config.tokens_a_step) == (12, None)
+    config = TrainingConfig(token_budget=1000, gradient_accumulation=3)
+    assert (config.rows_a_step, config.tokens_a_step) == (None, 3000)
+
+
+@pytest.mark.parametrize("task", [None, "chat", "code", "instruct", "domain", "custom"])
+@pytest.mark.parametrize("name", ["quick_test", "low_resource", "high_quality", "production"])
+def test_every_preset_goes_with_every_task_and_gives_way_to_the_caller(name: str, task: str | None) -> None:
+    config = TrainingConfig.preset(name, task=task)
+    assert config != TrainingConfig()
+    assert TrainingConfig(**config.model_dump(mode="json")) == config
+    assert TrainingConfig.from_kwargs({"preset": name, "task": task}) == config
+    changed = TrainingConfig.preset(name, task=task, epochs=7, batch_size=3, warmup_steps=5, method="full", seed=9)
+    assert (changed.epochs, changed.max_steps, changed.rows_a_step) == (7, None, 3 * config.gradient_accumulation)
+    assert (changed.warmup_steps_of(100), changed.method, changed.lora_rank, changed.seed) == (5, "full", 16, 9)
+
+
+def test_a_task_sets_what_a_preset_leaves_open() -> None:
+    assert TrainingConfig.preset("low_resource", task="code").learning_rate == 1e-4
+    assert TrainingConfig.preset("high_quality", task="chat").epochs == 5
+    assert TrainingConfig.preset("quick_test", task="domain").max_steps == 20
+
+
+def test_the_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingConfig().epochs = 4
+
+
+def test_the_table_in_the_docs_has_every_setting_with_its_default() -> None:
+    lines = (Path(__file__).parent.parent.parent / "docs" / "training.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    table = {row[0].strip("`"): row for row in rows}
+    for name, field in TrainingConfig.model_fields.items():
+        assert name in table, f"docs/training.md says nothing of {name}"
+        default = field.get_default()
+        shown = "none" if default == () else str(default)
+        assert table[name][2].strip("`") == shown, f"docs/training.md has another default of {name}"
+        assert len(table[name]) == 4
+        assert all(len(cell) > 3 for cell in (table[name][1], table[name][3]))

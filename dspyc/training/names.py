@@ -1,0 +1,97 @@
+"""Settings under other libraries' names: DSPy's LocalProvider, transformers, trl and PEFT, and ours."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import ConfigError
+
+_ALIASES = {
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "max_seq_length": "max_length",
+    "num_train_epochs": "epochs",
+    "n_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "scheduler",
+    "label_smoothing_factor": "label_smoothing",
+    "r": "lora_rank",
+    "lora_r": "lora_rank",
+    "patience": "early_stopping_patience",
+    "mixed_precision": "precision",
+}
+# A flag of another library: our setting and its value where it is True, and where it is False.
+_FLAGS: dict[str, tuple[str, Any, Any]] = {
+    "use_peft": ("method", "lora", "full"),
+    "use_lora": ("method", "lora", "full"),
+    "lora": ("method", "lora", "full"),
+    "load_in_4bit": ("quantization", "4bit", None),
+    "load_in_8bit": ("quantization", "8bit", None),
+    "bf16": ("precision", "bf16", "fp32"),
+    "fp16": ("precision", "fp16", "fp32"),
+    "use_fp16": ("precision", "fp16", "fp32"),
+}
+_VALUES = {("scheduler", "constant_with_warmup"): "constant", ("precision", "no"): "fp32"}
+_ELSEWHERE = {
+    "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
+    "output_dir": "It is an argument of `train` and of LocalProvider, not a setting of the training.",
+}
+_IGNORED = ("packing",)  # rows are never packed, so there is nothing to turn on or off
+_COUNTS = ("token_budget", "micro_batch_tokens")  # of tokens that are no secrets
+_SECRET = re.compile(r"(^|_)(api_?key|access_?key|key|token|secret|password|credential)s?$", re.IGNORECASE)
+
+
+def translated(settings: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+    """`settings` under our names, which are `ours`.
+
+    Raises:
+        ConfigError: A name that is not known, two names that contradict each other, or what looks like a secret.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for given, value in settings.items():
+        if given in _IGNORED:
+            continue
+        name, value = _translate(str(given), value, ours)
+        if name == "quantization" and value is None:
+            continue
+        if name in found and found[name][1] != value:
+            raise ConfigError(
+                f"`{found[name][0]}` and `{given}` both set {name}, to {found[name][1]!r} and {value!r}.",
+                hint="Give one of them.",
+            )
+        found[name] = (str(given), value)
+    made = {name: value for name, (_, value) in found.items()}
+    if made.get("quantization") and made.get("method", "lora") == "lora":
+        made["method"] = "qlora"
+    return made
+
+
+def _translate(given: str, value: Any, ours: Sequence[str]) -> tuple[str, Any]:
+    """Our name and value of a setting that may bear another library's."""
+    if _SECRET.search(given) and given not in _COUNTS:
+        raise ConfigError(
+            f"`{given}` looks like a secret, and train_kwargs are written to disk.",
+            hint="Never put secrets in train_kwargs: training on this machine needs none, and a provider reads its own "
+            "from the environment.",
+        )
+    if given in _ELSEWHERE:
+        raise ConfigError(f"`{given}` is not a training setting.", hint=_ELSEWHERE[given])
+    if given in _FLAGS:
+        if not isinstance(value, bool):
+            raise ConfigError(f"`{given}` is {value!r}.", hint="Use True or False.")
+        name, yes, no = _FLAGS[given]
+        return name, yes if value else no
+    name = _ALIASES.get(given, given)
+    if name not in ours:
+        close = difflib.get_close_matches(given, [*ours, *_ALIASES, *_FLAGS], n=3)
+        meant = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise ConfigError(
+            f"There is no training setting `{given}`.", hint=f"{meant}The settings are {', '.join(ours)}."
+        )
+    if name == "scheduler":
+        value = str(getattr(value, "value", value))
+    return name, _VALUES.get((name, value), value) if isinstance(value, str) else value
