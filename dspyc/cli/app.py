@@ -9,6 +9,7 @@ from .demo import demo
 from .eval import evaluate
 from .failures import debug as show_tracebacks
 from .run import run
+from .train import train
 
 app = typer.Typer(
     name="dspyc",
@@ -45,3 +46,4 @@ app.command("demo")(demo)
 app.command("compile")(compile_program)
 app.command("eval")(evaluate)
 app.command("run")(run)
+app.command("train")(train)

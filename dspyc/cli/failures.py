@@ -2,6 +2,7 @@
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEBUG = "DSPYC_DEBUG"  # any value but "" and "0" shows tracebacks
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+# Seconds that the main one of several processes has to say what went wrong in all of them; its launcher then ends the rest.
+_HEAD_START = 5.0
 
 
 def explained(command: Command) -> Command:
@@ -23,6 +26,8 @@ def explained(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except DspycError as error:
+            if not is_main():
+                time.sleep(_HEAD_START)
             if _debugging():
                 raise
             typer.secho(f"Error: {error.message}", fg=typer.colors.RED, err=True)
@@ -35,12 +40,18 @@ def explained(command: Command) -> Command:
 
 def interrupted(run_dir: object) -> typer.Exit:
     """Say that the work is kept, and give the exit to raise."""
-    typer.secho(
-        f"\nStopped. Nothing finished is lost: the same command goes on from {run_dir}.",
-        fg=typer.colors.YELLOW,
-        err=True,
-    )
+    if is_main():
+        typer.secho(
+            f"\nStopped. Nothing finished is lost: the same command goes on from {run_dir}.",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
     return typer.Exit(INTERRUPTED)
+
+
+def is_main() -> bool:
+    """Whether this is the one process of a command that speaks; a launcher may have started others."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def debug() -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
+from ..training.formats import read_objects
 
 if TYPE_CHECKING:
     import dspy
@@ -123,30 +124,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: The file cannot be read, is empty, or a line is no JSON object; the message has its number.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", hint="Pass a JSONL file in UTF-8.") from error
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number} is not JSON: {error}.",
-                hint='Each line is one JSON object, such as {"question": "…", "answer": "…"}.',
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number} is a JSON {type(row).__name__}; an object is allowed.",
-                hint='Each line is one JSON object, such as {"question": "…", "answer": "…"}.',
-            )
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{path} holds no examples.", hint="Write one JSON object a line.")
-    return rows
+    return [row for _, row in read_objects(path)]
 
 
 def read_examples(path: Path, inputs: Sequence[str]) -> "list[dspy.Example]":

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -98,8 +98,10 @@ def check(model: str | Path, adapter: str | Path | None = None) -> None:
         _check_adapter(resolve(adapter))
 
 
-def load_model(path: str | Path, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
-    """The causal language model in `path`, in evaluation mode on `device`.
+def load_model(
+    path: str | Path, device: str = "auto", dtype: str = "auto", settings: Mapping[str, Any] | None = None
+) -> "PreTrainedModel":
+    """The causal language model in `path`, in evaluation mode on `device`; `settings` replace those of its config.json.
 
     Raises:
         ModelError: A file is missing, truncated or does not fit the configuration.
@@ -118,6 +120,7 @@ def load_model(path: str | Path, device: str = "auto", dtype: str = "auto") -> "
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **(settings or {}),
             )
         except Exception as error:  # whatever transformers makes of unusual files; the cause is kept
             raise ModelError(

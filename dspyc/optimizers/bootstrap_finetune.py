@@ -39,7 +39,7 @@ from ..signatures import (
     program_fingerprint,
 )
 from .teachers import Teacher, choose_teachers
-from .units import Unit, check_task_names, check_trainable, plan_units, train_unit
+from .units import Unit, check_task_names, check_trainable, plan_units, train_units
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class BootstrapFinetune(Teleprompter):
             sitting = _Sitting(self, ledger, threads)
             dataset = sitting.rows(train, teachers, targets)
             before, taught = sitting.judge_first(student, teachers, held_out)
-            trained = [train_unit(unit, dataset, ledger, self.seed, self.show_progress) for unit in units]
+            trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
             after = sitting.run(compiled, "compiled", held_out)
             verdict = gate.judge(before, after, taught, seed=self.seed) if held_out else None

@@ -1,6 +1,7 @@
 """What is trained together: one set of weights, the predictors that it will serve, and the rows that they have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,17 @@ def check_task_names(unit: Unit) -> None:
                 f"Predictors `{other}` and `{name}` differ, and TerseAdapter calls both {task!r}.",
                 hint="Declare their signatures as classes with different names, or pass multitask=False.",
             )
+
+
+def train_units(
+    units: Sequence[Unit], dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool
+) -> list[Trained]:
+    """Train one unit after the other; adapters that are trained here share one base in memory."""
+    here = any(isinstance(unit.lm.provider, LocalProvider) for unit in units)
+    if here:
+        from ..training import one_base
+    with one_base() if here else nullcontext():
+        return [train_unit(unit, dataset, ledger, seed, show_progress) for unit in units]
 
 
 def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool) -> Trained:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .config import TrainingConfig as TrainingConfig
     from .lr_finder import LearningRates as LearningRates
     from .lr_finder import find_learning_rate as find_learning_rate
+    from .merging import merge as merge
+    from .methods import one_base as one_base
     from .result import TrainingResult as TrainingResult
     from .rows import TokenReport as TokenReport
     from .rows import encode_rows as encode_rows
@@ -39,6 +41,8 @@ _DOORS = {
     "TrainingResult": "result",
     "encode_rows": "rows",
     "find_learning_rate": "lr_finder",
+    "merge": "merging",
+    "one_base": "methods",
     "train": "run",
     "train_stages": "stages",
 }
@@ -53,6 +57,8 @@ __all__ = [
     "TrainingResult",
     "encode_rows",
     "find_learning_rate",
+    "merge",
+    "one_base",
     "train",
     "train_stages",
 ]

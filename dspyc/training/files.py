@@ -42,9 +42,14 @@ def _hint(full: bool) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON, in one move."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A whole file, in one move."""
     aside = path.with_name(f"{_ASIDE}{path.name}")
     try:
-        aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        aside.write_bytes(content)
         flush(aside)
         os.replace(aside, path)
         flush(path.parent)

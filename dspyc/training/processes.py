@@ -1,13 +1,55 @@
-"""The processes of one run: `accelerate launch` starts several, all others are one."""
+"""The processes of one run: a launcher (`accelerate launch`, torchrun) starts several; every other run is one process.
+
+Each computes its share of a step's rows, in as many parts as its memory asks for; then all gradients are added up, once a
+step. DDP gives the same gradients, but exchanges them within the last backward pass: here a process that runs out of memory
+can compute its share again, in smaller parts, while the others wait.
+"""
 
 import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import distributed
+
+from ..errors import ConfigError, TrainingError
+
+_TOGETHER = 1 << 25  # numbers that are exchanged at once: 128 MiB of float32
+_told = threading.Event()  # that the run is interrupted
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "A parallelism configuration",
+}
 
 
 def several() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and draws progress."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check() -> None:
+    """Raises ConfigError where the launcher was told to divide the model itself among the processes."""
+    for name, what in _SHARDING.items():
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise refusal(what)
+
+
+def refusal(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} divides a model among processes, and every process of this trainer holds a whole one.",
+        hint="Launch several processes without it. Where a model does not fit: method='qlora', a smaller "
+        "micro_batch_tokens, or gradient_checkpointing=True.",
+    )
 
 
 def join(cpu: bool) -> None:
@@ -18,9 +60,10 @@ def join(cpu: bool) -> None:
         PartialState(cpu=cpu)
 
 
-def is_main() -> bool:
-    """Whether this is the process that writes files and draws progress."""
-    return int(os.environ.get("RANK", "0")) == 0
+def leave() -> None:
+    """Part from the other processes: NCCL wants to be told before a program ends."""
+    if several() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -31,8 +74,100 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Until all processes are here. Raises TrainingError where another one has ended."""
     if several():
-        from accelerate import PartialState
+        with _meeting():
+            distributed.barrier()
 
-        PartialState().wait_for_everyone()
+
+def agree(tensors: Sequence[torch.Tensor]) -> None:
+    """Give every process the main one's numbers."""
+    if several():
+        with _meeting(), torch.no_grad():
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the processes' tensors, in place of this one's. Raises TrainingError where another process has ended."""
+    if several():
+        with _meeting():
+            distributed.all_reduce(tensor)
+    return tensor
+
+
+def add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> list[float]:
+    """Add up every parameter's gradients over all processes; returns the loss of each.
+
+    A parameter that some processes have no gradient of counts as zero there. One that none has keeps none: an optimizer
+    leaves it alone, as it does in a single process.
+    """
+    if not several():
+        return [float(loss)]
+    processes = distributed.get_world_size()
+    mine = [0.0] * processes + [float(p.grad is not None) for p in parameters]
+    facts = torch.tensor(mine, device=loss.device)
+    facts[distributed.get_rank()] = loss.detach()
+    found = total(facts).tolist()
+    gradients = []
+    for parameter, holders in zip(parameters, found[processes:], strict=True):
+        if holders:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for group in _groups(gradients):
+        summed = total(torch.cat([gradient.reshape(-1) for gradient in group]))
+        for gradient, part in zip(group, torch.split(summed, [g.numel() for g in group]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+    return found[:processes]
+
+
+def draw_own(seed: int, step: int) -> None:
+    """Let dropout draw other numbers in every process, those that (seed, step, process) alone decide.
+
+    A checkpoint holds the main process's generators only, so none of the others may depend on what it drew before.
+    """
+    if several():
+        torch.manual_seed(random.Random(f"dropout {seed} {step} {distributed.get_rank()}").getrandbits(48))
+
+
+@contextmanager
+def left_to_main() -> Iterator[None]:
+    """Ctrl-C reaches every process. The main one answers it at once; its end is what interrupts the others."""
+    if is_main() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _told.clear()
+    before = signal.signal(signal.SIGINT, lambda *_: _told.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what gloo and NCCL raise
+        if _told.is_set():
+            raise KeyboardInterrupt from error
+        raise TrainingError(
+            "Another process of this run has ended, or cannot be reached.",
+            hint="Its own message says why. The same command goes on from the newest checkpoint.",
+        ) from error
+
+
+def _groups(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """In their order, so many that they are worth one exchange."""
+    groups: list[list[torch.Tensor]] = []
+    size = _TOGETHER
+    for tensor in tensors:
+        if size + tensor.numel() > _TOGETHER:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.numel()
+    return groups

@@ -22,16 +22,19 @@ from ..progress import bar, tell
 from . import processes
 from .adapters import continue_adapter
 from .callbacks import Callback
+from .card import base_name, describe
 from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
 from .config import TrainingConfig
-from .events import EventLog
-from .files import clear_unfinished, first_damaged, guarded, sums, whole_folder, write_json
+from .curves import CURVES, draw_curves
+from .events import EventLog, read_events
+from .files import clear_unfinished, first_damaged, guarded, sha256_of, sums, whole_folder, write_bytes, write_json
 from .loss import Learner
 from .methods import check_method, prepare, save_weights
 from .probe import why_not_shared
 from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
 from .sharing import Planner
+from .trackers import check_trackers
 from .trainer import RowTrainer, autocast_dtype, bad_evaluations, embedding_dropout
 
 log = logging.getLogger("dspyc.training")
@@ -103,6 +106,8 @@ class _Run:
         self.callbacks = list(callbacks) if processes.is_main() else []
         self.show = show_progress and processes.is_main()
         check_method(config, self.device)
+        check_trackers(config)
+        processes.check()
         if adapter is not None and config.method == "full":
             raise ConfigError(
                 f"adapter is {adapter}, and the method is 'full'.",
@@ -121,14 +126,16 @@ class _Run:
             with guarded("start training", self.folder):
                 self._claim(key)
         processes.wait()
-        if (done := self._finished()) is not None:
+        done = self._finished()
+        processes.wait()  # all have read the same
+        if done is not None:
             return done
         tokenizer = load_tokenizer(self.base)
         chat, limit = ChatTokenizer(tokenizer), row_limit(self.base, tokenizer, self.config.max_length)
         encoded, report = encode_rows(rows, chat, limit)
         held_out, held_report = encode_rows(validation, chat, limit, kind="validation")
         for kind, found in (("training", report), ("validation", held_report)):
-            if found.too_long:
+            if found.too_long and processes.is_main():
                 shown = ", ".join(f"row {r.index} ({r.length} tokens)" for r in found.too_long[:_SHOWN])
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
         with _one_at_a_time, _undisturbed():
@@ -240,7 +247,7 @@ class _Run:
             )
         shared = replace(plain, share=True, worth=_CALL_WORTH.get(self.device.type, _CALL_WORTH["cpu"]))
         why = why_not_shared(trainer.learner, trainer.first_rows(), shared)
-        if why is not None:
+        if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
         return (plain, why) if why is not None else (shared, None)
 
@@ -274,7 +281,8 @@ class _Run:
         with bar(f"Training {Path(self.model).name}", trainer.total_steps(), show=self.show) as advance:
             trainer.advance = advance
             try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                with processes.left_to_main():
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except KeyboardInterrupt:
                 trainer.save_if_settled()
                 raise
@@ -323,24 +331,32 @@ class _Run:
 
     def _write(self, trainer: RowTrainer, tokenizer: Any, result: TrainingResult) -> None:
         """The weights of the last step and of the best one, the curves and the model card; last, what they hash to."""
-        student, names = trainer.student, ["final_model"]
-        if result.best_step is not None:
+        student, best, names = trainer.student, result.best_step, ["final_model"]
+        events = read_events(trainer.events.path)
+        title = f"{base_name(self.model)}, {self.config.method}: {result.rows['rows']:,} rows"
+        picture = draw_curves(events, title, best)
+
+        def write(name: str, step: int) -> None:
+            with whole_folder(self.folder / name) as aside:
+                save_weights(student, tokenizer, self.model, self.base, aside)
+                describe(aside, result, self.config, step, events, picture)
+
+        if best is not None:
             names.append("best_model")
-            if result.best_step != result.steps:
+            if best != result.steps:
                 last = {name: tensor.cpu().clone() for name, tensor in trained_tensors(student).items()}
-                load_trained(student, self.store.path(result.best_step))
-                self._write_model(student, tokenizer, "best_model", result)
+                load_trained(student, self.store.path(best))
+                write("best_model", best)
                 put_trained(student, last)
-        self._write_model(student, tokenizer, "final_model", result)
-        if result.best_step == result.steps:
+        write("final_model", result.steps)
+        if best == result.steps:
             with whole_folder(self.folder / "best_model") as aside:
                 shutil.copytree(self.folder / "final_model", aside, dirs_exist_ok=True)
         files = {f"{name}/{file}": digest for name in names for file, digest in sums(self.folder / name).items()}
+        if picture is not None:
+            write_bytes(self.folder / CURVES, picture)
+            files[CURVES] = sha256_of(self.folder / CURVES)
         write_json(self.folder / "result.json", {**result.to_dict(self.folder), "files": files})
-
-    def _write_model(self, student: Any, tokenizer: Any, name: str, result: TrainingResult) -> None:
-        with whole_folder(self.folder / name) as aside:
-            save_weights(student, tokenizer, self.model, self.base, aside)
 
 
 def _digest(rows: Sequence[Any]) -> str:

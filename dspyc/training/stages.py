@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ConfigError
 from .callbacks import Callback
 from .config import TrainingConfig
+from .methods import one_base
 from .result import TrainingResult
 from .run import train
 
@@ -44,22 +45,22 @@ def train_stages(
     """
     configs = _configs(stages)
     results: list[TrainingResult] = []
-    for number, (stage, config) in enumerate(zip(stages, configs, strict=True), start=1):
-        before = results[-1] if results else None
-        adapted = before is not None and config.method != "full"
-        results.append(
-            train(
-                before.path if before is not None and not adapted else model,
+    with one_base():
+        for number, (stage, config) in enumerate(zip(stages, configs, strict=True), start=1):
+            before = results[-1].path if results else None
+            whole = config.method == "full"
+            result = train(
+                before if before is not None and whole else model,
                 stage.rows,
                 config=config,
                 output_dir=Path(output_dir) / f"{number}-{stage.name}",
                 validation=stage.validation,
                 device=device,
-                adapter=before.path if before is not None and adapted else None,
+                adapter=None if whole else before,
                 callbacks=callbacks,
                 show_progress=show_progress,
             )
-        )
+            results.append(result)
     return results
 
 

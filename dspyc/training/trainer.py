@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..errors import TrainingError
 from ..progress import Advance
+from . import processes
 from .batching import Steps, weight_of
 from .callbacks import Callback, Progress, peak_memory
 from .checkpoint import (
@@ -83,6 +84,10 @@ class RowTrainer(Trainer):
         self._speed = _Speed()
         if autocast is torch.float16:
             self.accelerator.scaler = torch.amp.GradScaler(self.args.device.type)  # accelerate hands it on
+        # No DDP: `processes.add_up` exchanges the gradients, once a step.
+        cast(Any, learner)._is_accelerate_prepared = True
+        self._trained = [p for p in learner.parameters() if p.requires_grad]
+        processes.agree(self._trained)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Timing(self))
 
@@ -103,31 +108,35 @@ class RowTrainer(Trainer):
         return None  # every process knows all rows of the step
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Gradients of the step's mean loss in nats a unit of weight; returns this process's share of it, times processes."""
+        """Gradients of the step's mean loss in nats a unit of weight, which is returned, over all processes."""
         model.train()
         self._speed.add(sum(map(len, inputs)))
+        processes.draw_own(self.config.seed, self.state.global_step)
         while True:
             try:
-                return self._accumulate(model, inputs)
+                loss = self._accumulate(model, inputs)
+                break
             except torch.OutOfMemoryError as error:
                 self._make_smaller(inputs, error)
                 model.zero_grad()
+        losses = processes.add_up(self._trained, loss)
+        self._current = inputs
+        for process, found in enumerate(losses):
+            if not math.isfinite(found):
+                raise self._diverged("The loss", found, inputs[process :: len(losses)])
+        return torch.tensor(sum(losses), device=self.args.device)
 
     def _accumulate(self, model: Any, rows: list[EncodedRow]) -> torch.Tensor:
+        """Gradients of this process's share of the step's mean loss, which is returned."""
         weight = sum(weight_of(row, self.config.prompt_loss_weight) for row in rows)
-        mine = self._share(rows)
-        scale = self.accelerator.num_processes / weight if mine else 0.0  # DDP takes the mean over processes
-        trees = self.planner(mine or rows[:1])  # one that has no row left still takes part in the exchange
         total = torch.zeros((), device=self.args.device)
-        for tree in trees:
-            alone = self.accelerator.no_sync(model) if tree is not trees[-1] else nullcontext()
-            with alone, self._precision():
-                loss = model(tree)[0] * scale
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.scale(total)  # it has a scale also where this process has no row
+        for tree in self.planner(self._share(rows)):
+            with self._precision():
+                loss = model(tree)[0] / weight
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        if not torch.isfinite(total):
-            raise self._diverged("The loss", float(total), mine)
-        self._current = mine
         return total
 
     def _share(self, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
@@ -137,7 +146,7 @@ class RowTrainer(Trainer):
     def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
         """Halve what is computed together; the step stays as it is."""
         largest = max(self.planner(self._share(rows)), key=lambda tree: tree.tokens)
-        if len(largest.all_rows()) == 1 or self.accelerator.num_processes > 1:
+        if len(largest.all_rows()) == 1:
             raise error
         self.planner = self.planner.with_budget(min(self.planner.budget, largest.tokens) // 2)
         torch.cuda.empty_cache()
@@ -187,6 +196,12 @@ class RowTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counting parameters at every batch costs more than a small model's layer
 
+    def store_flos(self) -> None:
+        """Nothing was counted, so processes have nothing to tell each other."""
+
+    def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
+        return tensors  # every process has the loss of the whole step
+
     def first_rows(self) -> list[EncodedRow]:
         """The rows of the first step."""
         return [self.rows[i] for i in next(iter(self._steps()))]
@@ -194,7 +209,8 @@ class RowTrainer(Trainer):
     def forecast(self) -> Forecast:
         """What the run is expected to need on this process."""
         steps = self._steps()
-        trees = [tree for step in steps for tree in self.planner(self._share([self.rows[i] for i in step]) or [])]
+        shares = [self._share([self.rows[i] for i in step]) for step in steps]
+        trees = [tree for share in shares for tree in self.planner(share)] or self.planner(self.rows[:1])
         return forecast(self.learner, trees, self.total_steps() / len(steps), self._precision())
 
     def total_steps(self) -> int:
@@ -209,11 +225,10 @@ class RowTrainer(Trainer):
         self.learner.eval()
         sums = torch.zeros(2, device=self.args.device)
         for start in range(0, len(self.validation), _EVALUATED):
-            mine = self._share(self.validation[start : start + _EVALUATED])
-            for tree in self.planner(mine) if mine else []:
+            for tree in self.planner(self._share(self.validation[start : start + _EVALUATED])):
                 with self._precision():
                     sums += torch.stack(self.learner(tree)).float()
-        total, weight = self.accelerator.reduce(sums).tolist() if self.accelerator.num_processes > 1 else sums.tolist()
+        total, weight = processes.total(sums).tolist()
         return float(total / weight)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -265,6 +280,7 @@ class RowTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save(RandomState.capture())
+        processes.wait()  # the best checkpoint is read by all
 
     def save(self, rng: RandomState) -> None:
         """Write a checkpoint of this step. Raises TrainingError where the disk refuses it."""
@@ -285,7 +301,6 @@ class RowTrainer(Trainer):
                 self.store.keep(self.config.save_total_limit, step, best)
             for watcher in self.watchers:
                 watcher.on_save(written)
-        self.accelerator.wait_for_everyone()  # the best checkpoint is read by all
 
     def save_if_settled(self) -> None:
         """On the way out: a checkpoint of this step, unless an update or an evaluation was under way."""
@@ -366,6 +381,8 @@ class _Timing(TrainerCallback):
         elif control.should_save and args.eval_strategy == "epoch" and float(state.epoch).is_integer():
             # A checkpoint stands for what happened up to it, and this epoch's evaluation is still to come.
             control.should_save, self._waiting = False, True
+        elif not control.should_evaluate and not float(state.epoch).is_integer():
+            self.trainer._settled = RandomState.capture()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._waiting:

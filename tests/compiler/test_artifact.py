@@ -77,7 +77,7 @@ def test_full_weights_survive_too(tmp_path: Path) -> None:
 def test_what_is_in_it(artifact: tuple[Any, Path]) -> None:
     program, path = artifact
     suffixes = {p.suffix for p in path.rglob("*") if p.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".md", ".jinja", ""}  # no pickle, no code
+    assert suffixes <= {".json", ".safetensors", ".md", ".png", ".jinja", ""}  # no pickle, no code
     facts = verify(path)
     assert facts["report"]["verdict"]["after"] == program.report.after
     assert facts["versions"]["dspy"] == dspy.__version__

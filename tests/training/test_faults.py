@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dspyc.errors import TrainingError
+from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, TrainingResult, train
 from dspyc.training.checkpoint import CheckpointStore
 from dspyc.training.events import EventLog, read_events
@@ -170,3 +170,20 @@ def test_an_error_in_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path:
     result = train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
     assert result.steps == 9
     assert any(e.get("event") == "resumed" for e in read_events(tmp_path / "out" / "events.jsonl"))
+
+
+def test_a_tracker_gets_the_numbers_of_the_events(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    base, config = small.folder(tmp_path / "model"), TrainingConfig(**(SETTINGS | {"report_to": "tensorboard"}))
+    train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
+    (file,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    seen = EventAccumulator(str(file.parent))
+    seen.Reload()
+    tracked = [scalar.value for scalar in seen.Scalars("train/loss")]
+    assert tracked == pytest.approx([e["loss"] for e in read_events(tmp_path / "out" / "events.jsonl") if "loss" in e])
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mlflow is not installed.*pip install mlflow"):
+        train("dspyc/tiny", small.rows(4), config=TrainingConfig(report_to=("mlflow",)), output_dir=tmp_path / "out")

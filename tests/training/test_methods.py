@@ -1,0 +1,180 @@
+"""Every method that a CPU can run trains the bundled student; what is frozen stays bit for bit what it was."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dspyc.errors import ConfigError, ModelError
+from dspyc.models import ChatTokenizer
+from dspyc.models.weights import TINY, identity, load_model, resolve
+from dspyc.training import TrainingConfig, train
+from dspyc.training.events import read_events
+from dspyc.training.merging import merge
+from dspyc.training.methods import check_method, one_base, prepare
+
+from . import small
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": f"card {i}"}, {"role": "assistant", "content": f"blocked {i % 3}"}]}
+    for i in range(12)
+]
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "full, half frozen": {"method": "full", "freeze_ratio": 0.5},
+    "lora": {},
+    "lora, half frozen": {"freeze_ratio": 0.5},
+    "rslora": {"use_rslora": True, "lora_rank": 4},
+    "dora": {"use_dora": True},
+    "some modules": {"target_modules": ("q_proj", "v_proj")},
+}
+
+
+def trained(name: str, out: Path, **changes: Any) -> tuple[Any, list[float]]:
+    settings = {"learning_rate": 5e-3, "batch_size": 4, "epochs": 4, "logging_steps": 1, **METHODS[name], **changes}
+    result = train(TINY, ROWS, config=TrainingConfig(**settings), output_dir=out)
+    return result, [e["loss"] for e in read_events(out / "events.jsonl") if "loss" in e]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_the_bundled_student(name: str, tmp_path: Path) -> None:
+    result, losses = trained(name, tmp_path)
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.method == METHODS[name].get("method", "lora")
+
+
+@pytest.mark.parametrize("preset", ["quick_test", "low_resource", "high_quality", "production"])
+def test_every_preset_trains_the_bundled_student(preset: str, tmp_path: Path) -> None:
+    config = TrainingConfig.preset(preset, task="chat", learning_rate=5e-3, max_steps=8)
+    result = train(TINY, ROWS, config=config, output_dir=tmp_path, validation=ROWS[:4])
+    judged = [e["validation_loss"] for e in read_events(tmp_path / "events.jsonl") if "validation_loss" in e]
+    assert result.steps == 8
+    assert result.best_path is not None
+    start = train(TINY, ROWS, config=TrainingConfig(max_steps=1, learning_rate=1e-9), output_dir=tmp_path / "0")
+    assert judged[-1] < 0.9 * start.train_loss
+
+
+def test_frozen_layers_stay_as_they_are(tmp_path: Path) -> None:
+    result, _ = trained("full, half frozen", tmp_path)
+    before, after = load_file(resolve(TINY) / "model.safetensors"), load_file(Path(result.path) / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    layers = {name.split("layers.")[1][0] for name in changed if "layers." in name}
+    assert layers == {"2", "3"}
+    assert "model.norm.weight" in changed
+    assert "model.embed_tokens.weight" not in changed
+
+
+@pytest.mark.parametrize(("kind", "frozen"), [("llama", 0.5), ("gpt2", 0.5), ("phi", 0.5), ("gemma", 0.3)])
+def test_no_adapter_in_frozen_layers(kind: str, frozen: float, tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", kind)
+    model = prepare(base, TrainingConfig(freeze_ratio=frozen), "cpu", 64)
+    adapted = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted
+    assert all(".1." in name for name in adapted), adapted
+    assert all("lora_" in name for name in adapted)
+
+
+def test_a_share_that_freezes_nothing_or_everything_is_refused(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    for ratio in (0.1, 0.9):
+        with pytest.raises(ConfigError, match=r"`freeze_ratio` is 0\.\d, which keeps \d of 2 layers.*between 0\.50"):
+            prepare(base, TrainingConfig(method="full", freeze_ratio=ratio), "cpu", 64)
+
+
+def test_rslora_divides_by_the_roots_rank_and_dora_learns_magnitudes(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    plain = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32), "cpu", 64)
+    stable = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32, use_rslora=True), "cpu", 64)
+    scales = [model.get_submodule("base_model.model.model.layers.0.mlp.up_proj").scaling for model in (plain, stable)]
+    assert [scale["default"] for scale in scales] == [2.0, 32 / math.sqrt(16)]
+    dora = prepare(base, TrainingConfig(use_dora=True), "cpu", 64)
+    assert any("magnitude" in name for name, p in dora.named_parameters() if p.requires_grad)
+
+
+def test_the_models_own_dropout_drops_in_training_only(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    still = prepare(base, TrainingConfig(method="full"), "cpu", 64)
+    model = prepare(base, TrainingConfig(method="full", dropout=0.5), "cpu", 64)
+    assert torch.equal(model.eval()(ids).logits, still.eval()(ids).logits)
+    assert torch.equal(still.train()(ids).logits, still.eval()(ids).logits)
+    assert not torch.equal(model.train()(ids).logits, still.eval()(ids).logits)
+
+
+def test_dropout_of_a_model_without_any_is_refused(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", "mamba")
+    with pytest.raises(ConfigError, match=r"`dropout` is 0\.1.*mamba.*embedding_dropout"):
+        prepare(base, TrainingConfig(dropout=0.1), "cpu", 64)
+
+
+def test_adapters_trained_together_share_their_base_and_never_change_it(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    pristine = {name: p.clone() for name, p in load_model(base, "cpu", "float32").named_parameters()}
+
+    def frozen(model: Any) -> dict[str, torch.Tensor]:
+        named = model.get_base_model().named_parameters()
+        return {name.replace(".base_layer", ""): p for name, p in named if "lora_" not in name}
+
+    with one_base():
+        first = prepare(base, TrainingConfig(), "cpu", 64)
+        loss = first(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
+        loss.backward()
+        torch.optim.SGD([p for p in first.parameters() if p.requires_grad], lr=1.0).step()
+        second = prepare(base, TrainingConfig(lora_rank=4), "cpu", 64)
+        whole = prepare(base, TrainingConfig(method="full"), "cpu", 64)
+    for name, tensor in pristine.items():
+        assert frozen(first)[name].data_ptr() == frozen(second)[name].data_ptr()
+        assert dict(whole.named_parameters())[name].data_ptr() != frozen(first)[name].data_ptr()
+        assert torch.equal(frozen(second)[name], tensor)
+        assert not frozen(second)[name].requires_grad
+    apart = prepare(base, TrainingConfig(), "cpu", 64)
+    assert frozen(apart)["model.norm.weight"].data_ptr() != frozen(first)["model.norm.weight"].data_ptr()
+
+
+def test_qlora_without_a_gpu_says_what_can_be_done(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method='qlora' needs a CUDA GPU.*method='lora'"):
+        train(TINY, ROWS, config=TrainingConfig(method="qlora"), output_dir=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    check_method(TrainingConfig(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_merged_model_answers_as_its_adapter(kind: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = small.folder(tmp_path / "model", kind)
+    config = TrainingConfig(max_steps=20, learning_rate=1e-2, precision="fp32")
+    result = train(str(base), small.rows(10), config=config, output_dir=tmp_path / "out")
+    merged = merge(result.path, tmp_path / "merged")
+    ids = torch.tensor([ChatTokenizer(AutoTokenizer.from_pretrained(merged)).prompt_ids(ROWS[0]["messages"][:1])])
+    whole = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), result.path).eval()(ids).logits
+    torch.testing.assert_close(whole, adapted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole, AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits, atol=1e-3)
+    assert identity(merged) != identity(base)
+
+
+def test_merged_weights_keep_the_dtype_of_their_base(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", dtype=torch.bfloat16)
+    result = train(str(base), small.rows(4), config=TrainingConfig(max_steps=1), output_dir=tmp_path / "out")
+    merged = merge(result.path, tmp_path / "merged", base=base)
+    assert {t.dtype for t in load_file(merged / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
+        merge(base, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="is not empty"):
+        merge(base, base)
+    other = small.folder(tmp_path / "other", hidden_size=64)
+    result = train(str(base), small.rows(4), config=TrainingConfig(max_steps=1), output_dir=tmp_path / "out")
+    with pytest.raises(ModelError, match=r"does not fit.*Pass its own base"):
+        merge(result.path, tmp_path / "merged", base=other)
+    assert not (tmp_path / "merged").exists()
