@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
-from .names import translated
+from .names import known_elsewhere, translated
 from .presets import preset_settings
 
 _ROWS = 16  # of a batch, where nothing else is said
@@ -119,7 +119,7 @@ class TrainingConfig(BaseModel):
     @field_validator("report_to", mode="before")
     @classmethod
     def _as_a_list(cls, value: Any) -> Any:
-        return () if value in (None, "none") else (value,) if isinstance(value, str) else value
+        return () if value in (None, "none", ["none"]) else (value,) if isinstance(value, str) else value
 
     @field_validator("target_modules")
     @classmethod
@@ -240,6 +240,10 @@ def _explained(error: ValidationError) -> ConfigError:
         name = str(found["loc"][0]) if found["loc"] else ""
         if name in fields:
             messages.setdefault(name, f"`{name}` is {found['input']!r}; it takes {fields[name].description}.")
+        elif ours := known_elsewhere(name):
+            messages.setdefault(
+                name, f"`{name}` is another library's name for `{ours}`; TrainingConfig.from_kwargs takes it."
+            )
         else:
             close = difflib.get_close_matches(name, fields, n=3)
             meant = f" Did you mean {' or '.join(close)}?" if close else f" The settings are {', '.join(fields)}."

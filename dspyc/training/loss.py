@@ -20,7 +20,7 @@ Sums = tuple[torch.Tensor, torch.Tensor]
 class Learner(torch.nn.Module):
     """A causal language model (a PEFT model included) as a function from rows to the sum of their losses.
 
-    It is what DDP, FSDP and DeepSpeed wrap, so that their hooks see every forward pass. Most rows are prompt, and much of a
+    Most rows are prompt, and much of a
     small model's work is its output projection: where projecting the last hidden states gives the model's own logits (tried
     on real ids when this is made), only learned positions are projected. Models that scale their logits take the long way.
     """
@@ -36,7 +36,7 @@ class Learner(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.config = model.config  # DeepSpeed and FSDP look for it
+        self.config = model.config
         self.pad_id, self.label_smoothing, self.prompt_weight = pad_id, label_smoothing, prompt_weight
         self._find_parts(model)
         self.sparse = self._decoder is not None and self._same_logits(probe_ids)
@@ -46,12 +46,51 @@ class Learner(torch.nn.Module):
         found = self._walk(tree, None)
         return torch.stack([loss for loss, _ in found]).sum(), torch.stack([weight for _, weight in found]).sum()
 
+    def learn(self, tree: Tree, scaled: Callable[[torch.Tensor], torch.Tensor], precision: Any) -> torch.Tensor:
+        """Add the gradients of `scaled(sum of losses)` to the parameters', a batch of rows at a time; returns the sum.
+
+        Batches behind a trunk add to the gradients of its keys and values, and the trunk's own backward pass runs once, at
+        the end: what is held at a time is the trunk and one batch.
+
+        Args:
+            precision: Makes the autocast context of a forward pass.
+        """
+        return self._learn(tree, None, scaled, precision)
+
+    def _learn(self, tree: Tree, before: DynamicCache | None, scaled: Any, precision: Any) -> torch.Tensor:
+        total = torch.zeros((), device=self.device)
+        grown: list[torch.Tensor] = []
+        held = before
+        if tree.ids:
+            with precision():
+                trunk = self._grow(tree, before)
+            grown = [tensor for layer in cast(list[Any], trunk.layers) for tensor in (layer.keys, layer.values)]
+            held = _fork(trunk, 1, detach=True)
+        if tree.rows:
+            with precision():
+                loss, _ = self._rows(tree, held)
+            scaled(loss).backward()
+            total += loss.detach().float()
+        for branch in tree.branches:
+            total += self._learn(branch, held, scaled, precision)
+        if grown and held is not None:
+            leaves = [tensor for layer in cast(list[Any], held.layers) for tensor in (layer.keys, layer.values)]
+            pairs = [(t, leaf.grad) for t, leaf in zip(grown, leaves, strict=True) if t.requires_grad]
+            if pairs:  # an adapter on queries alone leaves a first layer's keys and values without any
+                torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
+        return total
+
     def _walk(self, tree: Tree, before: DynamicCache | None) -> list[Sums]:
         if tree.ids:
-            before = _fork(before, 1)
-            self._run(torch.tensor([tree.ids], device=self.device), before)
+            before = self._grow(tree, before)
         sums = [self._rows(tree, before)] if tree.rows else []
         return sums + [found for branch in tree.branches for found in self._walk(branch, before)]
+
+    def _grow(self, tree: Tree, before: DynamicCache | None) -> DynamicCache:
+        """Keys and values of what stands before a tree's rows."""
+        cache = _fork(before, 1)
+        self._run(torch.tensor([tree.ids], device=self.device), cache)
+        return cache
 
     def _rows(self, tree: Tree, before: DynamicCache | None) -> Sums:
         prompt_weight = self.prompt_weight if self.training else 0.0
@@ -120,12 +159,17 @@ class Learner(torch.nn.Module):
             self.model.train(training)
 
 
-def _fork(cache: DynamicCache | None, rows: int) -> DynamicCache:
-    """A cache that begins with what `cache` holds, for so many rows; it grows without changing `cache`."""
+def _fork(cache: DynamicCache | None, rows: int, *, detach: bool = False) -> DynamicCache:
+    """A cache that begins with what `cache` holds, for so many rows; it grows without changing `cache`.
+
+    With `detach` its tensors are leaves that collect gradients.
+    """
     forked = DynamicCache()
     for layer in cast(list[Any], cache.layers if cache is not None else []):
         copy: Any = cast(Any, DynamicLayer)()
         keys, values = (tensor.expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values))
+        if detach:
+            keys, values = (t.detach().requires_grad_(t.requires_grad) for t in (keys, values))
         copy.lazy_initialization(keys, values)
         copy.keys, copy.values = keys, values
         forked.layers.append(copy)

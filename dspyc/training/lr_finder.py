@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from ..errors import ConfigError, TrainingError
 from ..models.chat import ChatTokenizer
 from ..models.weights import device_of, load_tokenizer, resolve
 from ..progress import bar
-from .batching import Steps
+from .batching import Steps, weight_of
 from .checkpoint import RandomState
 from .config import TrainingConfig
 from .loss import Learner
-from .methods import check_method, prepare
-from .rows import encode_rows, row_limit
+from .methods import check_method, choose_attention, prepare
+from .rows import EncodedRow, encode_rows, row_limit
 from .sharing import Planner
 from .trainer import autocast_dtype, embedding_dropout
 
@@ -75,7 +76,10 @@ def find_learning_rate(
     before = RandomState.capture()
     try:
         set_seed(config.seed)
-        student = prepare(base, config, str(place), report.max_length)
+        student = prepare(base, config, str(place))
+        choose_attention(
+            student, report.max_length, shared=False, half=autocast_dtype(config.precision, place) is not None
+        )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         learner = Learner(
             student,
@@ -97,10 +101,7 @@ def find_learning_rate(
 
 
 def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any) -> LearningRates:
-    dtype, planner = (
-        autocast_dtype(config.precision, learner.device),
-        Planner(config.micro_batch_tokens or 8_192, False),
-    )
+    planner = Planner(config.micro_batch_tokens or 8_192, share=False)
     trained = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
     learner.train()
@@ -110,7 +111,7 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     smooth = 0.0
     for rate, rows in batches:
         optimizer.param_groups[0]["lr"] = rate
-        loss = _step(learner, planner(rows), dtype)
+        loss = _step(learner, rows, planner, config)
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
@@ -130,16 +131,9 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     return LearningRates(tuple(rates), tuple(losses))
 
 
-def _step(learner: Learner, trees: Any, dtype: torch.dtype | None) -> float:
+def _step(learner: Learner, rows: Sequence[EncodedRow], planner: Planner, config: TrainingConfig) -> float:
     """Gradients of a step's mean loss, which is returned."""
-    weight = 0.0
-    total = 0.0
-    for tree in trees:
-        with torch.autocast(learner.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, own = learner(tree)
-        loss.backward()
-        total, weight = total + float(loss.detach()), weight + float(own)
-    for parameter in learner.parameters():
-        if parameter.grad is not None:
-            parameter.grad /= weight
-    return total / weight
+    weight = sum(weight_of(row, config.prompt_loss_weight) for row in rows)
+    dtype = autocast_dtype(config.precision, learner.device)
+    precision = partial(torch.autocast, learner.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return sum(float(learner.learn(tree, lambda loss: loss / weight, precision)) for tree in planner(rows)) / weight

@@ -38,7 +38,9 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | Path | None = Non
     check(folder, source)
     model: Any = load_model(folder, "cpu", "float32")
     try:
-        model = PeftModel.from_pretrained(model, str(source)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(source))
+        _check_same_layers(model, source)
+        model = model.merge_and_unload()
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"The adapter in {source} does not fit {folder}: {str(error).splitlines()[0]}", hint="Pass its own base."
@@ -48,3 +50,12 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | Path | None = Non
         if (generation := folder / "generation_config.json").is_file():
             shutil.copyfile(generation, aside / generation.name)
     return target
+
+
+def _check_same_layers(model: Any, adapter: Path) -> None:
+    """Raises ValueError where the base lacks layers that the adapter has: PEFT leaves them out without an error."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    differing = load_peft_weights(str(adapter), device="cpu").keys() ^ get_peft_model_state_dict(model).keys()
+    if differing:
+        raise ValueError(f"{min(differing)} is in one of them only")

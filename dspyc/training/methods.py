@@ -2,22 +2,26 @@
 
 import copy
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from ..errors import ConfigError, ModelError
-from ..models.weights import check, device_of, identity, load_model
+from ..models.weights import device_of, identity, load_model
 from .config import TrainingConfig
 from .files import write_json
 
-_FUSED_ATTENTION_PAYS = 512  # tokens; on CPUs plain attention's backward is faster for shorter rows
+# Tokens of a row from which fused attention is faster on a CPU; its backward pass is slow with a mask in half precision.
+_FUSED_ATTENTION_PAYS, _FUSED_ATTENTION_PAYS_BEHIND_A_PROMPT = 512, 1024
+_BITSANDBYTES = "0.48.0"  # the first whose 8-bit models transformers moves
+_COMPUTED = {"fp32": torch.float32, "fp16": torch.float16}  # in 4 bits; bfloat16 otherwise
+_RATE = re.compile(r".*(dropout|_pdrop|dropout_prob)")  # what architectures call their dropout
 _bases: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("bases", default=None)
 
 
@@ -25,12 +29,17 @@ def check_method(config: TrainingConfig, device: torch.device) -> None:
     """Raises ConfigError where this machine cannot train by the config's method."""
     if config.method != "qlora":
         return
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
     instead = "Here, method='lora' trains the same adapter on whole weights."
+    # bitsandbytes 0.50 multiplies on CPUs too, but after an evaluation its 4-bit gradients are wrong where the CPU has
+    # AVX512-BF16 (weights stay packed for inference), and 8 bits do not go with DoRA.
     if device.type != "cuda":
         raise ConfigError(f"method='qlora' needs a CUDA GPU, and the device is {device}.", hint=instead)
-    if find_spec("bitsandbytes") is None:
+    if not is_bitsandbytes_available(_BITSANDBYTES):
         raise ConfigError(
-            "method='qlora' needs bitsandbytes, which is not installed.", hint=f"pip install 'dspyc[qlora]'. {instead}"
+            f"method='qlora' needs bitsandbytes, at least {_BITSANDBYTES}, which is not installed.",
+            hint=f"pip install 'dspyc[qlora]'. {instead}",
         )
 
 
@@ -44,8 +53,8 @@ def one_base() -> Iterator[None]:
         _bases.reset(token)
 
 
-def prepare(folder: Path, config: TrainingConfig, device: str, longest: int) -> Any:
-    """The model in `folder`, ready to train on rows of at most `longest` tokens.
+def prepare(folder: Path, config: TrainingConfig, device: str) -> Any:
+    """The model in `folder`, ready to train.
 
     Weights that are trained are float32, so that small updates are not rounded away. The frozen base under an adapter is
     bfloat16 on a GPU (unless precision is "fp32") and float32 elsewhere; under qlora it has 4 or 8 bits.
@@ -54,10 +63,10 @@ def prepare(folder: Path, config: TrainingConfig, device: str, longest: int) -> 
         ConfigError: A setting that this model has no place for.
     """
     if config.method == "full":
-        model = _load(folder, config, device, longest)
+        model = _load(folder, config, device)
         _freeze(model, config.freeze_ratio)
     else:
-        model = _base(folder, config, device, longest)
+        model = _base(folder, config, device)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable() if hasattr(
             model, "activation_checkpointing_enable"
@@ -66,54 +75,39 @@ def prepare(folder: Path, config: TrainingConfig, device: str, longest: int) -> 
     return model if config.method == "full" else with_adapter(model, config)
 
 
-def _base(folder: Path, config: TrainingConfig, device: str, longest: int) -> Any:
+def _base(folder: Path, config: TrainingConfig, device: str) -> Any:
     """A base to put an adapter on. Inside `one_base` its tensors are those of the last one; its modules are its own."""
     held = _bases.get()
-    plain = device_of(device).type == "cpu" and longest < _FUSED_ATTENTION_PAYS
-    key = (identity(folder), device, config.precision == "fp32", config.bits, config.dropout, plain)
+    key = (identity(folder), device, config.precision == "fp32", config.bits, config.dropout)
     if held is None:
-        return _load(folder, config, device, longest)
+        return _load(folder, config, device)
     if key not in held:
         held.clear()
-        held[key] = _load(folder, config, device, longest).requires_grad_(False)
+        held[key] = _load(folder, config, device).requires_grad_(False)
     shared = held[key]
     tensors = [*shared.parameters(), *shared.buffers()]
     return copy.deepcopy(shared, {id(tensor): tensor for tensor in tensors})
 
 
-def _load(folder: Path, config: TrainingConfig, device: str, longest: int) -> Any:
+def _load(folder: Path, config: TrainingConfig, device: str) -> Any:
+    changes: dict[str, Any] = _dropout_settings(folder, config.dropout) if config.dropout is not None else {}
     if config.bits is not None:
-        return _quantised(folder, config, device)
+        return _quantised(folder, config, device, changes)
     halves = config.method == "lora" and config.precision != "fp32" and device_of(device).type == "cuda"
-    changes = _dropout_settings(folder, config.dropout) if config.dropout is not None else {}
-    model: Any = load_model(folder, device, "bfloat16" if halves else "float32", changes)
-    if device_of(device).type == "cpu" and longest < _FUSED_ATTENTION_PAYS:
-        _use_plain_attention(model)
-    return model
+    return load_model(folder, device, "bfloat16" if halves else "float32", changes)
 
 
-def _quantised(folder: Path, config: TrainingConfig, device: str) -> Any:
+def _quantised(folder: Path, config: TrainingConfig, device: str, changes: Mapping[str, Any]) -> Any:
     """The base with 4-bit NormalFloat or 8-bit weights: Dettmers et al., 2023, arXiv 2305.14314."""
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    check(folder)
-    bits: Any = {"load_in_8bit": True}
+    bits: dict[str, Any] = {"load_in_8bit": True}
     if config.bits == 4:
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        bits["bnb_4bit_compute_dtype"] = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.dropout is not None:
-        settings.update(_dropout_settings(folder, config.dropout))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=settings,
-        quantization_config=cast(Any, BitsAndBytesConfig)(**bits),
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+        bits["bnb_4bit_compute_dtype"] = _COMPUTED.get(config.precision, torch.bfloat16)
+    how = {"quantization_config": cast(Any, BitsAndBytesConfig)(**bits), "device_map": {"": device}}
+    model = load_model(folder, device, "float32", {**changes, **how})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
@@ -122,9 +116,7 @@ def _dropout_settings(folder: Path, share: float) -> dict[str, float]:
     from transformers import AutoConfig
 
     found = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
-    names = [
-        n for n, v in found.items() if n.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(v, float | int)
-    ]
+    names = [name for name in _rates(found) if found[name] is not None]
     if not names:
         raise ConfigError(
             f"`dropout` is {share:g}, and a {found['model_type']} model has no dropout of its own.",
@@ -133,15 +125,22 @@ def _dropout_settings(folder: Path, share: float) -> dict[str, float]:
     return dict.fromkeys(names, share)
 
 
+def _rates(settings: Mapping[str, Any]) -> list[str]:
+    """The names of the dropout rates among a model's settings."""
+    return [name for name, value in settings.items() if _RATE.fullmatch(name) and not isinstance(value, bool | str)]
+
+
 def _freeze(model: Any, ratio: float) -> None:
-    """Keep the bottom layers as they are, and with them the input embeddings (the output's too, where they are tied)."""
+    """Keep the bottom layers as they are, and with them the embeddings of tokens and of positions (the output's too, where
+    they are tied): below the first trained layer nothing is learned, so no gradient has to be computed there.
+    """
     model.requires_grad_(True)
+    if not ratio:
+        return
     _, layers = _layers(model)
-    kept = _frozen_layers(len(layers), ratio)
-    for module in layers[:kept]:
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    for module in [*layers[: _frozen_layers(len(layers), ratio)], *embeddings]:
         module.requires_grad_(False)
-    if kept:
-        model.get_input_embeddings().requires_grad_(False)
 
 
 def _frozen_layers(count: int, ratio: float) -> int:
@@ -155,24 +154,18 @@ def _frozen_layers(count: int, ratio: float) -> int:
     return frozen
 
 
-def _unfrozen(model: Any, config: TrainingConfig) -> tuple[str, ...]:
-    """The full names of the target modules in the layers that are not frozen."""
-    from transformers.pytorch_utils import Conv1D
-
+def _frozen_names(model: Any, ratio: float) -> str | None:
+    """What PEFT's `exclude_modules` calls everything in the frozen layers."""
+    if not ratio:
+        return None
     name, layers = _layers(model)
-    kept = _frozen_layers(len(layers), config.freeze_ratio)
-    found = []
-    for place, layer in enumerate(layers[kept:], start=kept):
-        for inner, module in layer.named_modules():
-            wanted = config.target_modules == "all-linear" or inner.rpartition(".")[2] in config.target_modules
-            if wanted and isinstance(module, torch.nn.Linear | Conv1D):
-                found.append(f"{name}.{place}.{inner}")
-    return tuple(found) or tuple(config.target_modules)
+    places = "|".join(map(str, range(_frozen_layers(len(layers), ratio))))
+    return rf"{re.escape(name)}\.({places})\..*"
 
 
 def _layers(model: Any) -> tuple[str, torch.nn.ModuleList]:
     """The decoder's layers and their full name: `model.layers`, `transformer.h`, …"""
-    count = model.config.get_text_config().num_hidden_layers
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return name, module
@@ -187,12 +180,13 @@ def with_adapter(model: Any, config: TrainingConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = _unfrozen(model, config) if config.freeze_ratio else config.target_modules
+    targets = config.target_modules
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_frozen_names(model, config.freeze_ratio),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         task_type="CAUSAL_LM",
@@ -232,8 +226,10 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
     rounded = {t.data_ptr(): t.to(dtype) if t.is_floating_point() else t for t in state.values()}
     state = {name: rounded[tensor.data_ptr()] for name, tensor in state.items()}
     model.save_pretrained(str(folder), state_dict=state)
-    settings = json.loads((folder / "config.json").read_text("utf-8"))
-    write_json(folder / "config.json", {**settings, "dtype": str(dtype).removeprefix("torch."), "use_cache": True})
+    facts, own = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base_folder))
+    # `dropout` was this run's; who trains on finds the rates of the model's authors.
+    facts = {k: v for k, v in facts.items() if k not in _rates(facts)} | {k: own[k] for k in _rates(own)}
+    write_json(folder / "config.json", {**facts, "dtype": str(dtype).removeprefix("torch."), "use_cache": True})
     tokenizer.save_pretrained(str(folder))
 
 
@@ -261,8 +257,19 @@ def _size(shape: list[int]) -> int:
     return size
 
 
-def _use_plain_attention(model: Any) -> None:
+def choose_attention(model: Any, longest: int, *, shared: bool, half: bool) -> None:
+    """Switch to plain attention on a CPU where it measured faster.
+
+    Args:
+        longest: Tokens of the longest row.
+        shared: Whether rows come behind a shared prompt.
+        half: Whether products are computed in half precision.
+    """
+    pays = _FUSED_ATTENTION_PAYS_BEHIND_A_PROMPT if shared and half else _FUSED_ATTENTION_PAYS
+    if next(model.parameters()).device.type != "cpu" or longest >= pays:
+        return
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
     try:
-        model.set_attn_implementation("eager")
+        base.set_attn_implementation("eager")
     except (AttributeError, ValueError):
         return  # an architecture with one implementation only

@@ -35,12 +35,26 @@ _FLAGS: dict[str, tuple[str, Any, Any]] = {
     "fp16": ("precision", "fp16", "fp32"),
     "use_fp16": ("precision", "fp16", "fp32"),
 }
+_NOT = {"bf16": "bf16", "fp16": "fp16", "use_fp16": "fp16"}  # what a flag rules out where it is False
 _VALUES = {("scheduler", "constant_with_warmup"): "constant", ("precision", "no"): "fp32"}
 _ELSEWHERE = {
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy"),
+        "Set eval_steps or save_steps, to 'epoch' or to a number of steps; logging_steps is a number of steps.",
+    ),
+    "load_best_model_at_end": "Set early_stopping_patience; without it, best_model/ stands beside final_model/.",
     "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
     "output_dir": "It is an argument of `train` and of LocalProvider, not a setting of the training.",
 }
-_IGNORED = ("packing",)  # rows are never packed, so there is nothing to turn on or off
+# Nothing to turn on or off: rows are in memory and never packed, their columns are known, evaluation is sized by tokens.
+_IGNORED = (
+    "packing",
+    "dataloader_num_workers",
+    "num_workers",
+    "per_device_eval_batch_size",
+    "remove_unused_columns",
+    "task_type",
+)
 _COUNTS = ("token_budget", "micro_batch_tokens")  # of tokens that are no secrets
 _SECRET = re.compile(r"(^|_)(api_?key|access_?key|key|token|secret|password|credential)s?$", re.IGNORECASE)
 
@@ -58,16 +72,35 @@ def translated(settings: Mapping[str, Any], ours: Sequence[str]) -> dict[str, An
         name, value = _translate(str(given), value, ours)
         if name == "quantization" and value is None:
             continue
-        if name in found and found[name][1] != value:
-            raise ConfigError(
-                f"`{found[name][0]}` and `{given}` both set {name}, to {found[name][1]!r} and {value!r}.",
-                hint="Give one of them.",
-            )
-        found[name] = (str(given), value)
+        found[name] = _meant(name, found[name], (str(given), value)) if name in found else (str(given), value)
     made = {name: value for name, (_, value) in found.items()}
     if made.get("quantization") and made.get("method", "lora") == "lora":
         made["method"] = "qlora"
     return made
+
+
+def _meant(name: str, one: tuple[str, Any], other: tuple[str, Any]) -> tuple[str, Any]:
+    """Which of two names with their values for the setting `name` says more.
+
+    `fp16=False` rules out float16 and no more; `use_lora=True` goes with every adapter.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    if one[1] == other[1]:
+        return one
+    for (flag, weak), strong in ((one, other), (other, one)):
+        no = flag in _NOT and weak == "fp32" and strong[1] != _NOT[flag]
+        if no or (flag in _FLAGS and (weak, strong[1]) == ("lora", "qlora")):
+            return strong
+    raise ConfigError(
+        f"`{one[0]}` and `{other[0]}` both set {name}, to {one[1]!r} and {other[1]!r}.", hint="Give one of them."
+    )
+
+
+def known_elsewhere(name: str) -> str | None:
+    """What another library's name is called here, or None where we do not know it."""
+    return _ALIASES.get(name) or (_FLAGS[name][0] if name in _FLAGS else None)
 
 
 def _translate(given: str, value: Any, ours: Sequence[str]) -> tuple[str, Any]:
@@ -92,6 +125,8 @@ def _translate(given: str, value: Any, ours: Sequence[str]) -> tuple[str, Any]:
         raise ConfigError(
             f"There is no training setting `{given}`.", hint=f"{meant}The settings are {', '.join(ours)}."
         )
+    if name == "warmup_steps" and isinstance(value, float) and 0 < value < 1:
+        name = "warmup_ratio"  # as in transformers 5
     if name == "scheduler":
         value = str(getattr(value, "value", value))
     return name, _VALUES.get((name, value), value) if isinstance(value, str) else value

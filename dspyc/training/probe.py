@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .loss import Learner
 from .rows import EncodedRow
 from .sharing import Planner, Tree
 
-_COMPARED = 4  # rows
+_COMPARED = 2  # rows
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of loss and gradients
 _ADAM = 2  # moments of a trained number, in float32
 
@@ -62,11 +63,11 @@ def why_not_shared(learner: Learner, rows: Sequence[EncodedRow], planner: Planne
 
 
 def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any) -> Forecast:
-    """Time and memory of `epochs` passes over the trees of one, measured on its largest.
+    """Time and memory of `epochs` passes over the trees of one, measured on their largest batch.
 
     Args:
         epoch: All trees of one epoch.
-        precision: The autocast context that training runs in.
+        precision: Makes the autocast context that training runs in.
     """
     before = RandomState.capture()
     parameters = list(learner.parameters())
@@ -81,11 +82,10 @@ def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any)
 
     try:
         learner.train()
-        largest = max(epoch, key=lambda tree: tree.tokens)
+        sample = _largest_batch(max(epoch, key=lambda tree: max(tree.passes())))
         started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision:
-            loss, _ = learner(largest)
-        loss.backward()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            learner.learn(sample, lambda loss: loss, precision)
         if learner.device.type == "cuda":
             torch.cuda.synchronize(learner.device)
         seconds = time.perf_counter() - started
@@ -98,18 +98,23 @@ def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any)
     return Forecast(
         tokens=sum(len(row) for tree in epoch for row in tree.all_rows()),
         computed_tokens=computed,
-        seconds=round(seconds * computed / largest.tokens * epochs, 1),
+        seconds=round(seconds * computed / sample.tokens * epochs, 1),
         memory=bytes_of_weights + 4 * trained * (1 + _ADAM) + sum(held.values()),
     )
+
+
+def _largest_batch(tree: Tree) -> Tree:
+    """The batch of rows of a tree that computes most, behind its trunks: what is held at a time."""
+    if tree.rows or not tree.branches:
+        return replace(tree, branches=[])
+    return replace(tree, branches=[_largest_batch(max(tree.branches, key=lambda branch: max(branch.passes())))])
 
 
 def _gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, torch.Tensor]]:
     learner.zero_grad(set_to_none=True)
     total = 0.0
     for tree in trees:
-        loss, _ = learner(tree)
-        loss.backward()
-        total += float(loss.detach())
+        total += float(learner.learn(tree, lambda loss: loss, nullcontext))
     return total, {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
 
 

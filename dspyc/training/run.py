@@ -29,7 +29,7 @@ from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import clear_unfinished, first_damaged, guarded, sha256_of, sums, whole_folder, write_bytes, write_json
 from .loss import Learner
-from .methods import check_method, prepare, save_weights
+from .methods import check_method, choose_attention, prepare, save_weights
 from .probe import why_not_shared
 from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
@@ -200,7 +200,7 @@ class _Run:
         held_report: TokenReport,
     ) -> TrainingResult:
         set_seed(self.config.seed)
-        model = prepare(self.base, self.config, str(self.device), max(report.max_length, held_report.max_length))
+        model = prepare(self.base, self.config, str(self.device))
         if self.adapter is not None:
             continue_adapter(model, self.adapter)
         with guarded("read checkpoints", self.folder):
@@ -227,6 +227,8 @@ class _Run:
         )
         if not (checkpoint is not None and self._had_stopped(state)):
             trainer.planner, why = self._planner(trainer)
+            shared = any(tree.ids for tree in trainer.planner(trainer.first_rows()))
+            choose_attention(model, report.max_length, shared=shared, half=trainer.autocast is not None)
             self._announce(trainer, state, report, held_report, why)
         set_seed(self.config.seed)  # dropout draws the same numbers however the model was made
         with embedding_dropout(model, self.config.embedding_dropout), torch.enable_grad():

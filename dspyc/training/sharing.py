@@ -3,6 +3,9 @@
 Rows of one predictor open with the same system message and demos. With N rows of S own tokens behind P shared ones, a tree
 computes P + N*S tokens instead of N*(P + S); the keys and values of the P tokens stay in the autograd graph, so gradients
 are the same. Only tokens whose successor is not learned are shared: every learned position is computed in its own row.
+
+The rows behind a trunk need not fit into memory together: they are computed a batch at a time, and the trunk learns from all of
+them at once, at the end (`Learner.learn`).
 """
 
 from collections.abc import Sequence
@@ -27,8 +30,12 @@ class Tree:
     @property
     def tokens(self) -> int:
         """Tokens that are computed, padding included."""
+        return sum(self.passes())
+
+    def passes(self) -> list[int]:
+        """Tokens of every call of the model, padding included."""
         own = len(self.rows) * max((len(row) - self.end for row in self.rows), default=0)
-        return len(self.ids) + own + sum(branch.tokens for branch in self.branches)
+        return [n for n in (len(self.ids), own) if n] + [n for branch in self.branches for n in branch.passes()]
 
     def all_rows(self) -> list[EncodedRow]:
         return [*self.rows, *(row for branch in self.branches for row in branch.all_rows())]
@@ -39,7 +46,7 @@ class Planner:
     """Decides what is computed together.
 
     Args:
-        budget: Tokens of one forward and backward pass. A row that is longer stands alone.
+        budget: Tokens of one call of the model. A prompt or a row that is longer stands alone.
         share: False computes every row whole.
         worth: Tokens that one more call of the model has to save.
     """
@@ -50,22 +57,28 @@ class Planner:
 
     def __call__(self, rows: Sequence[EncodedRow]) -> list[Tree]:
         """Trees that hold every row once."""
-        if not self.share:
-            return [part for batch in self._by_length(list(rows)) for part in self._within(Tree([], batch))]
-        trees, alone = self._forest(sorted(rows, key=lambda row: row.ids), 0)
-        trees += [Tree([], batch) for batch in self._by_length(alone)]
-        return [part for tree in trees for part in self._within(tree)]
+        if self.share:
+            trees, alone = self._forest(sorted(rows, key=lambda row: row.ids), 0)
+        else:
+            trees, alone = [], list(rows)
+        return [self._divided(tree) for tree in trees] + [Tree([], batch) for batch in self._batches(alone, 0)]
 
     def with_budget(self, budget: int) -> "Planner":
         return replace(self, budget=budget)
 
-    def _within(self, tree: Tree) -> list[Tree]:
-        """The tree, or trees for both halves of its rows where it is above the budget."""
-        rows = tree.all_rows()
-        if tree.tokens <= self.budget or len(rows) == 1:
-            return [tree]
-        half = len(rows) // 2
-        return [*self(rows[:half]), *self(rows[half:])]
+    def _divided(self, tree: Tree) -> Tree:
+        """The tree with its rows in batches within the budget, all behind the same trunk."""
+        batches = [Tree([], batch, depth=tree.end) for batch in self._batches(tree.rows, tree.end)]
+        return replace(tree, rows=[], branches=[*batches, *map(self._divided, tree.branches)])
+
+    def _batches(self, rows: list[EncodedRow], start: int) -> list[list[EncodedRow]]:
+        """Rows that are padded to one width, in equal parts where they are above the budget."""
+        made = []
+        for alike in self._by_length(rows):
+            fitting = max(1, self.budget // (len(alike[-1]) - start))
+            parts = -(-len(alike) // fitting)
+            made += [alike[i * len(alike) // parts : (i + 1) * len(alike) // parts] for i in range(parts)]
+        return made
 
     def _forest(self, rows: list[EncodedRow], depth: int) -> tuple[list[Tree], list[EncodedRow]]:
         """The trees of sorted rows that agree up to `depth`, and the rows that share nothing from there on.
@@ -84,8 +97,7 @@ class Planner:
             alone += left
         ids = rows[0].ids[depth:end]
         if (len(branches) + len(alone) - 1) * len(ids) > self.worth:
-            own, *others = self._by_length(alone) or [[]]
-            return [Tree(ids, own, [*branches, *(Tree([], batch, depth=end) for batch in others)], depth)], []
+            return [Tree(ids, alone, branches, depth)], []
         for branch in branches:
             branch.ids, branch.depth = ids + branch.ids, depth
         return branches, alone

@@ -129,15 +129,17 @@ class RowTrainer(Trainer):
     def _accumulate(self, model: Any, rows: list[EncodedRow]) -> torch.Tensor:
         """Gradients of this process's share of the step's mean loss, which is returned."""
         weight = sum(weight_of(row, self.config.prompt_loss_weight) for row in rows)
+        scaler = self.accelerator.scaler
         total = torch.zeros((), device=self.args.device)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.scale(total)  # it has a scale also where this process has no row
+        if scaler is not None:
+            scaler.scale(total)  # it has a scale also where this process has no row
+
+        def scaled(loss: torch.Tensor) -> torch.Tensor:
+            return cast(torch.Tensor, scaler.scale(loss / weight)) if scaler is not None else loss / weight
+
         for tree in self.planner(self._share(rows)):
-            with self._precision():
-                loss = model(tree)[0] / weight
-                self.accelerator.backward(loss)
-            total += loss.detach().float()
-        return total
+            total += self.learner.learn(tree, scaled, self._precision)
+        return total / weight
 
     def _share(self, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
         """What this process computes of a step, or of the validation rows."""
@@ -145,10 +147,11 @@ class RowTrainer(Trainer):
 
     def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
         """Halve what is computed together; the step stays as it is."""
-        largest = max(self.planner(self._share(rows)), key=lambda tree: tree.tokens)
-        if len(largest.all_rows()) == 1:
-            raise error
-        self.planner = self.planner.with_budget(min(self.planner.budget, largest.tokens) // 2)
+        largest = max(n for tree in self.planner(self._share(rows)) for n in tree.passes())
+        smaller = self.planner.with_budget(min(self.planner.budget, largest) // 2)
+        if smaller.budget < 1 or max(n for tree in smaller(self._share(rows)) for n in tree.passes()) == largest:
+            raise error  # a single row or a prompt is what does not fit
+        self.planner = smaller
         torch.cuda.empty_cache()
         log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
         self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
@@ -211,7 +214,7 @@ class RowTrainer(Trainer):
         steps = self._steps()
         shares = [self._share([self.rows[i] for i in step]) for step in steps]
         trees = [tree for share in shares for tree in self.planner(share)] or self.planner(self.rows[:1])
-        return forecast(self.learner, trees, self.total_steps() / len(steps), self._precision())
+        return forecast(self.learner, trees, self.total_steps() / len(steps), self._precision)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -259,6 +262,7 @@ class RowTrainer(Trainer):
         }
         memory = peak_memory(self.args.device)
         progress = self._note(**known, tokens_per_second=self._speed.read(), memory=memory)
+        self.settle()
         for watcher in self.watchers:
             watcher.on_log(progress)
         facts: dict[str, Any] = {"epoch": self.state.epoch, **known}
@@ -301,6 +305,11 @@ class RowTrainer(Trainer):
                 self.store.keep(self.config.save_total_limit, step, best)
             for watcher in self.watchers:
                 watcher.on_save(written)
+
+    def settle(self) -> None:
+        """The step is done and noted: a checkpoint may be taken, unless an evaluation belongs to it."""
+        if not self.control.should_evaluate and not float(self.state.epoch or 0.0).is_integer():
+            self._settled = RandomState.capture()
 
     def save_if_settled(self) -> None:
         """On the way out: a checkpoint of this step, unless an update or an evaluation was under way."""
@@ -381,8 +390,8 @@ class _Timing(TrainerCallback):
         elif control.should_save and args.eval_strategy == "epoch" and float(state.epoch).is_integer():
             # A checkpoint stands for what happened up to it, and this epoch's evaluation is still to come.
             control.should_save, self._waiting = False, True
-        elif not control.should_evaluate and not float(state.epoch).is_integer():
-            self.trainer._settled = RandomState.capture()
+        elif not control.should_log:
+            self.trainer.settle()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._waiting:

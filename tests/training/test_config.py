@@ -107,6 +107,10 @@ def test_a_bad_setting_is_named_with_what_is_allowed(settings: dict[str, Any], n
         ({"load_in_4bit": True, "load_in_8bit": True}, ["load_in_4bit", "load_in_8bit", "quantization"]),
         ({"device": "cuda"}, ["device", "LocalLM"]),
         ({"num_epoch": 1}, ["num_epoch", "num_epochs"]),
+        ({"bf16": False, "precision": "bf16"}, ["`bf16` and `precision` both set precision"]),
+        ({"use_lora": False, "method": "qlora"}, ["use_lora", "method", "'full'", "'qlora'"]),
+        ({"eval_strategy": "steps"}, ["eval_strategy", "Set eval_steps"]),
+        ({"load_best_model_at_end": True}, ["load_best_model_at_end", "early_stopping_patience"]),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], named: list[str]) -> None:
@@ -118,6 +122,32 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], named: list[s
 
 def test_two_names_that_agree_are_no_contradiction() -> None:
     assert TrainingConfig.from_kwargs({"epochs": 2, "num_train_epochs": 2}).epochs == 2
+
+
+def test_a_name_that_says_less_gives_way_to_one_that_says_more() -> None:
+    for both in ({"fp16": False, "bf16": True}, {"bf16": True, "fp16": False}):
+        assert TrainingConfig.from_kwargs(both).precision == "bf16"
+    assert TrainingConfig.from_kwargs({"fp16": False, "precision": "auto"}).precision == "auto"
+    assert TrainingConfig.from_kwargs({"fp16": False, "bf16": False}).precision == "fp32"
+    for both in ({"use_peft": True, "method": "qlora"}, {"method": "qlora", "use_lora": True}):
+        assert TrainingConfig.from_kwargs(both).method == "qlora"
+
+
+def test_a_share_of_steps_is_a_ratio_as_in_transformers() -> None:
+    config = TrainingConfig.from_kwargs({"warmup_steps": 0.1})
+    assert (config.warmup_ratio, config.warmup_steps, config.warmup_steps_of(50)) == (0.1, None, 5)
+
+
+def test_another_librarys_name_is_told_from_a_slip() -> None:
+    with pytest.raises(ConfigError, match=r"`use_lora` is another library's name for `method`.*from_kwargs"):
+        TrainingConfig(use_lora=True)
+    with pytest.raises(ConfigError, match=r"`base_model` .* `model`"):
+        TrainingConfig(base_model="gpt2")
+
+
+def test_what_has_no_meaning_here_is_passed_over() -> None:
+    settings = {"dataloader_num_workers": 4, "num_workers": 8, "task_type": "CAUSAL_LM", "report_to": ["none"]}
+    assert TrainingConfig.from_kwargs(settings) == TrainingConfig()
 
 
 @pytest.mark.parametrize("name", ["api_key", "hub_token", "OPENAI_API_KEY", "password", "aws_secret_access_key"])

@@ -187,3 +187,19 @@ def test_a_tracker_gets_the_numbers_of_the_events(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mlflow is not installed.*pip install mlflow"):
         train("dspyc/tiny", small.rows(4), config=TrainingConfig(report_to=("mlflow",)), output_dir=tmp_path / "out")
+
+
+class Interrupted(EventLog):
+    def write(self, step: int, epoch: float, **facts: Any) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+        super().write(step, epoch, **facts)
+
+
+def test_a_checkpoint_on_the_way_out_stands_for_no_step_that_is_not_noted(tmp_path: Path) -> None:
+    made = trainer(small.model(), tmp_path, save_steps=100)
+    made.events = Interrupted(tmp_path / "events.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.save_if_settled()
+    assert made.store.steps() == []  # a resume from step 7 would leave its line out

@@ -72,44 +72,70 @@ def test_frozen_layers_stay_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "frozen"), [("llama", 0.5), ("gpt2", 0.5), ("phi", 0.5), ("gemma", 0.3)])
 def test_no_adapter_in_frozen_layers(kind: str, frozen: float, tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model", kind)
-    model = prepare(base, TrainingConfig(freeze_ratio=frozen), "cpu", 64)
+    model = prepare(base, TrainingConfig(freeze_ratio=frozen), "cpu")
     adapted = {name for name, p in model.named_parameters() if p.requires_grad}
     assert adapted
     assert all(".1." in name for name in adapted), adapted
     assert all("lora_" in name for name in adapted)
 
 
+def test_a_target_named_by_its_path_is_not_adapted_in_frozen_layers(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    config = TrainingConfig(freeze_ratio=0.5, target_modules=("self_attn.q_proj",))
+    adapted = {name for name, p in prepare(base, config, "cpu").named_parameters() if p.requires_grad}
+    assert {name.split("layers.")[1].split(".lora_")[0] for name in adapted} == {"1.self_attn.q_proj"}
+
+
+def test_nothing_below_the_first_trained_layer_is_trained(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", "gpt2")  # it has embeddings of positions too
+    model = prepare(base, TrainingConfig(method="full", freeze_ratio=0.5), "cpu")
+    inputs: list[bool] = []
+    model.transformer.h[1].register_forward_pre_hook(lambda _, args: inputs.append(args[0].requires_grad))
+    model(torch.tensor([[5, 6, 7]]))
+    assert inputs == [False]
+    assert model.transformer.h[1].mlp.c_fc.weight.requires_grad
+
+
 def test_a_share_that_freezes_nothing_or_everything_is_refused(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model")
     for ratio in (0.1, 0.9):
         with pytest.raises(ConfigError, match=r"`freeze_ratio` is 0\.\d, which keeps \d of 2 layers.*between 0\.50"):
-            prepare(base, TrainingConfig(method="full", freeze_ratio=ratio), "cpu", 64)
+            prepare(base, TrainingConfig(method="full", freeze_ratio=ratio), "cpu")
 
 
 def test_rslora_divides_by_the_roots_rank_and_dora_learns_magnitudes(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model")
-    plain = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32), "cpu", 64)
-    stable = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32, use_rslora=True), "cpu", 64)
+    plain = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32), "cpu")
+    stable = prepare(base, TrainingConfig(lora_rank=16, lora_alpha=32, use_rslora=True), "cpu")
     scales = [model.get_submodule("base_model.model.model.layers.0.mlp.up_proj").scaling for model in (plain, stable)]
     assert [scale["default"] for scale in scales] == [2.0, 32 / math.sqrt(16)]
-    dora = prepare(base, TrainingConfig(use_dora=True), "cpu", 64)
+    dora = prepare(base, TrainingConfig(use_dora=True), "cpu")
     assert any("magnitude" in name for name, p in dora.named_parameters() if p.requires_grad)
 
 
 def test_the_models_own_dropout_drops_in_training_only(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model")
     ids = torch.tensor([[5, 6, 7, 8]])
-    still = prepare(base, TrainingConfig(method="full"), "cpu", 64)
-    model = prepare(base, TrainingConfig(method="full", dropout=0.5), "cpu", 64)
+    still = prepare(base, TrainingConfig(method="full"), "cpu")
+    model = prepare(base, TrainingConfig(method="full", dropout=0.5), "cpu")
     assert torch.equal(model.eval()(ids).logits, still.eval()(ids).logits)
     assert torch.equal(still.train()(ids).logits, still.eval()(ids).logits)
     assert not torch.equal(model.train()(ids).logits, still.eval()(ids).logits)
 
 
+def test_the_trained_model_keeps_its_authors_dropout(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", "gpt2", attn_pdrop=0.05)
+    config = TrainingConfig(method="full", dropout=0.4, max_steps=1)
+    result = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "out")
+    before, after = (json.loads((Path(p) / "config.json").read_text()) for p in (base, result.path))
+    assert {k: v for k, v in after.items() if "pdrop" in k} == {k: v for k, v in before.items() if "pdrop" in k}
+    assert after["attn_pdrop"] == 0.05
+
+
 def test_dropout_of_a_model_without_any_is_refused(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model", "mamba")
     with pytest.raises(ConfigError, match=r"`dropout` is 0\.1.*mamba.*embedding_dropout"):
-        prepare(base, TrainingConfig(dropout=0.1), "cpu", 64)
+        prepare(base, TrainingConfig(dropout=0.1), "cpu")
 
 
 def test_adapters_trained_together_share_their_base_and_never_change_it(tmp_path: Path) -> None:
@@ -121,18 +147,18 @@ def test_adapters_trained_together_share_their_base_and_never_change_it(tmp_path
         return {name.replace(".base_layer", ""): p for name, p in named if "lora_" not in name}
 
     with one_base():
-        first = prepare(base, TrainingConfig(), "cpu", 64)
+        first = prepare(base, TrainingConfig(), "cpu")
         loss = first(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
         loss.backward()
         torch.optim.SGD([p for p in first.parameters() if p.requires_grad], lr=1.0).step()
-        second = prepare(base, TrainingConfig(lora_rank=4), "cpu", 64)
-        whole = prepare(base, TrainingConfig(method="full"), "cpu", 64)
+        second = prepare(base, TrainingConfig(lora_rank=4), "cpu")
+        whole = prepare(base, TrainingConfig(method="full"), "cpu")
     for name, tensor in pristine.items():
         assert frozen(first)[name].data_ptr() == frozen(second)[name].data_ptr()
         assert dict(whole.named_parameters())[name].data_ptr() != frozen(first)[name].data_ptr()
         assert torch.equal(frozen(second)[name], tensor)
         assert not frozen(second)[name].requires_grad
-    apart = prepare(base, TrainingConfig(), "cpu", 64)
+    apart = prepare(base, TrainingConfig(), "cpu")
     assert frozen(apart)["model.norm.weight"].data_ptr() != frozen(first)["model.norm.weight"].data_ptr()
 
 
@@ -177,4 +203,7 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
     result = train(str(base), small.rows(4), config=TrainingConfig(max_steps=1), output_dir=tmp_path / "out")
     with pytest.raises(ModelError, match=r"does not fit.*Pass its own base"):
         merge(result.path, tmp_path / "merged", base=other)
+    shallow = small.folder(tmp_path / "shallow", num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"does not fit.*layers\.1\..*is in one of them only"):
+        merge(result.path, tmp_path / "merged", base=shallow)
     assert not (tmp_path / "merged").exists()

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -41,27 +42,38 @@ def gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, tor
     learner.zero_grad()
     total = 0.0
     for tree in trees:
-        loss, _ = learner(tree)
-        loss.backward()
-        total += loss.item()
+        total += learner.learn(tree, lambda loss: loss, nullcontext).item()
     return total, {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_gradients_are_those_of_whole_rows(kind: str, attention: str) -> None:
+@pytest.mark.parametrize("budget", [BIG, 15])
+def test_gradients_are_those_of_whole_rows(kind: str, attention: str, budget: int) -> None:
     model = small.model(kind)
     if kind == "gemma2" and attention == "sdpa":
         attention = "eager"  # the only one that caps attention scores
     model.set_attn_implementation(attention)
     learner = Learner(model, [5, 6, 7]).eval()
-    trees = Planner(BIG, worth=4)(rows())
-    assert any(tree.ids and tree.branches for tree in trees)  # demos behind a system message: a tree of trees
+    trees = Planner(budget, worth=4)(rows())
+    # Demos behind a system message are a tree of trees; in batches where they are above the budget.
+    assert any(branch.ids for tree in trees for branch in tree.branches)
+    many = sum(len(batches(tree)) for tree in trees)
+    assert many == 5 if budget == BIG else many > 5
     expected, plain = gradients(learner, Planner(BIG, share=False)(rows()))
     found, shared = gradients(learner, trees)
     assert found == pytest.approx(expected, rel=1e-5)
     for name, gradient in plain.items():
         assert (shared[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_the_plain_forward_pass_has_the_same_gradients() -> None:
+    learner = Learner(small.model(), [5, 6, 7])
+    _, learned = gradients(learner, Planner(BIG, worth=4)(rows()))
+    learner.zero_grad()
+    torch.stack([learner(tree)[0] for tree in Planner(BIG, worth=4)(rows())]).sum().backward()
+    for name, parameter in learner.named_parameters():
+        assert (parameter.grad - learned[name]).norm() <= 1e-5 * learned[name].norm(), name
 
 
 def test_an_adapters_gradients_are_those_of_whole_rows() -> None:
@@ -79,6 +91,10 @@ def paths(tree: Tree, before: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...
     assert tree.depth == len(before)
     here = (*before, *tree.ids)
     return [(here, row) for row in tree.rows] + [found for branch in tree.branches for found in paths(branch, here)]
+
+
+def batches(tree: Tree) -> list[Tree]:
+    return ([tree] if tree.rows else []) + [found for branch in tree.branches for found in batches(branch)]
 
 
 @st.composite
@@ -105,7 +121,9 @@ def test_a_plan_holds_every_row_once_and_never_shares_a_learned_position(
         assert len(before) <= max(0, row.prompt_length - 1)
         assert share or not before
     for tree in trees:
-        assert tree.tokens <= budget or len(tree.all_rows()) == 1
+        for batch in batches(tree):
+            width = max(len(row) for row in batch.rows) - batch.end
+            assert len(batch.rows) * width <= budget or len(batch.rows) == 1
 
 
 @given(_some_rows(), st.integers(0, 20))
