@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import ConfigError, ModelError
 from ..models.weights import check, load_model, load_tokenizer, resolve
 from .files import guarded, whole_folder
@@ -29,17 +31,14 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | Path | None = Non
     source, target = resolve(adapter), Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty.", hint="Merge into a new folder.")
-    if not (source / "adapter_config.json").is_file():
-        raise ModelError(f"{source} holds no adapter_config.json.", hint="Pass the folder of a LoRA adapter.")
-    named = base or json.loads((source / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    if not named:
-        raise ModelError(f"The adapter in {source} does not name its base.", hint="Pass base=.")
+    named = base or _base_of(source)
     folder = resolve(named)
     check(folder, source)
     model: Any = load_model(folder, "cpu", "float32")
     try:
         model = PeftModel.from_pretrained(model, str(source))
         _check_same_layers(model, source)
+        _part_ends(model.get_base_model())
         model = model.merge_and_unload()
     except (RuntimeError, ValueError) as error:
         raise ModelError(
@@ -56,6 +55,34 @@ def _check_same_layers(model: Any, adapter: Path) -> None:
     """Raises ValueError where the base lacks layers that the adapter has: PEFT leaves them out without an error."""
     from peft import get_peft_model_state_dict, load_peft_weights
 
-    differing = load_peft_weights(str(adapter), device="cpu").keys() ^ get_peft_model_state_dict(model).keys()
+    both = load_peft_weights(str(adapter), device="cpu"), get_peft_model_state_dict(model)
+    # PEFT may have written the base's own embeddings beside what was learned.
+    saved, own = ({name for name in tensors if "base_layer" not in name} for tensors in both)
+    differing = saved ^ own
     if differing:
         raise ValueError(f"{min(differing)} is in one of them only")
+
+
+def _base_of(adapter: Path) -> str:
+    """The base that an adapter's settings name."""
+    file = adapter / "adapter_config.json"
+    if not file.is_file():
+        raise ModelError(f"{adapter} holds no adapter_config.json.", hint="Pass the folder of a LoRA adapter.")
+    try:
+        named = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+    except (KeyError, TypeError, ValueError):
+        named = None
+    if not isinstance(named, str) or not named:
+        raise ModelError(f"{file} does not name the adapter's base.", hint="Pass base=.")
+    return named
+
+
+def _part_ends(model: Any) -> None:
+    """Untie the output from the input embeddings where one of them is adapted: what is added to it is not the other's."""
+    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
+    if outside is None or not any(hasattr(end, "base_layer") for end in (inside, outside)):
+        return
+    layer = getattr(outside, "base_layer", outside)
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    for settings in (model.config, model.config.get_text_config()):
+        settings.tie_word_embeddings = False

@@ -79,7 +79,7 @@ def _base(folder: Path, config: TrainingConfig, device: str) -> Any:
     """A base to put an adapter on. Inside `one_base` its tensors are those of the last one; its modules are its own."""
     held = _bases.get()
     key = (identity(folder), device, config.precision == "fp32", config.bits, config.dropout)
-    if held is None:
+    if held is None or config.bits == 8:  # the first module to use 8-bit weights takes their scales
         return _load(folder, config, device)
     if key not in held:
         held.clear()

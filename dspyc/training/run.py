@@ -41,7 +41,7 @@ log = logging.getLogger("dspyc.training")
 _FORMAT = 2  # of the output folder
 _one_at_a_time = threading.Lock()  # accelerate and torch's generators are the process's own
 _SHOWN = 5
-_MICRO_BATCH = {"cpu": 8_192, "cuda": 32_768, "mps": 8_192}  # tokens that are computed together
+_MICRO_BATCH = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}  # tokens that are computed together
 _CALL_WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dspyc.errors import ConfigError, ModelError
 from dspyc.models import ChatTokenizer
 from dspyc.models.weights import TINY, identity, load_model, resolve
+from dspyc.providers.local import LocalLM
 from dspyc.training import TrainingConfig, train
 from dspyc.training.events import read_events
 from dspyc.training.merging import merge
@@ -162,6 +163,23 @@ def test_adapters_trained_together_share_their_base_and_never_change_it(tmp_path
     assert frozen(apart)["model.norm.weight"].data_ptr() != frozen(first)["model.norm.weight"].data_ptr()
 
 
+def test_whole_runs_leave_a_shared_base_as_it_was(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model")
+    pristine = load_model(base, "cpu", "float32").state_dict()
+    with one_base():
+        before = prepare(base, TrainingConfig(), "cpu").get_base_model().model.norm.weight.data_ptr()
+        for out, extra in (("a", {}), ("b", {"use_dora": True})):
+            config = TrainingConfig(max_steps=4, learning_rate=1e-2, **extra)
+            result = train(str(base), small.rows(8), config=config, output_dir=tmp_path / out)
+            adapter = load_file(Path(result.path) / "adapter_model.safetensors")
+            assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+        after = prepare(base, TrainingConfig(), "cpu").get_base_model()
+    assert after.model.norm.weight.data_ptr() == before
+    held = {name.replace(".base_layer", ""): t for name, t in after.state_dict().items() if "lora_" not in name}
+    assert held.keys() == pristine.keys()
+    assert all(torch.equal(held[name], tensor) for name, tensor in pristine.items())
+
+
 def test_qlora_without_a_gpu_says_what_can_be_done(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method='qlora' needs a CUDA GPU.*method='lora'"):
         train(TINY, ROWS, config=TrainingConfig(method="qlora"), output_dir=tmp_path / "out", device="cpu")
@@ -185,6 +203,33 @@ def test_a_merged_model_answers_as_its_adapter(kind: str, tmp_path: Path) -> Non
     assert identity(merged) != identity(base)
 
 
+@pytest.mark.parametrize("embeddings", [True, False])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_tensors_is_merged_into_that_one(
+    target: str, embeddings: bool, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = small.folder(tmp_path / "model")
+    lora = LoraConfig(r=4, target_modules=[target], task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(0)
+    get_peft_model(small.model(), lora).save_pretrained(tmp_path / "adapter", save_embedding_layers=embeddings)
+    merged, ids = merge(tmp_path / "adapter", tmp_path / "merged", base=base), torch.tensor([[5, 6, 7, 8]])
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(merged)(ids).logits, adapted(ids).logits)
+    assert not torch.allclose(plain, adapted(ids).logits, atol=0.1)
+
+
+def test_a_merged_student_answers_through_local_lm(tmp_path: Path) -> None:
+    result, _ = trained("dora", tmp_path / "out")
+    merged = merge(result.path, tmp_path / "merged")
+    whole, adapted = LocalLM(merged, device="cpu"), LocalLM(TINY, adapter=result.path, device="cpu")
+    for row in ROWS[:3]:
+        said = [lm(messages=row["messages"][:1], max_tokens=6, temperature=0) for lm in (whole, adapted)]
+        assert said[0] == said[1]
+
+
 def test_merged_weights_keep_the_dtype_of_their_base(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model", dtype=torch.bfloat16)
     result = train(str(base), small.rows(4), config=TrainingConfig(max_steps=1), output_dir=tmp_path / "out")
@@ -197,6 +242,12 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model")
     with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
         merge(base, tmp_path / "merged")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for content in ("{", "[]", "{}"):
+        (broken / "adapter_config.json").write_text(content)
+        with pytest.raises(ModelError, match=r"does not name the adapter's base"):
+            merge(broken, tmp_path / "merged")
     with pytest.raises(ConfigError, match="is not empty"):
         merge(base, base)
     other = small.folder(tmp_path / "other", hidden_size=64)
