@@ -94,7 +94,6 @@ def _carry_out(
         join_in()
     try:
         result = run_training(model, rows, config=config, output_dir=out, validation=held_out, device=device)
-        processes.leave()
         if not processes.is_main():
             return
         merged = _merged(result, out) if merge else None

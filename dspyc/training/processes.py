@@ -5,6 +5,7 @@ step. DDP gives the same gradients, but exchanges them within the last backward 
 can compute its share again, in smaller parts, while the others wait.
 """
 
+import atexit
 import os
 import random
 import signal
@@ -53,17 +54,14 @@ def refusal(what: str) -> ConfigError:
 
 
 def join(cpu: bool) -> None:
-    """Meet the other processes, if there are any."""
+    """Meet the other processes, if there are any, and part from them when this one ends."""
     if several():
         from accelerate import PartialState
 
+        ours = not distributed.is_initialized()
         PartialState(cpu=cpu)
-
-
-def leave() -> None:
-    """Part from the other processes: NCCL wants to be told before a program ends."""
-    if several() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        if ours:
+            atexit.register(_leave)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -143,6 +141,12 @@ def left_to_main() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _leave() -> None:
+    """End the threads that exchange tensors while Python still runs: one that lets go of a tensor later aborts the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
