@@ -76,9 +76,14 @@ _SECRET_SHAPE = re.compile(
 )
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret, by its last word: `OPENAI_API_KEY`, `HF_TOKEN`."""
+    return _SECRET_NAME.search(name.upper()) is not None
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without the secrets of this environment, those given, and anything in the shape of a provider's key."""
-    found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name.upper()) and len(v) >= 8}
+    found = {v for name, v in os.environ.items() if is_secret_name(name) and len(v) >= 8}
     for secret in sorted(found | {s for s in secrets if len(s) >= 8}, key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return _SECRET_SHAPE.sub("[secret]", text)

@@ -31,6 +31,8 @@ def LocalLM(  # noqa: N802 (reads as a class)
     adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    server: str | None = None,
+    server_options: Mapping[str, Any] | None = None,
     **generation: Any,
 ) -> dspy.LM:
     """A `dspy.LM` that runs on this machine and can be fine-tuned on it.
@@ -40,6 +42,11 @@ def LocalLM(  # noqa: N802 (reads as a class)
         adapter: A folder with a LoRA adapter for `model`.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere), "bfloat16", "float16" or "float32".
+        server: "vllm", "sglang" or "transformers" starts that server as a child process, on the loopback only, and ends it
+            with this program; an address such as "http://127.0.0.1:8000" asks one that runs. Such an LM is for calling:
+            train without a server, and serve what came of it.
+        server_options: How the server is started and asked: `args`, `program`, `start_timeout`, `request_timeout`,
+            `api_key_env` (docs/servers.md).
         **generation: Defaults of every call: temperature (None or 0 is greedy), max_tokens, top_p, top_k, seed, stop, n;
             and `dspy.LM`'s cache, callbacks, num_retries, train_kwargs.
 
@@ -48,6 +55,13 @@ def LocalLM(  # noqa: N802 (reads as a class)
         ModelError: The model's files cannot be found or read.
     """
     _check_arguments(model, adapter, generation)
+    if server is not None:
+        from ..models.server_engine import AsyncServerEngine, ServerEngine
+
+        served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
+        return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
+    if server_options is not None:
+        raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
     from ..models.engine import AsyncLocalEngine, LocalEngine
 
     engine = LocalEngine(model, adapter, device=device, dtype=dtype)
