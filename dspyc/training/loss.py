@@ -1,6 +1,6 @@
 """The loss: weighted cross entropy of the tokens that are learned, and of no others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -9,7 +9,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .attention import NAME, prompt_cache
 from .batching import rectangle
+from .config import TrainingConfig
+from .precision import Precision
+from .rows import EncodedRow
 from .sharing import Tree
 
 _CHUNK = 1 << 25  # logits that are held at once: 128 MiB of float32
@@ -20,10 +24,15 @@ Sums = tuple[torch.Tensor, torch.Tensor]
 class Learner(torch.nn.Module):
     """A causal language model (a PEFT model included) as a function from rows to the sum of their losses.
 
-    Most rows are prompt, and much of a
-    small model's work is its output projection: where projecting the last hidden states gives the model's own logits (tried
-    on real ids when this is made), only learned positions are projected. Models that scale their logits take the long way.
+    Most of a row is prompt, and much of a small model's work is its output projection: where projecting the last hidden
+    states gives the model's own logits (tried on real ids when this is made), only learned positions are projected. Models
+    that scale their logits take the long way.
+
+    Rows behind a trunk read its keys and values each from a copy of its own, or, after `attend_in_place(True)`, where they
+    are.
     """
+
+    in_place = False
 
     def __init__(
         self,
@@ -38,26 +47,42 @@ class Learner(torch.nn.Module):
         self.model = model
         self.config = model.config
         self.pad_id, self.label_smoothing, self.prompt_weight = pad_id, label_smoothing, prompt_weight
+        self._own_attention = NAME
         self._find_parts(model)
         self.sparse = self._decoder is not None and self._same_logits(probe_ids)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, rows: Sequence[EncodedRow], config: TrainingConfig) -> "Learner":
+        """What a run trains by its config on its rows."""
+        pad = tokenizer.pad_token_id
+        return cls(
+            model,
+            rows[0].ids[:64],
+            pad_id=tokenizer.eos_token_id if pad is None else pad,
+            label_smoothing=config.label_smoothing,
+            prompt_weight=config.prompt_loss_weight,
+        )
 
     def forward(self, tree: Tree) -> Sums:
         """(the sum of weight x loss in nats, the sum of weights) of a tree's rows, both scalars."""
         found = self._walk(tree, None)
         return torch.stack([loss for loss, _ in found]).sum(), torch.stack([weight for _, weight in found]).sum()
 
-    def learn(self, tree: Tree, scaled: Callable[[torch.Tensor], torch.Tensor], precision: Any) -> torch.Tensor:
+    def learn(
+        self,
+        tree: Tree,
+        scaled: Callable[[torch.Tensor], torch.Tensor],
+        precision: Precision,
+        before: DynamicCache | None = None,
+    ) -> torch.Tensor:
         """Add the gradients of `scaled(sum of losses)` to the parameters', a batch of rows at a time; returns the sum.
 
         Batches behind a trunk add to the gradients of its keys and values, and the trunk's own backward pass runs once, at
         the end: what is held at a time is the trunk and one batch.
 
         Args:
-            precision: Makes the autocast context of a forward pass.
+            before: Keys and values of the trunk that the tree grows on; they collect gradients.
         """
-        return self._learn(tree, None, scaled, precision)
-
-    def _learn(self, tree: Tree, before: DynamicCache | None, scaled: Any, precision: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
         grown: list[torch.Tensor] = []
         held = before
@@ -69,16 +94,29 @@ class Learner(torch.nn.Module):
         if tree.rows:
             with precision():
                 loss, _ = self._rows(tree, held)
-            scaled(loss).backward()
+            scaled(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().float()
         for branch in tree.branches:
-            total += self._learn(branch, held, scaled, precision)
+            total += self.learn(branch, scaled, precision, held)
         if grown and held is not None:
             leaves = [tensor for layer in cast(list[Any], held.layers) for tensor in (layer.keys, layer.values)]
             pairs = [(t, leaf.grad) for t, leaf in zip(grown, leaves, strict=True) if t.requires_grad]
             if pairs:  # an adapter on queries alone leaves a first layer's keys and values without any
                 torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
         return total
+
+    def attend_in_place(self, on: bool) -> None:
+        """Switch between our attention to shared prompts (attention.py) and the model's own.
+
+        Raises NotImplementedError where the model takes no other than its own.
+        """
+        if on != self.in_place:
+            base = _base_of(self.model)
+            before = base.config._attn_implementation
+            base.set_attn_implementation(NAME if on else self._own_attention)
+            if base.config._attn_implementation == before:
+                raise NotImplementedError(f"{type(base).__name__} takes no attention but its own")
+            self._own_attention, self.in_place = before, on
 
     def _walk(self, tree: Tree, before: DynamicCache | None) -> list[Sums]:
         if tree.ids:
@@ -88,20 +126,25 @@ class Learner(torch.nn.Module):
 
     def _grow(self, tree: Tree, before: DynamicCache | None) -> DynamicCache:
         """Keys and values of what stands before a tree's rows."""
-        cache = _fork(before, 1)
+        cache = prompt_cache(before, self._layers, continued=True) if self.in_place else _fork(before, 1)
         self._run(torch.tensor([tree.ids], device=self.device), cache)
         return cache
 
     def _rows(self, tree: Tree, before: DynamicCache | None) -> Sums:
         prompt_weight = self.prompt_weight if self.training else 0.0
         ids, weights = rectangle(tree.rows, tree.end, self.pad_id, prompt_weight, self.device)
-        states = self._run(ids, _fork(before, len(tree.rows)) if before is not None else None)[:, :-1]
+        states = self._run(ids, self._behind(before, len(tree.rows)) if before is not None else None)[:, :-1]
         chosen = weights[:, 1:] > 0  # (batch, time - 1)
         return self._sums(states[chosen], ids[:, 1:][chosen], weights[:, 1:][chosen])
+
+    def _behind(self, before: DynamicCache, rows: int) -> DynamicCache:
+        return prompt_cache(before, self._layers, continued=False) if self.in_place else _fork(before, rows)
 
     def _run(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
         """Hidden states where they can be projected later, else logits; (batch, time, ·). `cache` is extended."""
         kept: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        if self.in_place:
+            kept["prompt"] = cache
         if self.sparse:
             return cast(Any, self._decoder)(input_ids=ids, **kept).last_hidden_state  # type: ignore[no-any-return]
         return self.model(input_ids=ids, **kept).logits  # type: ignore[no-any-return]
@@ -129,12 +172,13 @@ class Learner(torch.nn.Module):
 
     def _find_parts(self, model: Any) -> None:
         """What gives the hidden states, and what projects them onto the vocabulary, where they can be told apart."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _base_of(model)
         decoder = getattr(base, base.base_model_prefix, None) if base.base_model_prefix else None
         head = base.get_output_embeddings()
         found = isinstance(decoder, torch.nn.Module) and decoder is not base and isinstance(head, torch.nn.Module)
         # Tuples, so that the parts are not registered as modules a second time.
         self._parts = (decoder, head) if found else (None, None)
+        self._layers = int(base.config.get_text_config().num_hidden_layers)
         self._vocabulary = int(getattr(head, "out_features", 0) or base.config.get_text_config().vocab_size)
 
     @property
@@ -157,6 +201,10 @@ class Learner(torch.nn.Module):
             return hidden is not None and torch.equal(self._head(hidden), whole)
         finally:
             self.model.train(training)
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _fork(cache: DynamicCache | None, rows: int, *, detach: bool = False) -> DynamicCache:

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from .batching import Steps, weight_of
 from .checkpoint import RandomState
 from .config import TrainingConfig
 from .loss import Learner
-from .methods import check_method, choose_attention, prepare
+from .methods import check_method, choose_attention, embedding_dropout, prepare
+from .precision import autocast, autocast_dtype
 from .rows import EncodedRow, encode_rows, row_limit
 from .sharing import Planner
-from .trainer import autocast_dtype, embedding_dropout
 
 _SMOOTHING = 0.9  # of the loss, an exponential mean
 _BLOWN_UP = 4.0  # times the lowest loss: higher rates only get worse
@@ -77,17 +76,8 @@ def find_learning_rate(
     try:
         set_seed(config.seed)
         student = prepare(base, config, str(place))
-        choose_attention(
-            student, report.max_length, shared=False, half=autocast_dtype(config.precision, place) is not None
-        )
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        learner = Learner(
-            student,
-            encoded[0].ids[:64],
-            pad_id=int(pad),
-            label_smoothing=config.label_smoothing,
-            prompt_weight=config.prompt_loss_weight,
-        )
+        choose_attention(student, report.max_length)
+        learner = Learner.of(student, tokenizer, encoded, config)
         order = Steps(list(map(len, encoded)), rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
         batches = ([encoded[i] for i in step] for step in itertools.chain.from_iterable(itertools.repeat(order)))
         rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
@@ -101,7 +91,7 @@ def find_learning_rate(
 
 
 def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any) -> LearningRates:
-    planner = Planner(config.micro_batch_tokens or 8_192, share=False)
+    planner = Planner.of(learner.device.type, config.micro_batch_tokens, share=False)
     trained = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
     learner.train()
@@ -134,6 +124,5 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
 def _step(learner: Learner, rows: Sequence[EncodedRow], planner: Planner, config: TrainingConfig) -> float:
     """Gradients of a step's mean loss, which is returned."""
     weight = sum(weight_of(row, config.prompt_loss_weight) for row in rows)
-    dtype = autocast_dtype(config.precision, learner.device)
-    precision = partial(torch.autocast, learner.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    precision = autocast(autocast_dtype(config.precision, learner.device), learner.device)
     return sum(float(learner.learn(tree, lambda loss: loss / weight, precision)) for tree in planner(rows)) / weight

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn.functional import dropout
 
 from ..errors import ConfigError, ModelError
 from ..models.weights import device_of, identity, load_model
 from .config import TrainingConfig
 from .files import write_json
 
-# Tokens of a row from which fused attention is faster on a CPU; its backward pass is slow with a mask in half precision.
-_FUSED_ATTENTION_PAYS, _FUSED_ATTENTION_PAYS_BEHIND_A_PROMPT = 512, 1024
+_FUSED_ATTENTION_PAYS = 512  # tokens of a row
 _BITSANDBYTES = "0.48.0"  # the first whose 8-bit models transformers moves
 _COMPUTED = {"fp32": torch.float32, "fp16": torch.float16}  # in 4 bits; bfloat16 otherwise
 _RATE = re.compile(r".*(dropout|_pdrop|dropout_prob)")  # what architectures call their dropout
@@ -257,19 +257,29 @@ def _size(shape: list[int]) -> int:
     return size
 
 
-def choose_attention(model: Any, longest: int, *, shared: bool, half: bool) -> None:
-    """Switch to plain attention on a CPU where it measured faster.
-
-    Args:
-        longest: Tokens of the longest row.
-        shared: Whether rows come behind a shared prompt.
-        half: Whether products are computed in half precision.
-    """
-    pays = _FUSED_ATTENTION_PAYS_BEHIND_A_PROMPT if shared and half else _FUSED_ATTENTION_PAYS
-    if next(model.parameters()).device.type != "cpu" or longest >= pays:
+def choose_attention(model: Any, longest: int) -> None:
+    """Switch to plain attention on a CPU where it measured faster: on rows of fewer than 512 tokens."""
+    if next(model.parameters()).device.type != "cpu" or longest >= _FUSED_ATTENTION_PAYS:
         return
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     try:
         base.set_attn_implementation("eager")
     except (AttributeError, ValueError):
         return  # an architecture with one implementation only
+
+
+@contextmanager
+def embedding_dropout(model: Any, share: float) -> Iterator[None]:
+    """Drop a share of the numbers that the input embeddings give, while the model is in training mode."""
+    if not share:
+        yield
+        return
+
+    def drop(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        return dropout(output, share, training=module.training)
+
+    hook = model.get_input_embeddings().register_forward_hook(drop)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -29,20 +29,19 @@ from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import clear_unfinished, first_damaged, guarded, sha256_of, sums, whole_folder, write_bytes, write_json
 from .loss import Learner
-from .methods import check_method, choose_attention, prepare, save_weights
+from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
+from .precision import autocast_dtype
 from .probe import why_not_shared
 from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
 from .sharing import Planner
 from .trackers import check_trackers
-from .trainer import RowTrainer, autocast_dtype, bad_evaluations, embedding_dropout
+from .trainer import RowTrainer, bad_evaluations
 
 log = logging.getLogger("dspyc.training")
 _FORMAT = 2  # of the output folder
 _one_at_a_time = threading.Lock()  # accelerate and torch's generators are the process's own
 _SHOWN = 5
-_MICRO_BATCH = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}  # tokens that are computed together
-_CALL_WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
 
 
 def train(
@@ -207,28 +206,22 @@ class _Run:
             checkpoint = self.store.newest_whole()
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
             events = EventLog(self.folder / "events.jsonl", state.global_step if state else None, processes.is_main())
-        learner = Learner(
-            model,
-            rows[0].ids[:64],
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            label_smoothing=self.config.label_smoothing,
-            prompt_weight=self.config.prompt_loss_weight,
-        )
+        learner = Learner.of(model, tokenizer, rows, self.config)
         trainer = RowTrainer(
             learner,
             rows,
             config=self.config,
             store=self.store,
             events=events,
-            planner=Planner(self.config.micro_batch_tokens or _MICRO_BATCH[self.device.type], share=False),
+            planner=Planner.of(self.device.type, self.config.micro_batch_tokens, share=False),
             validation=held_out,
             autocast=autocast_dtype(self.config.precision, self.device),
             callbacks=self.callbacks,
         )
         if not (checkpoint is not None and self._had_stopped(state)):
             trainer.planner, why = self._planner(trainer)
-            shared = any(tree.ids for tree in trainer.planner(trainer.first_rows()))
-            choose_attention(model, report.max_length, shared=shared, half=trainer.autocast is not None)
+            if not learner.in_place:
+                choose_attention(model, report.max_length)
             self._announce(trainer, state, report, held_report, why)
         set_seed(self.config.seed)  # dropout draws the same numbers however the model was made
         with embedding_dropout(model, self.config.embedding_dropout), torch.enable_grad():
@@ -247,7 +240,7 @@ class _Run:
                 plain,
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
-        shared = replace(plain, share=True, worth=_CALL_WORTH.get(self.device.type, _CALL_WORTH["cpu"]))
+        shared = replace(plain, share=True)
         why = why_not_shared(trainer.learner, trainer.first_rows(), shared)
         if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)

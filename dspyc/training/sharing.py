@@ -41,6 +41,10 @@ class Tree:
         return [*self.rows, *(row for branch in self.branches for row in branch.all_rows())]
 
 
+_BUDGET = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
+_WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
+
+
 @dataclass(frozen=True)
 class Planner:
     """Decides what is computed together.
@@ -55,6 +59,11 @@ class Planner:
     share: bool = True
     worth: int = 64
 
+    @classmethod
+    def of(cls, device: str, budget: int | None, *, share: bool) -> "Planner":
+        """With what measured well on this type of device."""
+        return cls(budget or _BUDGET[device], share, _WORTH[device])
+
     def __call__(self, rows: Sequence[EncodedRow]) -> list[Tree]:
         """Trees that hold every row once."""
         if self.share:
@@ -62,9 +71,6 @@ class Planner:
         else:
             trees, alone = [], list(rows)
         return [self._divided(tree) for tree in trees] + [Tree([], batch) for batch in self._batches(alone, 0)]
-
-    def with_budget(self, budget: int) -> "Planner":
-        return replace(self, budget=budget)
 
     def _divided(self, tree: Tree) -> Tree:
         """The tree with its rows in batches within the budget, all behind the same trunk."""

@@ -3,20 +3,19 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn.functional import dropout
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import TrainingError
 from ..progress import Advance
-from . import processes
+from . import precision, processes
 from .batching import Steps, weight_of
 from .callbacks import Callback, Progress, peak_memory
 from .checkpoint import (
@@ -78,7 +77,7 @@ class RowTrainer(Trainer):
         self.config, self.store, self.events, self.planner = config, store, events, planner
         self.watchers = list(callbacks)
         self.advance = advance or (lambda *_, **__: None)
-        self.autocast = autocast
+        self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
         self._settled: RandomState | None = None
         self._speed = _Speed()
@@ -148,7 +147,7 @@ class RowTrainer(Trainer):
     def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
         """Halve what is computed together; the step stays as it is."""
         largest = max(n for tree in self.planner(self._share(rows)) for n in tree.passes())
-        smaller = self.planner.with_budget(min(self.planner.budget, largest) // 2)
+        smaller = replace(self.planner, budget=min(self.planner.budget, largest) // 2)
         if smaller.budget < 1 or max(n for tree in smaller(self._share(rows)) for n in tree.passes()) == largest:
             raise error  # a single row or a prompt is what does not fit
         self.planner = smaller
@@ -184,9 +183,6 @@ class RowTrainer(Trainer):
             f"{what} became {float(value)} at step {step} of {self.state.max_steps}{named}. {kept}",
             hint=f"Train again in a new output_dir with a learning_rate below {self.config.rate:g}, or precision='fp32'.",
         )
-
-    def _precision(self) -> Any:
-        return torch.autocast(self.args.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -398,36 +394,6 @@ class _Timing(TrainerCallback):
             control.should_save, self._waiting = True, False
         if state.global_step >= state.max_steps:  # done when the last step ended
             control.should_evaluate = control.should_save = False
-
-
-@contextmanager
-def embedding_dropout(model: Any, share: float) -> Iterator[None]:
-    """Drop a share of the numbers that the input embeddings give, while the model is in training mode."""
-    if not share:
-        yield
-        return
-
-    def drop(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        return dropout(output, share, training=module.training)
-
-    hook = model.get_input_embeddings().register_forward_hook(drop)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrix products run in: "auto" is bfloat16 where the hardware multiplies it natively; None is float32."""
-    if precision == "auto":
-        native = device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return torch.bfloat16 if native or (device.type == "cpu" and _cpu_multiplies_bf16()) else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-
-def _cpu_multiplies_bf16() -> bool:
-    checks: Iterable[str] = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
 
 
 def _arguments(model: torch.nn.Module, config: TrainingConfig, folder: Path, validated: bool) -> TrainingArguments:

@@ -12,11 +12,10 @@ from dspyc.training import loss as loss_file
 from dspyc.training.batching import Steps, rectangle, weight_of
 from dspyc.training.config import TrainingConfig
 from dspyc.training.loss import Learner
-from dspyc.training.methods import with_adapter
+from dspyc.training.methods import embedding_dropout, with_adapter
 from dspyc.training.rows import EncodedRow, encode_rows
 from dspyc.training.schedule import rate_factor
 from dspyc.training.sharing import Tree
-from dspyc.training.trainer import embedding_dropout
 
 from . import small
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 
+from dspyc.training import attention
 from dspyc.training.config import TrainingConfig
 from dspyc.training.loss import Learner
 from dspyc.training.methods import with_adapter
@@ -20,6 +22,7 @@ from dspyc.training.sharing import Planner, Tree
 from . import small
 
 BIG = 10**9
+OTHERS = ("gemma2", "mistral")  # soft caps; a window shorter than the prompts
 
 
 def tokens(rng: random.Random, count: int) -> list[int]:
@@ -46,14 +49,16 @@ def gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, tor
     return total, {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+KINDS = ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite"]
+HOW = [(kind, how) for kind in KINDS for how in ("eager", "sdpa", "in place")]
+IMPOSSIBLE = [("gemma2", "sdpa"), *((kind, "in place") for kind in OTHERS)]
+
+
+@pytest.mark.parametrize(("kind", "how"), [pair for pair in HOW if pair not in IMPOSSIBLE])
 @pytest.mark.parametrize("budget", [BIG, 15])
-def test_gradients_are_those_of_whole_rows(kind: str, attention: str, budget: int) -> None:
+def test_gradients_are_those_of_whole_rows(kind: str, how: str, budget: int) -> None:
     model = small.model(kind)
-    if kind == "gemma2" and attention == "sdpa":
-        attention = "eager"  # the only one that caps attention scores
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("sdpa" if how == "sdpa" else "eager")
     learner = Learner(model, [5, 6, 7]).eval()
     trees = Planner(budget, worth=4)(rows())
     # Demos behind a system message are a tree of trees; in batches where they are above the budget.
@@ -61,6 +66,7 @@ def test_gradients_are_those_of_whole_rows(kind: str, attention: str, budget: in
     many = sum(len(batches(tree)) for tree in trees)
     assert many == 5 if budget == BIG else many > 5
     expected, plain = gradients(learner, Planner(BIG, share=False)(rows()))
+    learner.attend_in_place(how == "in place")
     found, shared = gradients(learner, trees)
     assert found == pytest.approx(expected, rel=1e-5)
     for name, gradient in plain.items():
@@ -144,6 +150,37 @@ def test_a_prompt_that_saves_less_than_a_call_is_not_shared() -> None:
 
 def test_the_first_rows_show_that_sharing_is_exact() -> None:
     assert why_not_shared(Learner(small.model(), [5, 6, 7]), rows(), Planner(BIG, worth=4)) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", *OTHERS])
+def test_the_first_rows_show_which_attention_is_exact(kind: str) -> None:
+    learner = Learner(small.model(kind), [5, 6, 7])
+    assert why_not_shared(learner, rows(), Planner(BIG, worth=4)) is None
+    assert learner.in_place == (kind not in OTHERS)
+
+
+@pytest.mark.parametrize("scores", [1 << 20, 500, 30])
+@pytest.mark.parametrize("shape", [(3, 4, 2, 7, 11), (3, 4, 4, 7, 0), (2, 6, 1, 5, 3)])
+def test_attention_in_parts_is_attention(shape: tuple[int, ...], scores: int) -> None:
+    """Of (rows, heads, heads of keys, time, tokens before them)."""
+    batch, heads, shared, time, before = shape
+    torch.manual_seed(0)
+    sizes = [(batch, heads, time), (batch, shared, time), (batch, shared, time)] + [(1, shared, before)] * (
+        2 * bool(before)
+    )
+    given = [torch.randn(*size, 8, dtype=torch.float64, requires_grad=True) for size in sizes]
+    query, *pairs = given
+    keys, values = (
+        torch.cat([p.expand(batch, -1, -1, -1) for p in (*pairs[i + 2 : i + 3], pairs[i])], 2) for i in (0, 1)
+    )
+    keys, values = (t.repeat_interleave(heads // shared, 1) for t in (keys, values))
+    seen = torch.ones(time, before + time, dtype=torch.bool).tril(before)
+    expected = scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=0.3)
+    found = attention.Attention.apply(0.3, scores, *given)
+    torch.testing.assert_close(found, expected)
+    above = torch.randn_like(expected)
+    for mine, theirs in zip(*(torch.autograd.grad(out, given, above) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_model_without_keys_and_values_is_found_on_the_first_rows() -> None:

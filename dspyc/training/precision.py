@@ -1,0 +1,32 @@
+"""What matrix products are computed in, while weights that are trained stay float32."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Protocol
+
+import torch
+
+
+class Precision(Protocol):
+    """Makes the context that a forward pass runs in."""
+
+    def __call__(self) -> AbstractContextManager[None]: ...
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> Precision:
+    """Products in `dtype`; None leaves everything as it is."""
+    return partial(torch.autocast, device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What matrix products run in: "auto" is bfloat16 where the hardware multiplies it natively; None is float32."""
+    if precision == "auto":
+        native = device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.bfloat16 if native or (device.type == "cpu" and _cpu_multiplies_bf16()) else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks: Iterable[str] = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
