@@ -66,6 +66,19 @@ class ChatTokenizer:
         reply_ids = reply_ids[: reply_ids.index(end)] if end in reply_ids else reply_ids
         return [*prompt_ids, *reply_ids, end], len(prompt_ids)
 
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of text that the assistant writes, the template's own tokens in it included."""
+        return self._ids(text)
+
+    @cached_property
+    def reply_opening(self) -> str:
+        """What the template writes before an assistant's text beyond the opening of its turn, such as an empty thought."""
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        veil = _Veil(self._control, chat)
+        prompt = self._render(veil, chat[:1], None, reply_next=True)
+        whole = self._render(veil, chat, None, reply_next=False)
+        return whole[len(prompt) :].partition("b")[0] if whole.startswith(prompt) else ""
+
     def decode(self, ids: list[int]) -> str:
         """The text of a reply, without control tokens."""
         with self._lock:

@@ -1,15 +1,38 @@
 """What a reply must look like, token by token: the seam between the engine that writes and the grammar that allows.
 
-A scheduler drives a reply's `Constraint` so:
+A scheduler drives a reply's `Constraint` so, in this order at every step:
 
-    ids = constraint.forced()            # appended in one step, before the model is asked; then, until `finished`,
-    mask = constraint.allowed()          # the next token is taken from these, and
-    constraint.accept(token)             # said; `closing(left)` may end the reply before its tokens run out
+    ids = constraint.forced()            # appended in one step, before the model is asked
+    if constraint.finished: ...          # the reply is whole; it needs no end-of-turn token
+    ids = constraint.closing(left)       # not None: appended, and the reply is over
+    mask = constraint.allowed()          # the next token is taken from these, greedily or by sampling, and
+    constraint.accept(token)             # said
+
+`GrammarConstraint` is the one that follows a grammar of `dspyc.signatures`. Masks are computed once for each state of the
+grammar, over the whole vocabulary at a time, and kept: in a text, or at a choice that was met before, a step costs a
+look-up. What the format fixes becomes the tokens that the tokenizer gives for it behind the reply so far, as in a
+training row; a last token that a longer one could take the place of is left to the model.
 """
 
+import json
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
+
+from ..errors import ModelError
+from ..signatures.expressions import until
+from .automaton import DEAD, Automaton, Grammar
+from .chat import ChatTokenizer
+from .vocabulary import Vocabulary
+
+_KEPT = 128  # grammars of one tokenizer that stay compiled
+_THOUGHT = "</think>"
 
 
 class Constraint(Protocol):
@@ -20,7 +43,10 @@ class Constraint(Protocol):
         ...
 
     def allowed(self) -> torch.Tensor | None:
-        """The tokens that may follow, a boolean mask `(vocabulary,)` on the CPU; None where any may."""
+        """The tokens that may follow, a boolean mask `(vocabulary,)` on the CPU; None where any may.
+
+        The mask is shared and must not be changed; equal masks are mostly the same tensor.
+        """
         ...
 
     def accept(self, token: int) -> None:
@@ -33,11 +59,243 @@ class Constraint(Protocol):
         ...
 
     def closing(self, left: int) -> list[int] | None:
-        """The token ids that end the reply validly, once it can be ended only just within `left` more tokens.
+        """The token ids that end the reply validly, where only they fit into `left` more tokens; None while there is room.
 
-        None while there is room. The reply ends with them: they need not be accepted.
+        The reply is over with them: they need not be accepted.
 
         Raises:
-            dspy.lm15.ConfigurationError: The reply cannot be ended within `left` tokens; it names the field.
+            ModelError: The reply cannot be ended within `left` tokens; it names the field.
         """
         ...
+
+
+class CompiledGrammar:
+    """A grammar over a vocabulary: the masks of its states, and how many tokens each needs to its end.
+
+    Safe to share between threads.
+
+    Raises:
+        ModelError: The tokenizer's tokens cannot be told as bytes, or nothing finite satisfies the grammar.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, stop_ids: Iterable[int]) -> None:
+        self.automaton = Automaton(grammar)
+        self.vocabulary = vocabulary
+        self.stop_ids = frozenset(stop_ids)
+        self._masks: dict[int, torch.Tensor] = {}
+        self._following: dict[int, list[int]] = {}
+        self._farthest: dict[int, int] = {}
+        self._closings: dict[int, list[int]] = {}
+        self._extended: dict[tuple[int, int], bool] = {}
+        self._lock = threading.RLock()
+
+    def mask(self, state: int) -> torch.Tensor:
+        """The tokens that may follow in `state`, `(vocabulary,)`."""
+        with self._lock:
+            if state not in self._masks:
+                self._walk(state)
+            return self._masks[state]
+
+    def roomy(self, state: int, left: int) -> bool:
+        """Whether any token may follow in `state` and leave, of `left` tokens, enough to end the reply with."""
+        with self._lock:
+            self.mask(state)
+            return self._farthest[state] < left
+
+    def mask_within(self, state: int, left: int) -> torch.Tensor:
+        """As `mask`, without the tokens after which the reply could not be ended within `left`, themselves included."""
+        with self._lock:
+            mask = self.mask(state)
+            if self.roomy(state, left):
+                return mask
+            late = [other for other in self._following[state] if len(self.closing(other)) >= left]
+            if not late:
+                return mask
+            narrowed = mask.clone()
+            narrowed[self.vocabulary.order[np.isin(self._run(state), late)]] = False
+            return narrowed
+
+    def closing(self, state: int) -> list[int]:
+        """The tokens of the shortest text that ends the reply."""
+        with self._lock:
+            if state not in self._closings:
+                text = self.automaton.shortest(state)
+                if text is None:
+                    raise ModelError("The reply has come to a place that nothing leads out of.")
+                self._closings[state] = self.vocabulary.ids(text)
+            return self._closings[state]
+
+    def shortest_fields(self) -> list[tuple[str, int]]:
+        """Every field's name and the fewest tokens that it takes, its markers included."""
+        automaton = self.automaton
+        return [
+            (name, len(self.vocabulary.ids(automaton.shortest_field(at))))
+            for at, (name, _) in enumerate(automaton.fields)
+        ]
+
+    def extended(self, state: int, token: int) -> bool:
+        """Whether a token that goes on after `token`'s spelling, with more than white space, may stand in its place."""
+        with self._lock:
+            key = state, token
+            if key not in self._extended:
+                spellings = self.vocabulary.spellings
+                allowed = (spellings[i] for i in self.mask(state).nonzero().flatten().tolist())
+                length = len(spellings[token])
+                self._extended[key] = any(
+                    other[:length] == spellings[token] and bool(other[length:].strip()) for other in allowed
+                )
+            return self._extended[key]
+
+    def _walk(self, state: int) -> None:
+        states = self._run(state)
+        mask = torch.zeros(self.vocabulary.size, dtype=torch.bool)
+        mask[self.vocabulary.order[states != DEAD]] = True
+        if self.automaton.ends(state):
+            mask[list(self.stop_ids)] = True
+        following = [other for other in np.unique(states).tolist() if other != DEAD]
+        # A text has no more tokens than bytes, so this bound is safe; tokens are counted only where it does not settle it.
+        self._farthest[state] = max((len(self.automaton.shortest(other) or b"") for other in following), default=0)
+        self._masks[state], self._following[state] = mask, following
+
+    def _run(self, state: int) -> np.ndarray:
+        words = self.vocabulary
+        return self.automaton.run_all(state, words.matrix, words.lengths)
+
+
+class GrammarConstraint:
+    """A `Constraint` that follows a grammar, within `max_tokens` tokens.
+
+    Raises:
+        ModelError: No reply fits; it names the first field that does not.
+    """
+
+    def __init__(self, grammar: CompiledGrammar, max_tokens: int) -> None:
+        self._grammar, self._left = grammar, max_tokens
+        self._state = grammar.automaton.start
+        self._ids: list[int] = []
+        self._finished = False
+        if len(grammar.closing(self._state)) > max_tokens:
+            raise _too_short(grammar, max_tokens)
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    def forced(self) -> list[int]:
+        if self._finished:
+            return []
+        automaton = self._grammar.automaton
+        text, after = automaton.forced(self._state)
+        if not text:
+            self._finished = automaton.closed(self._state)
+            return []
+        ids = self._grammar.vocabulary.ids(text, self._ids)
+        if not automaton.closed(after):
+            ids, after = self._without_open_end(ids, after)
+        if len(ids) + len(self._grammar.closing(after)) > self._left:
+            return self._closed()
+        self._take(ids, after)
+        self._finished = automaton.closed(after)
+        return ids
+
+    def allowed(self) -> torch.Tensor | None:
+        return self._grammar.mask_within(self._state, self._left)
+
+    def accept(self, token: int) -> None:
+        if token in self._grammar.stop_ids:
+            self._finished = True
+            return
+        after = self._grammar.automaton.run(self._state, self._grammar.vocabulary.spellings[token])
+        if after == DEAD:
+            raise ModelError(f"Token {token} is none that the reply's grammar allows here.")
+        self._take([token], after)
+
+    def closing(self, left: int) -> list[int] | None:
+        self._left = min(left, self._left)
+        if self._grammar.roomy(self._state, self._left):
+            return None
+        if len(self._grammar.closing(self._state)) > self._left:
+            raise _too_short(self._grammar, left)
+        # While there is a choice that fits, the model makes it: `allowed` keeps to what leaves room for the end.
+        return None if self._grammar.mask_within(self._state, self._left).any() else self._closed()
+
+    def _without_open_end(self, ids: list[int], after: int) -> tuple[list[int], int]:
+        """Leaves the last token to the model where a longer one may take its place."""
+        automaton, words = self._grammar.automaton, self._grammar.vocabulary
+        before = automaton.run(self._state, words.spelled(ids[:-1]))
+        if before == DEAD or not self._grammar.extended(before, ids[-1]):
+            return ids, after
+        return ids[:-1], before
+
+    def _closed(self) -> list[int]:
+        ids = self._grammar.closing(self._state)
+        self._ids, self._left, self._finished = [*self._ids, *ids], self._left - len(ids), True
+        return ids
+
+    def _take(self, ids: list[int], after: int) -> None:
+        self._ids += ids
+        self._state, self._left = after, self._left - len(ids)
+
+
+def constraint_of(grammar: str, chat: ChatTokenizer, *, max_tokens: int, size: int | None = None) -> Constraint:
+    """The constraint of one reply of at most `max_tokens` tokens. Grammars are compiled once for each tokenizer.
+
+    Args:
+        grammar: A grammar of `dspyc.signatures.grammar`, as JSON text.
+        chat: The tokenizer; what its template writes before a reply is part of the constraint.
+        size: The length of masks, the model's vocabulary, if more than the tokenizer's.
+
+    Raises:
+        ModelError: No reply fits into `max_tokens`, or the tokenizer's tokens cannot be told as bytes.
+    """
+    with _lock:
+        if chat not in _shelves:
+            _shelves[chat] = _Shelf(chat, size)
+        shelf = _shelves[chat]
+    return GrammarConstraint(shelf.compiled(grammar), max_tokens)
+
+
+class _Shelf:
+    """The compiled grammars of one tokenizer; those that were used last stay."""
+
+    def __init__(self, chat: ChatTokenizer, size: int | None) -> None:
+        encode = weakref.WeakMethod(chat.text_ids)  # the shelf's key is the tokenizer, so it must not keep it alive
+        self._vocabulary = Vocabulary(chat.tokenizer, lambda text: encode()(text), size)  # type: ignore[misc]
+        self._stop_ids = frozenset(chat.stop_ids)
+        self._opening = chat.reply_opening
+        self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compiled(self, grammar: str) -> CompiledGrammar:
+        with self._lock:
+            if grammar not in self._kept:
+                self._kept[grammar] = CompiledGrammar(self._opened(grammar), self._vocabulary, self._stop_ids)
+            self._kept.move_to_end(grammar)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[grammar]
+
+    def _opened(self, grammar: str) -> Grammar:
+        """The grammar with what the template writes before a reply, thoughts that end with a tag being free."""
+        read: Grammar = json.loads(grammar)
+        before, tag, after = self._opening.partition(_THOUGHT)
+        if not tag:
+            return {**read, "fields": [["", self._opening], *read["fields"]]}
+        rules = until(_THOUGHT, "thought")
+        opening = ["seq", before.rstrip("\n") + "\n" * before.endswith("\n"), ["ref", "thought.0"], after]
+        return {"fields": [["", opening], *read["fields"]], "rules": {**read["rules"], **rules}}
+
+
+_shelves: "weakref.WeakKeyDictionary[ChatTokenizer, _Shelf]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _too_short(grammar: CompiledGrammar, max_tokens: int) -> ModelError:
+    fields = grammar.shortest_fields()
+    totals = accumulate(tokens for _, tokens in fields)
+    name = next((field for (field, _), total in zip(fields, totals, strict=True) if total > max_tokens), fields[-1][0])
+    whole = len(grammar.closing(grammar.automaton.start))
+    return ModelError(
+        f"The reply's field `{name}` cannot be finished within max_tokens={max_tokens}; the shortest reply takes {whole}.",
+        hint=f"Set max_tokens to {whole} or more, or give the field a shorter form.",
+    )

@@ -1,0 +1,367 @@
+"""What a reply to a signature looks like, as a grammar: every text that it allows, the signature's adapter can read.
+
+    reply_grammar(signature, dspy.ChatAdapter())       {"fields": [["answer", expression], …], "rules": {…}}
+
+What the format fixes (field markers, keys, punctuation) stands in one way, the way in which the adapter itself writes it and
+a student is trained on it. Values stand in the ways that DSPy reads: `Yes` for a bool, `+3` or `3.0` for an int, quotes
+around an option. Numbers that are not finite are left out, and constraints of a field outside its type, which DSPy
+does not check either.
+
+The expressions are those of `signatures.expressions`. They are JSON, so that a request can carry them.
+"""
+
+import inspect
+import json
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable
+from enum import Enum, EnumMeta
+from random import Random
+from typing import Any, Literal, Union, get_args, get_origin
+
+import dspy
+from dspy.adapters.types import Audio, Code, File, History, Image, Reasoning, Tool
+from dspy.adapters.types.document import Document
+from dspy.adapters.utils import format_field_value, parse_value, serialize_for_json
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ..errors import ConfigError
+from . import expressions as e
+from .expressions import Expression, UnsupportedError
+from .json_grammar import JsonGrammar
+from .terse import TerseAdapter, decode, encode
+
+Grammar = dict[str, Any]
+
+_TEXTS = (Code, Reasoning)
+_UNWRITABLE = (Audio, Document, File, History, Image, Tool)
+_BOOLS = [form(word) for word in ("true", "false", "yes", "no") for form in (str, str.title, str.upper)]
+_BOOLS += ["1", "0", "on", "off", "t", "f", "y", "n"]
+_MARK = "[[ ##"  # what opens a marker of ChatAdapter; at the start of a line no text has it
+_CHECKS = 12  # texts of a type that are read back before its grammar is used
+
+
+def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> Grammar | None:
+    """The grammar of the replies that `adapter` reads as `signature`'s outputs; None for an adapter of another format.
+
+    Raises:
+        ConfigError: An output's type has no grammar; the message names both.
+    """
+    layout = _layout(adapter)
+    if layout is None or not signature.output_fields:
+        return None
+    with _lock:
+        made = _made.setdefault(signature, {})
+        if layout not in made:
+            made[layout] = layout(signature).grammar()
+        return made[layout]
+
+
+_made: "weakref.WeakKeyDictionary[Any, dict[type, Grammar]]" = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+class _Layout:
+    """One adapter's way with values, and the rules that they need. `JSON` says how it lays JSON out."""
+
+    indent: int | None = None
+
+    def __init__(self, signature: type[dspy.Signature]) -> None:
+        self.signature = signature
+        self.rules: dict[str, Expression] = {}
+        self.rules |= e.JSON_RULES
+        self.json = JsonGrammar(self.rules, self.indent)
+
+    def grammar(self) -> Grammar:
+        fields = [[name, self.segment(at, name)] for at, name in enumerate(self.signature.output_fields)]
+        return {"fields": fields, "rules": self.rules}
+
+    def segment(self, at: int, name: str) -> Expression:
+        """The text of one field, with what stands before and after it."""
+        raise NotImplementedError
+
+    def read(self, text: str, annotation: Any) -> Any:
+        """The value that the adapter reads; anything may be raised."""
+        raise NotImplementedError
+
+    def write(self, value: Any, field: FieldInfo) -> str:
+        """A value as the adapter writes it."""
+        raise NotImplementedError
+
+    def is_last(self, at: int) -> bool:
+        return at == len(self.signature.output_fields) - 1
+
+    def value(self, name: str) -> Expression:
+        """The values of a field that is no free text.
+
+        Raises:
+            ConfigError: Its type has no grammar.
+        """
+        field = self.signature.output_fields[name]
+        try:
+            return self.checked(field, field.annotation)
+        except UnsupportedError as error:
+            raise ConfigError(
+                f"Output `{name}` of type {_named(field.annotation)} cannot be constrained: there is no grammar for {error}.",
+                hint="Use a simpler type, or switch constraints off: dspyc.LocalLM(..., constrained=False).",
+            ) from error
+
+    def checked(self, field: FieldInfo, annotation: Any) -> Expression:
+        """The type's expression, by its fields' names or by their aliases, whichever the adapter reads back."""
+        for by_alias in (False, True):
+            made = self.of_type(field, annotation, by_alias)
+            try:
+                self._read_back(made, annotation)
+            except UnsupportedError as error:
+                failure = error
+            else:
+                return made
+        raise failure
+
+    def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
+        raise NotImplementedError
+
+    def options(self, field: FieldInfo, annotation: Any, texts: Callable[[Any], Iterable[str]]) -> Expression:
+        """The members of a `Literal` or `Enum`, each in all of `texts` that are read as this member."""
+        members = list(annotation) if isinstance(annotation, EnumMeta) else get_args(annotation)
+        made: list[Expression] = []
+        for member in members:
+            found = [text for text in texts(member) if self._reads(text, annotation, member)]
+            if not found:
+                raise UnsupportedError(f"{member!r}, which {type(self).adapter} cannot read back")
+            made += found
+        return e.alt(*made)
+
+    adapter = ""
+
+    def words(self, candidates: Iterable[str], annotation: Any) -> Expression:
+        """The words that the adapter reads as values of the type."""
+        found = []
+        for word in candidates:
+            try:
+                self.read(word, annotation)
+            except Exception:  # whatever a reader raises, the word is no value
+                continue
+            found.append(word)
+        return e.alt(*found)
+
+    def _reads(self, text: str, annotation: Any, member: Any) -> bool:
+        try:
+            found = self.read(text, annotation)
+        except Exception:  # as in `words`
+            return False
+        return type(found) is type(member) and found == member
+
+    def _read_back(self, expression: Expression, annotation: Any) -> None:
+        random = Random(0)
+        for _ in range(_CHECKS):
+            text = e.sample(expression, self.rules, random)
+            try:
+                self.read(text, annotation)
+            except ValidationError as error:
+                if {detail["type"] for detail in error.errors()} <= {"value_error", "assertion_error"}:
+                    continue  # a validator of the user's: only an answer can show what it refuses
+                raise UnsupportedError(f"it: {text!r} is not read back ({_first_line(error)})") from error
+            except Exception as error:  # a type's own reader may raise anything
+                raise UnsupportedError(f"it: {text!r} is not read back ({_first_line(error)})") from error
+
+
+class _Lines(_Layout):
+    """Layouts in which a value stands bare: text as it is, other values as DSPy reads them from text."""
+
+    def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
+        origin = get_origin(annotation)
+        if origin is Literal or isinstance(annotation, EnumMeta):
+            return self.options(field, annotation, lambda member: _spellings(self.write(member, field), member))
+        if annotation is bool:
+            return self.words(_BOOLS, annotation)
+        if annotation is int:
+            as_float = e.seq(e.rep(e.DIGIT, 1, 15), ".", e.rep("0", 1, 20))  # as long as a float holds all its digits
+            return e.seq(_SIGN, e.alt(_DIGITS, as_float))
+        if annotation is float:
+            exponent = e.maybe(e.seq(e.chars("eE"), e.maybe(e.chars("+-")), e.rep(e.DIGIT, 1, 3)))
+            fraction = e.alt(e.seq(_DIGITS, e.maybe(e.seq(".", e.rep(e.DIGIT, 0, 40)))), e.seq(".", _DIGITS))
+            return e.seq(_SIGN, fraction, exponent)
+        if annotation is None or annotation is type(None):
+            return self.words(["None", "null"], None)
+        if origin in (Union, types.UnionType):
+            members = get_args(annotation)
+            return e.alt(
+                *(_WORDS if m is str else self.checked_member(field, annotation, m, by_alias) for m in members)
+            )
+        _refuse_unwritable(annotation)
+        return self.of_schema(annotation, by_alias)
+
+    def checked_member(self, field: FieldInfo, union: Any, member: Any, by_alias: bool) -> Expression:
+        return self.of_type(field, member, by_alias)
+
+    def of_schema(self, annotation: Any, by_alias: bool) -> Expression:
+        """JSON, and a string without its quotes where the type is a kind of text, such as a date."""
+        made = self.json.value(annotation, by_alias=by_alias)
+        if isinstance(made, list) and made[0] == "seq" and made[1] == '"' and made[-1] == '"':
+            return e.seq(*made[2:-1])
+        return made
+
+
+class _Chat(_Lines):
+    """`[[ ## name ## ]]`, a line end, the value, an empty line, …, `[[ ## completed ## ]]`."""
+
+    adapter = "ChatAdapter"
+
+    def segment(self, at: int, name: str) -> Expression:
+        names = list(self.signature.output_fields)
+        marker = f"[[ ## {name} ## ]]\n"
+        if at and self._is_text(names[at - 1]):
+            marker = marker.removeprefix(_MARK)  # the text before it ended with these
+        if self._is_text(name):
+            return e.seq(marker, self._text(name, " completed ## ]]\n" if self.is_last(at) else ""))
+        end = ["tail", "\n\n[[ ## completed ## ]]\n"] if self.is_last(at) else "\n\n"
+        return e.seq(marker, self.value(name), end)
+
+    def read(self, text: str, annotation: Any) -> Any:
+        return parse_value("\n".join(text.splitlines()).strip(), annotation)
+
+    def write(self, value: Any, field: FieldInfo) -> str:
+        return str(format_field_value(field, value))
+
+    def _is_text(self, name: str) -> bool:
+        annotation = self.signature.output_fields[name].annotation
+        return _is_text(annotation) or _is_optional_text(annotation)
+
+    def _text(self, name: str, follow: str) -> Expression:
+        """Free text up to a marker at the start of a line, or, with a `follow`, up to the reply's end.
+
+        Its rules are named after where a line stands: `0` at its start, 1 to 4 after so much of a marker, `mid` beyond.
+        """
+        stop = [""] if follow else []
+        rules = {key: f"{name}.{key}" for key in (0, 1, 2, 3, 4, "mid")}
+        new_line = e.seq(e.chars(e.LINE_ENDS), ["ref", rules[0]])
+        self.rules[rules["mid"]] = e.alt(*stop, e.seq(e.chars_but(e.LINE_ENDS), ["ref", rules["mid"]]), new_line)
+        for at in range(1, 5):
+            after: Expression = ["ref", rules[at + 1]] if at < 4 else follow
+            other = e.seq(e.chars_but(e.LINE_ENDS + _MARK[at]), ["ref", rules["mid"]])
+            self.rules[rules[at]] = e.alt(*stop, e.seq(_MARK[at], after), other, new_line)
+        opened = e.seq(_MARK[0], ["ref", rules[1]])
+        other = e.seq(e.chars_but(e.WHITESPACE + _MARK[0]), ["ref", rules["mid"]])
+        indented = e.seq(e.chars(e.WHITESPACE), ["ref", rules[0]])
+        self.rules[rules[0]] = e.alt(*stop, opened, other, indented)
+        return e.alt(*stop, opened, other, e.seq("\n\n" + _MARK, follow))
+
+
+class _Terse(_Lines):
+    """A value a line, in the signature's order; a last text runs to the end."""
+
+    adapter = "TerseAdapter"
+
+    def segment(self, at: int, name: str) -> Expression:
+        end = "" if self.is_last(at) else "\n"
+        annotation = self.signature.output_fields[name].annotation
+        if _is_text(annotation) or _is_optional_text(annotation):
+            rest = e.chars_but("") if self.is_last(at) else e.chars_but("\n")
+            return e.seq(e.chars_but(e.WHITESPACE), e.rep(rest), end)
+        return e.seq(self.value(name), end)
+
+    def read(self, text: str, annotation: Any) -> Any:
+        return decode(text.strip(), annotation)
+
+    def write(self, value: Any, field: FieldInfo) -> str:
+        return encode(value, field)
+
+
+class _Json(_Layout):
+    """An object of the fields, two spaces a level."""
+
+    adapter = "JSONAdapter"
+    indent = 2
+
+    def segment(self, at: int, name: str) -> Expression:
+        before, after = ("," if at else "{"), ("\n}" if self.is_last(at) else "")
+        return e.seq(f"{before}\n  {json.dumps(name)}: ", self.value(name), after)
+
+    def read(self, text: str, annotation: Any) -> Any:
+        return parse_value(json.loads(text), annotation)
+
+    def write(self, value: Any, field: FieldInfo) -> str:
+        return json.dumps(serialize_for_json(value), ensure_ascii=False)
+
+    def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
+        if _is_text(annotation):
+            return e.json_string()
+        if get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
+            return self.options(field, annotation, lambda member: (self.write(member, field), *_json_names(member)))
+        _refuse_unwritable(annotation)
+        return self.json.value(annotation, level=1, by_alias=by_alias)
+
+
+def _layout(adapter: dspy.Adapter) -> type[_Layout] | None:
+    """The layout that an adapter writes and reads replies in; a subclass that changes neither has its parent's."""
+    known: list[tuple[type, type[_Layout]]] = [
+        (TerseAdapter, _Terse),
+        (dspy.JSONAdapter, _Json),
+        (dspy.ChatAdapter, _Chat),
+    ]
+    for kind, layout in known:
+        if isinstance(adapter, kind):
+            same = all(_method(type(adapter), name) is _method(kind, name) for name in _REPLY)
+            return layout if same else None
+    return None
+
+
+_REPLY = ("parse", "format_assistant_message_content", "format_field_with_value")
+
+
+def _method(kind: type, name: str) -> Any:
+    """DSPy wraps some methods of every subclass anew, inherited ones included."""
+    return inspect.unwrap(found) if (found := getattr(kind, name, None)) else None
+
+
+_SIGN = e.maybe(e.chars("+-"))
+_DIGITS = e.rep(e.DIGIT, 1, 40)
+# Text in the place of a wider type: what no reader of JSON takes for anything else.
+_WORDS = e.alt(
+    e.seq(
+        e.chars("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+        e.rep(["chars", [[32, 32], [48, 57], [65, 90], [97, 122]]]),
+    ),
+    e.json_string(),
+)
+
+
+def _spellings(written: str, member: Any) -> list[str]:
+    """How a member of a `Literal` or `Enum` may be written, the adapter's own way first."""
+    bare = written if isinstance(member, Enum) else str(member)
+    texts = [written, bare, f'"{bare}"', f"'{bare}'", *([member.name] if isinstance(member, Enum) else [])]
+    return [
+        text
+        for text in dict.fromkeys(texts)
+        if text and text == text.strip() and len(text.splitlines()) == 1 and _MARK not in text
+    ]
+
+
+def _json_names(member: Any) -> list[str]:
+    return [json.dumps(member.name)] if isinstance(member, Enum) else []
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (isinstance(annotation, type) and issubclass(annotation, _TEXTS))
+
+
+def _is_optional_text(annotation: Any) -> bool:
+    """Unions of text and None, with or without more: DSPy reads whatever stands there as it is."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return str in members and type(None) in members
+
+
+def _refuse_unwritable(annotation: Any) -> None:
+    if isinstance(annotation, type) and issubclass(annotation, _UNWRITABLE):
+        raise UnsupportedError(f"{annotation.__name__}, which no text can hold")
+
+
+def _named(annotation: Any) -> str:
+    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,273 @@
+"""The JSON that a type is read from, as a grammar: pydantic's schema of the type, with the layout of `json.dumps`.
+
+Layout is fixed, so that punctuation and keys need not be chosen: every property is written, in the schema's order.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from . import expressions as e
+from .expressions import Expression, UnsupportedError
+
+_DEEPEST = 12  # nested values of one recursive type
+_ANYTHING = 2  # nested values where any JSON will do
+
+_DATE = r"[12]\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
+_TIME = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-](0\d|1[0-3]):[0-5]\d)?"
+_SECONDS = r"\d{1,2}(\.\d{1,6})?S"
+_MINUTES = rf"\d{{1,2}}M({_SECONDS})?"
+_HOURS = rf"\d{{1,2}}H(\d{{1,2}}M)?({_SECONDS})?"
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "duration": rf"-?P\d{{1,4}}D|-?P(\d{{1,4}}D)?T({_HOURS}|{_MINUTES}|{_SECONDS})",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+    "binary": r"[ !#-\[\]-~]*",
+    "ipv4": r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)",
+    "uri": r"https?://[a-z][a-z0-9]{0,30}(\.[a-z]{2,10}){1,3}(/[A-Za-z0-9_-]{1,60}){0,9}",
+    "path": None,
+    "file-path": None,
+    "directory-path": None,
+}
+_REFUSED = ("contains", "dependentRequired", "if", "minContains", "minProperties", "multipleOf", "not")
+
+
+class JsonGrammar:
+    """Expressions of JSON values; `rules` collects what they refer to.
+
+    Args:
+        indent: Spaces a level, as `json.dumps(indent=…)` lays values out; None for one line.
+    """
+
+    def __init__(self, rules: dict[str, Expression], indent: int | None = None) -> None:
+        self.rules, self._indent = rules, indent
+
+    def value(self, annotation: Any, *, level: int = 0, by_alias: bool = True) -> Expression:
+        """The JSON values of a type, `level` levels deep in what is being written.
+
+        Raises:
+            UnsupportedError: The type has no schema, or one that asks for more than a grammar can hold.
+        """
+        schema = json_schema(annotation, by_alias=by_alias)
+        # Two types may call different things by one name.
+        space = f"{len(self.rules)}."
+        return _Schema(self, space, schema.get("$defs", {})).expression(schema, level, 0)
+
+    def items(self, parts: list[Expression], opening: str, closing: str, level: int) -> Expression:
+        """`parts` between brackets; `[]` or `{}` where there are none."""
+        if not parts:
+            return opening + closing
+        made = [opening, self._break(level + 1), parts[0]]
+        for part in parts[1:]:
+            made += [self._comma(level), part]
+        return e.seq(*made, self._break(level), closing)
+
+    def many(
+        self, part: Expression, opening: str, closing: str, level: int, least: int, most: int | None
+    ) -> Expression:
+        """From `least` to `most` of `part` between brackets."""
+        if most == 0:
+            return opening + closing
+        more = e.rep(e.seq(self._comma(level), part), max(least - 1, 0), None if most is None else most - 1)
+        filled = e.seq(opening, self._break(level + 1), part, more, self._break(level), closing)
+        return filled if least else e.alt(opening + closing, filled)
+
+    def _comma(self, level: int) -> str:
+        return ", " if self._indent is None else "," + self._break(level + 1)
+
+    def _break(self, level: int) -> str:
+        return "" if self._indent is None else "\n" + " " * (self._indent * level)
+
+
+class _Schema:
+    """One JSON schema on its way to an expression."""
+
+    def __init__(self, grammar: JsonGrammar, space: str, definitions: dict[str, Any]) -> None:
+        self._grammar, self._space, self._definitions = grammar, space, definitions
+
+    def expression(self, schema: Any, level: int, depth: int) -> Expression:
+        """`level` counts brackets around the value, `depth` references on the way to it."""
+        if schema is True or not set(schema) - {"title", "description", "default", "examples"}:
+            return self._anything(level, _ANYTHING)
+        for key in _REFUSED:
+            if key in schema:
+                raise UnsupportedError(f"`{key}: {json.dumps(schema[key])}` in its schema")
+        if "$ref" in schema:
+            return self._reference(schema["$ref"].rsplit("/", 1)[-1], level, depth)
+        if "const" in schema:
+            return json.dumps(schema["const"], ensure_ascii=False)
+        if "enum" in schema:
+            return e.alt(*(json.dumps(option, ensure_ascii=False) for option in schema["enum"]))
+        for key in ("anyOf", "oneOf", "allOf"):
+            if key in schema:
+                return self._union(key, schema[key], level, depth)
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return e.alt(*(self.expression({**schema, "type": one}, level, depth) for one in kind))
+        reader: Callable[[Any, int, int], Expression] | None = getattr(self, f"_{kind}", None)
+        if reader is None:
+            raise UnsupportedError(f"a schema of type {kind!r}")
+        return reader(schema, level, depth)
+
+    def _reference(self, name: str, level: int, depth: int) -> Expression:
+        if depth > _DEEPEST:
+            raise _TooDeepError(f"values nested deeper than {_DEEPEST}")
+        rule = f"{self._space}{name}@{level}.{depth}"
+        rules = self._grammar.rules
+        if rule not in rules:
+            rules[rule] = ""  # a rule that needs itself is not begun again
+            try:
+                rules[rule] = self.expression(self._definitions[name], level, depth + 1)
+            except UnsupportedError:
+                del rules[rule]
+                raise
+        return ["ref", rule]
+
+    def _union(self, key: str, options: list[Any], level: int, depth: int) -> Expression:
+        if key == "allOf" and len(options) > 1:
+            raise UnsupportedError("`allOf` of several schemas")
+        made, error = [], None
+        for option in options:
+            try:
+                made.append(self.expression(option, level, depth))
+            except _TooDeepError as deep:
+                error = deep
+        if not made:
+            raise error or UnsupportedError("a union of nothing")
+        return e.alt(*made)
+
+    def _null(self, schema: Any, level: int, depth: int) -> Expression:
+        return "null"
+
+    def _boolean(self, schema: Any, level: int, depth: int) -> Expression:
+        return e.alt("true", "false")
+
+    def _integer(self, schema: Any, level: int, depth: int) -> Expression:
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if "exclusiveMinimum" in schema:
+            low = schema["exclusiveMinimum"] + 1
+        if "exclusiveMaximum" in schema:
+            high = schema["exclusiveMaximum"] - 1
+        return e.integer(low, high)
+
+    def _number(self, schema: Any, level: int, depth: int) -> Expression:
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if "exclusiveMaximum" in schema or schema.get("exclusiveMinimum", 0) != 0:
+            raise UnsupportedError("numbers with an exclusive bound other than above 0")
+        if "exclusiveMinimum" in schema:
+            if high is not None:
+                raise UnsupportedError("numbers with an exclusive bound other than above 0")
+            return e.seq(e.integer(1, None), e.maybe(e.seq(".", e.rep(e.DIGIT, 1, 20))))
+        return e.number(low, high)
+
+    def _string(self, schema: Any, level: int, depth: int) -> Expression:
+        return e.seq('"', text_of(schema), '"')
+
+    def _array(self, schema: Any, level: int, depth: int) -> Expression:
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        if schema.get("uniqueItems") and least > 1:
+            raise UnsupportedError("sets of at least two items")
+        fixed = [self.expression(item, level + 1, depth) for item in schema.get("prefixItems", ())]
+        if fixed:
+            return self._grammar.items(fixed, "[", "]", level)
+        try:
+            item = self.expression(schema.get("items", True), level + 1, depth)
+        except _TooDeepError:
+            if least:
+                raise
+            return "[]"
+        return self._grammar.many(item, "[", "]", level, least, most)
+
+    def _object(self, schema: Any, level: int, depth: int) -> Expression:
+        properties = schema.get("properties")
+        if properties:
+            parts = [
+                e.seq(f"{json.dumps(name, ensure_ascii=False)}: ", self.expression(inner, level + 1, depth))
+                for name, inner in properties.items()
+            ]
+            return self._grammar.items(parts, "{", "}", level)
+        inner = schema.get("additionalProperties", properties is None)
+        for regex, named in schema.get("patternProperties", {}).items():
+            inner, schema = named, {**schema, "propertyNames": {"type": "string", "pattern": regex}}
+        if inner is False:
+            return "{}"
+        try:
+            value = self.expression(inner, level + 1, depth)
+        except _TooDeepError:
+            return "{}"
+        part = e.seq(self._key(schema.get("propertyNames", {"type": "string"}), depth), ": ", value)
+        return self._grammar.many(part, "{", "}", level, 0, schema.get("maxProperties"))
+
+    def _key(self, schema: Any, depth: int) -> Expression:
+        if "$ref" in schema:
+            schema = self._definitions[schema["$ref"].rsplit("/", 1)[-1]]
+        if "enum" in schema:
+            return e.alt(*(json.dumps(str(option), ensure_ascii=False) for option in schema["enum"]))
+        key = self.expression(schema, 0, depth)
+        return key if schema.get("type") == "string" else e.seq('"', key, '"')
+
+    def _anything(self, level: int, deeper: int) -> Expression:
+        scalar = [e.json_string(), e.number(), "true", "false", "null"]
+        rule = f"any@{level}.{deeper}"
+        if rule not in self._grammar.rules:
+            nested = []
+            if deeper:
+                item = self._anything(level + 1, deeper - 1)
+                pair = e.seq(e.json_string(), ": ", item)
+                nested = [
+                    self._grammar.many(item, "[", "]", level, 0, None),
+                    self._grammar.many(pair, "{", "}", level, 0, None),
+                ]
+            self._grammar.rules[rule] = e.alt(*scalar, *nested)
+        return ["ref", rule]
+
+
+class _TooDeepError(UnsupportedError):
+    """A recursive type was followed far enough."""
+
+
+def text_of(schema: Any) -> Expression:
+    """The characters of a JSON string by its schema, without the quotes."""
+    form = schema.get("format")
+    if "pattern" in schema:
+        return e.pattern(schema["pattern"])
+    if form is not None and form not in _FORMATS:
+        raise UnsupportedError(f"texts of the format {form!r}")
+    if form is not None and (regex := _FORMATS[form]):
+        return e.pattern(regex)
+    return e.rep(e.JSON_CHARACTER, schema.get("minLength", 0), schema.get("maxLength"))
+
+
+class _FullSchema(GenerateJsonSchema):
+    """Pydantic's schema, with what it leaves out: the types of keys. A decimal is a number."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 (pydantic's own declaration)
+
+    def dict_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().dict_schema(schema)
+        keys = self.generate_inner(schema["keys_schema"]) if "keys_schema" in schema else {}
+        if keys.get("type") in ("integer", "number", "boolean") or keys.get("format"):
+            made.pop("patternProperties", None)
+            made["additionalProperties"] = self.generate_inner(schema["values_schema"])
+            made["propertyNames"] = keys
+        return made
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.float_schema(schema)
+
+
+def json_schema(annotation: Any, *, by_alias: bool = True) -> dict[str, Any]:
+    """Pydantic's JSON schema for reading a type.
+
+    Raises:
+        UnsupportedError: Pydantic has none.
+    """
+    try:
+        return TypeAdapter(annotation).json_schema(schema_generator=_FullSchema, by_alias=by_alias)
+    except Exception as error:  # pydantic's own errors, or what a custom type's hook raises
+        raise UnsupportedError(f"it has no JSON schema ({type(error).__name__}: {error})") from error
