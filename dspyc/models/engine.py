@@ -22,6 +22,8 @@ from dspy.clients.engines.base import validate_request
 from ..errors import DspycError, ModelError
 from . import weights
 from .chat import ChatTokenizer
+from .constrained import GRAMMAR
+from .constraints import Constraint, constraint_of
 from .generate import Reply, Sampling
 from .loaded import Job, loaded
 from .messages import messages_of
@@ -181,7 +183,14 @@ class LocalEngine:
             stop=config.stop,
         )
         adapter = (self.identity, self.adapter) if self.adapter else None
-        return Job(ids, sampling, adapter)
+        return Job(ids, sampling, adapter, self._constraint(request, sampling.max_tokens))
+
+    def _constraint(self, request: lm15.Request, max_tokens: int) -> Constraint | None:
+        """What holds the reply to the grammar that the request carries, if it carries one."""
+        grammar = (request.config.extensions or {}).get("metadata", {}).get(GRAMMAR)
+        if grammar is None:
+            return None
+        return constraint_of(grammar, self.chat, max_tokens=max_tokens, size=weights.vocabulary_size(self.path))
 
     def _room(self, prompt: int) -> int:
         if self.max_length is None:
@@ -294,7 +303,7 @@ def _register(engine: LocalEngine) -> None:
 def _refuse_unsupported(request: lm15.Request) -> None:
     config = request.config
     asked = [name for name in _UNSUPPORTED if getattr(config, name) is not None]
-    asked += [str(name) for name in config.extensions or {}]
+    asked += [str(name) for name, value in (config.extensions or {}).items() if not _is_grammar(name, value)]
     if config.tool_choice is not None and config.tool_choice.mode == "required":
         asked.append("tool_choice='required'")
     if asked:
@@ -303,6 +312,11 @@ def _refuse_unsupported(request: lm15.Request) -> None:
             "It takes temperature, max_tokens, top_p, top_k, seed, stop, tools; leave the rest out.",
             feature=asked[0],
         )
+
+
+def _is_grammar(name: str, value: Any) -> bool:
+    """Whether an extension is the metadata that `ConstrainedLM` adds."""
+    return name == "metadata" and set(value) == {GRAMMAR}
 
 
 @contextmanager

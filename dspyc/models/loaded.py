@@ -19,6 +19,7 @@ import torch
 from ..errors import ModelError
 from . import weights
 from .chat import ChatTokenizer
+from .constraints import Constraint
 from .generate import Reply, Sampling, generate
 
 MAX_ROWS = 64
@@ -29,11 +30,12 @@ _IDLE = 5.0  # seconds without a request after which the thread ends; the weight
 
 @dataclass
 class Job:
-    """One prompt to answer, with the adapter (its identity and folder) that answers it."""
+    """One prompt to answer, with the adapter (its identity and folder) that answers it, and the reply's constraint."""
 
     ids: list[int]
     sampling: Sampling
     adapter: tuple[str, Path] | None
+    constraint: Constraint | None = None
     reply: "Future[Reply]" = field(default_factory=Future)
 
 

@@ -165,6 +165,15 @@ def context_length(path: str | Path) -> int | None:
     return None
 
 
+def vocabulary_size(path: str | Path) -> int | None:
+    """The number of token ids that the model scores, which may be more than its tokenizer has; None where unknown."""
+    config = _read_json(resolve(path) / "config.json")
+    for part in (config, config.get("text_config") or {}):
+        if isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None
+
+
 def device_of(device: str = "auto") -> "torch.device":
     """The torch device: `auto` is CUDA, then Apple's MPS, then the CPU."""
     import torch

@@ -33,6 +33,7 @@ def LocalLM(  # noqa: N802 (reads as a class)
     dtype: str = "auto",
     server: str | None = None,
     server_options: Mapping[str, Any] | None = None,
+    constrained: bool = True,
     **generation: Any,
 ) -> dspy.LM:
     """A `dspy.LM` that runs on this machine and can be fine-tuned on it.
@@ -47,6 +48,8 @@ def LocalLM(  # noqa: N802 (reads as a class)
             train without a server, and serve what came of it.
         server_options: How the server is started and asked: `args`, `program`, `start_timeout`, `request_timeout`,
             `api_key_env` (docs/servers.md).
+        constrained: Whether replies to predictors follow their signatures (docs/local.md), so that each can be read; False
+            leaves the model free. Servers are never constrained here.
         **generation: Defaults of every call: temperature (None or 0 is greedy), max_tokens, top_p, top_k, seed, stop, n;
             and `dspy.LM`'s cache, callbacks, num_retries, train_kwargs.
 
@@ -63,9 +66,11 @@ def LocalLM(  # noqa: N802 (reads as a class)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
     from ..models.engine import AsyncLocalEngine, LocalEngine
+    from ..models.constrained import ConstrainedLM
 
     engine = LocalEngine(model, adapter, device=device, dtype=dtype)
-    return dspy.LM(
+    kind = ConstrainedLM if constrained else dspy.LM
+    return kind(
         engine.model_string,
         engine=engine,
         async_engine=AsyncLocalEngine(engine),

@@ -1,6 +1,6 @@
 """What a reply to a signature looks like, as a grammar: every text that it allows, the signature's adapter can read.
 
-    reply_grammar(signature, dspy.ChatAdapter())       {"fields": [["answer", expression], …], "rules": {…}}
+    reply_grammar(signature, dspy.ChatAdapter())       '{"fields": [["answer", expression], …], "rules": {…}}'
 
 What the format fixes (field markers, keys, punctuation) stands in one way, the way in which the adapter itself writes it and
 a student is trained on it. Values stand in the ways that DSPy reads: `Yes` for a bool, `+3` or `3.0` for an int, quotes
@@ -33,8 +33,6 @@ from .expressions import Expression, UnsupportedError
 from .json_grammar import JsonGrammar
 from .terse import TerseAdapter, decode, encode
 
-Grammar = dict[str, Any]
-
 _TEXTS = (Code, Reasoning)
 _UNWRITABLE = (Audio, Document, File, History, Image, Tool)
 _BOOLS = [form(word) for word in ("true", "false", "yes", "no") for form in (str, str.title, str.upper)]
@@ -43,8 +41,8 @@ _MARK = "[[ ##"  # what opens a marker of ChatAdapter; at the start of a line no
 _CHECKS = 12  # texts of a type that are read back before its grammar is used
 
 
-def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> Grammar | None:
-    """The grammar of the replies that `adapter` reads as `signature`'s outputs; None for an adapter of another format.
+def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> str | None:
+    """The grammar, as JSON text, of the replies that `adapter` reads as `signature`'s outputs; None for another format.
 
     Raises:
         ConfigError: An output's type has no grammar; the message names both.
@@ -55,11 +53,11 @@ def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> Gra
     with _lock:
         made = _made.setdefault(signature, {})
         if layout not in made:
-            made[layout] = layout(signature).grammar()
+            made[layout] = json.dumps(layout(signature).grammar())
         return made[layout]
 
 
-_made: "weakref.WeakKeyDictionary[Any, dict[type, Grammar]]" = weakref.WeakKeyDictionary()
+_made: "weakref.WeakKeyDictionary[Any, dict[type, str]]" = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
 
@@ -74,7 +72,7 @@ class _Layout:
         self.rules |= e.JSON_RULES
         self.json = JsonGrammar(self.rules, self.indent)
 
-    def grammar(self) -> Grammar:
+    def grammar(self) -> dict[str, Any]:
         fields = [[name, self.segment(at, name)] for at, name in enumerate(self.signature.output_fields)]
         return {"fields": fields, "rules": self.rules}
 
