@@ -6,7 +6,8 @@
 
 `LocalEngine` follows DSPy's engine contract; `find_engine` gives the engine behind a model string. `ChatTokenizer` turns
 chat messages into token ids, the same ones for training and for inference. `ScriptedLM` is a language model whose answers
-are a Python function: the test double that this project uses, and yours to use. `dspyc.LocalLM` wraps an engine as a
+are a Python function: the test double that this project uses, and yours to use. `ServerEngine` asks a
+model server instead, which it starts as a child process or finds at an address. `dspyc.LocalLM` wraps an engine as a
 `dspy.LM`.
 """
 
@@ -14,12 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_server_engine import AsyncServerEngine as AsyncServerEngine
     from .chat import ChatTokenizer as ChatTokenizer
     from .engine import AsyncLocalEngine as AsyncLocalEngine
     from .engine import LocalEngine as LocalEngine
     from .engine import find_engine as find_engine
     from .messages import messages_of as messages_of
     from .scripted import ScriptedLM as ScriptedLM
+    from .server_engine import ServerEngine as ServerEngine
     from .weights import identity as identity
     from .weights import load_model as load_model
     from .weights import load_tokenizer as load_tokenizer
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "AsyncLocalEngine": "engine",
+    "AsyncServerEngine": "async_server_engine",
     "ChatTokenizer": "chat",
     "LocalEngine": "engine",
     "ScriptedLM": "scripted",
+    "ServerEngine": "server_engine",
     "find_engine": "engine",
     "identity": "weights",
     "load_model": "weights",
@@ -40,9 +45,11 @@ _DOORS = {
 
 __all__ = [
     "AsyncLocalEngine",
+    "AsyncServerEngine",
     "ChatTokenizer",
     "LocalEngine",
     "ScriptedLM",
+    "ServerEngine",
     "find_engine",
     "identity",
     "load_model",

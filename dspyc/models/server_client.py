@@ -74,11 +74,16 @@ class Clients:
     def _only_ours(self, request: httpx.Request) -> None:
         for name in [name for name in request.headers if name.lower() not in _HEADERS]:
             del request.headers[name]
-        key = api_key(self._api_key_env)
+        key = key_now(self._api_key_env)
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
         else:
             request.headers.pop("Authorization", None)
+
+
+def key_now(variable: str | None) -> str | None:
+    """The key in an environment variable, read now; None where there is none."""
+    return os.environ.get(variable) if variable is not None else None
 
 
 def api_key(variable: str | None) -> str | None:
@@ -87,11 +92,10 @@ def api_key(variable: str | None) -> str | None:
     Raises:
         ConfigError: The variable is not set.
     """
-    if variable is None:
-        return None
-    if not os.environ.get(variable):
+    key = key_now(variable)
+    if variable is not None and not key:
         raise ConfigError(f"The environment variable {variable}, which holds the server's key, is not set.")
-    return os.environ[variable]
+    return key
 
 
 def is_loopback(url: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import ConfigError, redact
 
 _WATCHDOG = Path(__file__).with_name("server_watchdog.py")
-_GRACE = 10.0  # seconds that a server has between SIGTERM and SIGKILL
+_MARGIN = 5.0  # seconds that the watchdog itself may take
 _KEPT_LINES = 400
 _LINE_LENGTH = 2000  # characters of a line that are kept
 
@@ -28,21 +28,22 @@ class ServerProcess:
     Args:
         command: The program and its arguments. Its standard input is empty.
         environment: All environment variables of the command.
+        grace: Seconds that the group has between SIGTERM and SIGKILL.
 
     Raises:
         ConfigError: This system has no process groups.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], grace: float = 10.0) -> None:
         if os.name != "posix":
             raise ConfigError(
                 "Servers are started on Linux and macOS only.",
                 hint="Start the server yourself and pass its address: server='http://127.0.0.1:8000'.",
             )
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._owner = os.getpid()
+        self._owner, self._grace = os.getpid(), grace
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_WATCHDOG), str(_GRACE), *command],
+            [sys.executable, "-I", "-S", str(_WATCHDOG), str(grace), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -78,20 +79,21 @@ class ServerProcess:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
+        _kill_group(self.pid)
         self._reader.join(1)  # its last words
-        return not self.alive
+        return True
 
     def tail(self, lines: int = 20) -> str:
         """The last lines that the command wrote, without secrets."""
         return redact("\n".join(list(self._lines)[-lines:]))
 
     def stop(self) -> None:
-        """End the group: SIGTERM, then SIGKILL after ten seconds. Returns when nothing of it is left."""
+        """End the group: SIGTERM, then SIGKILL after the grace. Returns when nothing of it is left."""
         if os.getpid() != self._owner:
             return
         self._finalizer()
         try:
-            self._process.wait(_GRACE + 5)
+            self._process.wait(self._grace + _MARGIN)
         except subprocess.TimeoutExpired:
             _kill_group(self.pid)
             self._process.wait()

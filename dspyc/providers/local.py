@@ -59,14 +59,15 @@ def LocalLM(  # noqa: N802 (reads as a class)
     """
     _check_arguments(model, adapter, generation)
     if server is not None:
-        from ..models.server_engine import AsyncServerEngine, ServerEngine
+        from ..models.async_server_engine import AsyncServerEngine
+        from ..models.server_engine import ServerEngine
 
         served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
         return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
-    from ..models.engine import AsyncLocalEngine, LocalEngine
     from ..models.constrained import ConstrainedLM
+    from ..models.engine import AsyncLocalEngine, LocalEngine
 
     engine = LocalEngine(model, adapter, device=device, dtype=dtype)
     kind = ConstrainedLM if constrained else dspy.LM

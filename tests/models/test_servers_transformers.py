@@ -10,7 +10,6 @@ import pytest
 
 from dspyc import LocalLM
 from dspyc.errors import ConfigError
-from tests.models import small
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
@@ -78,7 +77,7 @@ def test_a_reply_gets_what_the_context_leaves(lm: dspy.LM) -> None:
     assert lm.engine.complete(request).usage.total_tokens <= 2048
 
 
-def test_two_lms_share_one_child_and_closing_leaves_no_process(llama: Path, tmp_path: Path) -> None:
+def test_two_lms_share_one_child_and_closing_leaves_no_process(llama: Path) -> None:
     first, second = LocalLM(llama, **SERVER), LocalLM(llama, **SERVER)
     first("Hello")
     pid = first.engine.pid
