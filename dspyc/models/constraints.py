@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ from .chat import ChatTokenizer
 from .vocabulary import Vocabulary
 
 _KEPT = 128  # grammars of one tokenizer that stay compiled
+_LONGEST_CUT = 24  # bytes before the end of a forced text in which a token that goes beyond it may begin
 _THOUGHT = "</think>"
 
 
@@ -86,7 +87,7 @@ class CompiledGrammar:
         self._following: dict[int, list[int]] = {}
         self._farthest: dict[int, int] = {}
         self._closings: dict[int, list[int]] = {}
-        self._extended: dict[tuple[int, int], bool] = {}
+        self._cuts: dict[int, list[int]] = {}
         self._lock = threading.RLock()
 
     def mask(self, state: int) -> torch.Tensor:
@@ -133,18 +134,22 @@ class CompiledGrammar:
             for at, (name, _) in enumerate(automaton.fields)
         ]
 
-    def extended(self, state: int, token: int) -> bool:
-        """Whether a token that goes on after `token`'s spelling, with more than white space, may stand in its place."""
+    def cuts(self, state: int) -> list[int]:
+        """Where in the text that `state` forces a token may begin that ends beyond it, by bytes from its start.
+
+        A tokenizer may put its boundary at any of these places, as what follows decides.
+        """
         with self._lock:
-            key = state, token
-            if key not in self._extended:
-                spellings = self.vocabulary.spellings
-                allowed = (spellings[i] for i in self.mask(state).nonzero().flatten().tolist())
-                length = len(spellings[token])
-                self._extended[key] = any(
-                    other[:length] == spellings[token] and bool(other[length:].strip()) for other in allowed
-                )
-            return self._extended[key]
+            if state not in self._cuts:
+                text, after = self.automaton.forced(state)
+                places = range(max(0, len(text) - _LONGEST_CUT), len(text))
+                self._cuts[state] = [at for at in places if self._is_cut(text[at:], after)]
+            return self._cuts[state]
+
+    def _is_cut(self, start: bytes, after: int) -> bool:
+        tokens = self.vocabulary.going_on_from(start)
+        rests = {self.vocabulary.spellings[token][len(start) :] for token in tokens}
+        return any(self.automaton.run(after, rest) != DEAD for rest in rests)
 
     def _walk(self, state: int) -> None:
         states = self._run(state)
@@ -152,7 +157,7 @@ class CompiledGrammar:
         mask[self.vocabulary.order[states != DEAD]] = True
         if self.automaton.ends(state):
             mask[list(self.stop_ids)] = True
-        following = [other for other in np.unique(states).tolist() if other != DEAD]
+        following = [other for other in np.flatnonzero(np.bincount(states)).tolist() if other != DEAD]
         # A text has no more tokens than bytes, so this bound is safe; tokens are counted only where it does not settle it.
         self._farthest[state] = max((len(self.automaton.shortest(other) or b"") for other in following), default=0)
         self._masks[state], self._following[state] = mask, following
@@ -191,7 +196,8 @@ class GrammarConstraint:
             return []
         ids = self._grammar.vocabulary.ids(text, self._ids)
         if not automaton.closed(after):
-            ids, after = self._without_open_end(ids, after)
+            ids = self._sure(text, ids)
+            after = automaton.run(self._state, self._grammar.vocabulary.spelled(ids))
         if len(ids) + len(self._grammar.closing(after)) > self._left:
             return self._closed()
         self._take(ids, after)
@@ -219,13 +225,13 @@ class GrammarConstraint:
         # While there is a choice that fits, the model makes it: `allowed` keeps to what leaves room for the end.
         return None if self._grammar.mask_within(self._state, self._left).any() else self._closed()
 
-    def _without_open_end(self, ids: list[int], after: int) -> tuple[list[int], int]:
-        """Leaves the last token to the model where a longer one may take its place."""
-        automaton, words = self._grammar.automaton, self._grammar.vocabulary
-        before = automaton.run(self._state, words.spelled(ids[:-1]))
-        if before == DEAD or not self._grammar.extended(before, ids[-1]):
-            return ids, after
-        return ids[:-1], before
+    def _sure(self, text: bytes, ids: list[int]) -> list[int]:
+        """The tokens of a forced text that stay whatever follows it; the model writes the others itself."""
+        words = self._grammar.vocabulary
+        for at in self._grammar.cuts(self._state):
+            other = words.ids(text[:at], self._ids)
+            ids = ids[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))]
+        return ids
 
     def _closed(self) -> list[int]:
         ids = self._grammar.closing(self._state)

@@ -1,6 +1,7 @@
 """A tokenizer's tokens as the bytes that they stand for, so that a grammar over bytes can choose between them."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,12 @@ class Vocabulary:
         rows = b"".join(self.spellings[i].ljust(longest, b"\0") for i in self.order)
         return np.frombuffer(rows, dtype=np.uint8).reshape(len(self.order), longest)
 
+    def going_on_from(self, start: bytes) -> list[int]:
+        """The ids whose spellings begin with `start` and go on with more than white space."""
+        first, last = bisect_left(self._sorted, start), bisect_left(self._sorted, start + b"\xff")
+        found = (self._by_spelling[spelling] for spelling in self._sorted[first:last])
+        return [token for token in found if self.spellings[token][len(start) :].strip()]
+
     def spelled(self, ids: list[int]) -> bytes:
         return b"".join(self.spellings[i] for i in ids)
 
@@ -94,6 +101,10 @@ class Vocabulary:
             ids.append(self._by_spelling[text[at : at + width]])
             at += width
         return ids
+
+    @cached_property
+    def _sorted(self) -> list[bytes]:
+        return sorted(self._by_spelling)
 
     @cached_property
     def _by_spelling(self) -> dict[bytes, int]:

@@ -98,6 +98,13 @@ def _common(spans: Iterable[tuple[int, int]], allowed: list[tuple[int, int]]) ->
 
 
 DIGIT = ["chars", [[0x30, 0x39]]]
+# Behind as many digits as a number may have here, a larger exponent would be infinite.
+EXPONENT: Expression = seq(
+    chars("eE"),
+    maybe(chars("+-")),
+    alt(rep(DIGIT, 1, 2), seq("1", DIGIT, DIGIT), seq("2", chars("01234"), DIGIT)),
+)
+_LARGEST_EXPONENTS: Expression = alt(seq("2", chars("56789"), DIGIT), seq("30", chars("01234567")))
 _HEX = ["chars", [[0x30, 0x39], [0x41, 0x46], [0x61, 0x66]]]
 _CONTROLS = [chr(c) for c in range(0x20)]
 # A character of a JSON string. Line ends are left out where some reader of lines would break the string at them, and so
@@ -142,8 +149,8 @@ def number(low: float | None = None, high: float | None = None) -> Expression:
     """
     fraction = seq(".", rep(DIGIT, 1, _LONGEST))
     if low is None and high is None:
-        exponent = seq(chars("eE"), maybe(chars("+-")), rep(DIGIT, 1, 3))
-        return seq(maybe("-"), _natural(0, None), maybe(fraction), maybe(exponent))
+        largest = seq(chars("123456789"), maybe(fraction), chars("eE"), maybe(chars("+-")), _LARGEST_EXPONENTS)
+        return seq(maybe("-"), alt(seq(_natural(0, None), maybe(fraction), maybe(EXPONENT)), largest))
     if any(bound is not None and bound != int(bound) for bound in (low, high)):
         raise UnsupportedError(f"numbers from {low} to {high}, which are no whole bounds")
     least, most = (None if bound is None else int(bound) for bound in (low, high))

@@ -16,6 +16,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from enum import Enum, EnumMeta
 from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
@@ -34,6 +35,7 @@ from .json_grammar import JsonGrammar
 from .terse import TerseAdapter, decode, encode
 
 _TEXTS = (Code, Reasoning)
+_UNIONS = (Union, types.UnionType)
 _UNWRITABLE = (Audio, Document, File, History, Image, Tool)
 _BOOLS = [form(word) for word in ("true", "false", "yes", "no") for form in (str, str.title, str.upper)]
 _BOOLS += ["1", "0", "on", "off", "t", "f", "y", "n"]
@@ -178,22 +180,17 @@ class _Lines(_Layout):
         if annotation is int:
             as_float = e.seq(e.rep(e.DIGIT, 1, 15), ".", e.rep("0", 1, 20))  # as long as a float holds all its digits
             return e.seq(_SIGN, e.alt(_DIGITS, as_float))
-        if annotation is float:
-            exponent = e.maybe(e.seq(e.chars("eE"), e.maybe(e.chars("+-")), e.rep(e.DIGIT, 1, 3)))
+        if annotation in (float, Decimal):
             fraction = e.alt(e.seq(_DIGITS, e.maybe(e.seq(".", e.rep(e.DIGIT, 0, 40)))), e.seq(".", _DIGITS))
-            return e.seq(_SIGN, fraction, exponent)
+            return e.seq(_SIGN, fraction, e.maybe(e.EXPONENT))
         if annotation is None or annotation is type(None):
             return self.words(["None", "null"], None)
-        if origin in (Union, types.UnionType):
+        if origin in _UNIONS:
             members = get_args(annotation)
-            return e.alt(
-                *(_WORDS if m is str else self.checked_member(field, annotation, m, by_alias) for m in members)
-            )
+            text = e.alt(_WORD, e.json_string())
+            return e.alt(*(text if member is str else self.of_type(field, member, by_alias) for member in members))
         _refuse_unwritable(annotation)
         return self.of_schema(annotation, by_alias)
-
-    def checked_member(self, field: FieldInfo, union: Any, member: Any, by_alias: bool) -> Expression:
-        return self.of_type(field, member, by_alias)
 
     def of_schema(self, annotation: Any, by_alias: bool) -> Expression:
         """JSON, and a string without its quotes where the type is a kind of text, such as a date."""
@@ -231,21 +228,31 @@ class _Chat(_Lines):
     def _text(self, name: str, follow: str) -> Expression:
         """Free text up to a marker at the start of a line, or, with a `follow`, up to the reply's end.
 
-        Its rules are named after where a line stands: `0` at its start, 1 to 4 after so much of a marker, `mid` beyond.
+        Its rules are named after where a line stands: `0` at its start, 1 to 4 after so much of a marker, `mid` beyond. DSPy
+        takes an indented marker for one as well, but cannot read what follows it, so after `0i`, an indent, there is none.
         """
         stop = [""] if follow else []
-        rules = {key: f"{name}.{key}" for key in (0, 1, 2, 3, 4, "mid")}
-        new_line = e.seq(e.chars(e.LINE_ENDS), ["ref", rules[0]])
-        self.rules[rules["mid"]] = e.alt(*stop, e.seq(e.chars_but(e.LINE_ENDS), ["ref", rules["mid"]]), new_line)
-        for at in range(1, 5):
-            after: Expression = ["ref", rules[at + 1]] if at < 4 else follow
-            other = e.seq(e.chars_but(e.LINE_ENDS + _MARK[at]), ["ref", rules["mid"]])
-            self.rules[rules[at]] = e.alt(*stop, e.seq(_MARK[at], after), other, new_line)
-        opened = e.seq(_MARK[0], ["ref", rules[1]])
-        other = e.seq(e.chars_but(e.WHITESPACE + _MARK[0]), ["ref", rules["mid"]])
-        indented = e.seq(e.chars(e.WHITESPACE), ["ref", rules[0]])
-        self.rules[rules[0]] = e.alt(*stop, opened, other, indented)
-        return e.alt(*stop, opened, other, e.seq("\n\n" + _MARK, follow))
+        self.rules[f"{name}.mid"] = e.alt(
+            *stop, e.seq(e.chars_but(e.LINE_ENDS), ["ref", f"{name}.mid"]), self._line(name)
+        )
+        for indent in ("", "i"):
+            for at in range(1, 5):
+                whole = [] if indent else [e.seq(_MARK[at], follow)]
+                more = whole if at == 4 else [e.seq(_MARK[at], ["ref", f"{name}.{at + 1}{indent}"])]
+                other = e.seq(e.chars_but(e.LINE_ENDS + _MARK[at]), ["ref", f"{name}.mid"])
+                self.rules[f"{name}.{at}{indent}"] = e.alt(*stop, *more, other, self._line(name))
+            opened = e.seq(_MARK[0], ["ref", f"{name}.1{indent}"])
+            indented = e.seq(e.chars(set(e.WHITESPACE) - set(e.LINE_ENDS)), ["ref", f"{name}.0i"])
+            self.rules[f"{name}.0{indent}"] = e.alt(*stop, opened, self._begun(name), indented, self._line(name))
+        opened = e.seq(_MARK[0], ["ref", f"{name}.1"])
+        empty = e.seq("\n" if follow else "\n\n", _MARK, follow)  # as DSPy writes an empty text
+        return e.alt(*stop, opened, self._begun(name), empty)
+
+    def _line(self, name: str) -> Expression:
+        return e.seq(e.chars(e.LINE_ENDS), ["ref", f"{name}.0"])
+
+    def _begun(self, name: str) -> Expression:
+        return e.seq(e.chars_but(e.WHITESPACE + _MARK[0]), ["ref", f"{name}.mid"])
 
 
 class _Terse(_Lines):
@@ -290,6 +297,10 @@ class _Json(_Layout):
         if get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
             return self.options(field, annotation, lambda member: (self.write(member, field), *_json_names(member)))
         _refuse_unwritable(annotation)
+        members = get_args(annotation) if get_origin(annotation) in _UNIONS else ()
+        if str in members and type(None) not in members:  # DSPy reads JSON once more inside such a text
+            others = (self.of_type(field, member, by_alias) for member in members if member is not str)
+            return e.alt(*others, e.seq('"', _WORD, '"'))
         return self.json.value(annotation, level=1, by_alias=by_alias)
 
 
@@ -318,13 +329,8 @@ def _method(kind: type, name: str) -> Any:
 _SIGN = e.maybe(e.chars("+-"))
 _DIGITS = e.rep(e.DIGIT, 1, 40)
 # Text in the place of a wider type: what no reader of JSON takes for anything else.
-_WORDS = e.alt(
-    e.seq(
-        e.chars("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"),
-        e.rep(["chars", [[32, 32], [48, 57], [65, 90], [97, 122]]]),
-    ),
-    e.json_string(),
-)
+_LETTERS = [[65, 90], [97, 122]]
+_WORD = e.seq(["chars", _LETTERS], e.rep(e.chars_but([*map(chr, range(0x20)), *e.LINE_ENDS, *'[]{}"\\`'])))
 
 
 def _spellings(written: str, member: Any) -> list[str]:
@@ -348,7 +354,7 @@ def _is_text(annotation: Any) -> bool:
 
 def _is_optional_text(annotation: Any) -> bool:
     """Unions of text and None, with or without more: DSPy reads whatever stands there as it is."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    members = get_args(annotation) if get_origin(annotation) in _UNIONS else ()
     return str in members and type(None) in members
 
 

@@ -21,11 +21,12 @@ _TIME = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-](0\d|1[0-3]):[0-5
 _SECONDS = r"\d{1,2}(\.\d{1,6})?S"
 _MINUTES = rf"\d{{1,2}}M({_SECONDS})?"
 _HOURS = rf"\d{{1,2}}H(\d{{1,2}}M)?({_SECONDS})?"
+_DAYS = r"(\d{1,3}Y\d{1,3}D|\d{1,3}Y|\d{1,4}D)"
 _FORMATS = {
     "date": _DATE,
     "time": _TIME,
     "date-time": f"{_DATE}T{_TIME}",
-    "duration": rf"-?P\d{{1,4}}D|-?P(\d{{1,4}}D)?T({_HOURS}|{_MINUTES}|{_SECONDS})",
+    "duration": rf"-?P{_DAYS}|-?P({_DAYS})?T({_HOURS}|{_MINUTES}|{_SECONDS})",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
     "binary": r"[ !#-\[\]-~]*",
     "ipv4": r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)",
@@ -244,7 +245,7 @@ def text_of(schema: Any) -> Expression:
 
 
 class _FullSchema(GenerateJsonSchema):
-    """Pydantic's schema, with what it leaves out: the types of keys. A decimal is a number."""
+    """Pydantic's schema, with what it leaves out: the types of keys. A decimal is a number, which pydantic writes as text."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 (pydantic's own declaration)
 
@@ -258,7 +259,7 @@ class _FullSchema(GenerateJsonSchema):
         return made
 
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
-        return self.float_schema(schema)
+        return {"anyOf": [{"type": "string", "pattern": r"-?\d{1,20}(\.\d{1,20})?"}, self.float_schema(schema)]}
 
 
 def json_schema(annotation: Any, *, by_alias: bool = True) -> dict[str, Any]:
