@@ -268,7 +268,7 @@ class _Shelf:
         encode = weakref.WeakMethod(chat.text_ids)  # the shelf's key is the tokenizer, so it must not keep it alive
         self._vocabulary = Vocabulary(chat.tokenizer, lambda text: encode()(text), size)  # type: ignore[misc]
         self._stop_ids = frozenset(chat.stop_ids)
-        self._opening = chat.reply_opening
+        self._opening = " " * self._vocabulary.leads + chat.reply_opening
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
 

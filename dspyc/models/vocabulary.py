@@ -34,6 +34,11 @@ class Vocabulary:
         self.spellings = _spellings(tokenizer, self.size)
 
     @cached_property
+    def leads(self) -> bool:
+        """Whether the tokenizer puts a space before a text's first word; decoding takes it away again."""
+        return self.spelled(self._encode("a")) == b" a"
+
+    @cached_property
     def order(self) -> np.ndarray:
         """The ids that spell something, the longest spellings first `(count,)`."""
         known = [i for i, spelling in enumerate(self.spellings) if spelling]
@@ -74,11 +79,9 @@ class Vocabulary:
             whole = (self.spelled(before) + text).decode()
         except UnicodeDecodeError:
             return []
-        # Some tokenizers put a space before what they begin with, and take it away again in the end.
-        for start in (0, 1) if before and whole.startswith(" ") else (0,):
+        for start in (1, 0) if self.leads and whole.startswith(" ") else (0,):
             found = self._encode(whole[start:])
-            spelled = self.spelled(found[len(before) :])
-            if found[: len(before)] == before and spelled in (text, b"" if before else b" " + text):
+            if found[: len(before)] == before and self.spelled(found[len(before) :]) == text:
                 return found[len(before) :]
         return []
 
