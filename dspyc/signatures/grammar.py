@@ -245,7 +245,7 @@ class _Chat(_Lines):
             indented = e.seq(e.chars(set(e.WHITESPACE) - set(e.LINE_ENDS)), ["ref", f"{name}.0i"])
             self.rules[f"{name}.0{indent}"] = e.alt(*stop, opened, self._begun(name), indented, self._line(name))
         opened = e.seq(_MARK[0], ["ref", f"{name}.1"])
-        empty = e.seq("\n" if follow else "\n\n", _MARK, follow)  # as DSPy writes an empty text
+        empty = e.seq("\n", e.maybe("\n"), _MARK, follow)  # as DSPy writes an empty text
         return e.alt(*stop, opened, self._begun(name), empty)
 
     def _line(self, name: str) -> Expression:
