@@ -18,6 +18,7 @@ from ..errors import ModelError
 from .messages import Message
 from .messages import messages_of as messages_of
 
+THOUGHT_END = "</think>"
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
 
 
@@ -78,6 +79,16 @@ class ChatTokenizer:
         prompt = self._render(veil, chat[:1], None, reply_next=True)
         whole = self._render(veil, chat, None, reply_next=False)
         return whole[len(prompt) :].partition("b")[0] if whole.startswith(prompt) else ""
+
+    def without_opening(self, text: str) -> str:
+        """A reply's own text, behind what the template opens it with; a thought may hold more than the template's."""
+        opening = self.reply_opening
+        if opening and text.startswith(opening):
+            return text[len(opening) :]
+        before, tag, after = opening.partition(THOUGHT_END)
+        if tag and text.startswith(before.rstrip("\n")) and THOUGHT_END in text:
+            return text.partition(THOUGHT_END)[2].removeprefix(after)
+        return text
 
     def decode(self, ids: list[int]) -> str:
         """The text of a reply, without control tokens."""

@@ -28,12 +28,11 @@ import torch
 from ..errors import ModelError
 from ..signatures.expressions import until
 from .automaton import DEAD, Automaton, Grammar
-from .chat import ChatTokenizer
+from .chat import THOUGHT_END, ChatTokenizer
 from .vocabulary import Vocabulary
 
 _KEPT = 128  # grammars of one tokenizer that stay compiled
 _LONGEST_CUT = 24  # bytes before the end of a forced text in which a token that goes beyond it may begin
-_THOUGHT = "</think>"
 
 
 class Constraint(Protocol):
@@ -284,10 +283,10 @@ class _Shelf:
     def _opened(self, grammar: str) -> Grammar:
         """The grammar with what the template writes before a reply, thoughts that end with a tag being free."""
         read: Grammar = json.loads(grammar)
-        before, tag, after = self._opening.partition(_THOUGHT)
+        before, tag, after = self._opening.partition(THOUGHT_END)
         if not tag:
             return {**read, "fields": [["", self._opening], *read["fields"]]}
-        rules = until(_THOUGHT, "thought")
+        rules = until(THOUGHT_END, "thought")
         opening = ["seq", before.rstrip("\n") + "\n" * before.endswith("\n"), ["ref", "thought.0"], after]
         return {"fields": [["", opening], *read["fields"]], "rules": {**read["rules"], **rules}}
 

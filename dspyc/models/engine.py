@@ -205,7 +205,7 @@ class LocalEngine:
     def _response(self, request: lm15.Request, job: Job, reply: Reply) -> lm15.Response:
         with self._lock:
             self._calls += 1
-        message, called = reply_message(reply.text, tools=bool(request.tools))
+        message, called = reply_message(self.chat.without_opening(reply.text), tools=bool(request.tools))
         return lm15.Response(
             id=None,
             model=request.model,
