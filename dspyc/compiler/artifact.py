@@ -22,7 +22,7 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 
 from ..errors import ArtifactError
-from ..models import LocalEngine
+from ..models import LocalEngine, ServerEngine
 from ..providers import LocalLM
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
 from . import rebuild
@@ -197,7 +197,9 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
 def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
     settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
     engine = getattr(lm, "engine", None)
-    if isinstance(engine, LocalEngine):
+    if isinstance(engine, ServerEngine) and engine.path is None:
+        return {"kind": "server", **engine.dump_state(), "settings": settings, "cache": lm.cache}
+    if isinstance(engine, (LocalEngine, ServerEngine)):  # weights that were served are weights
         engine = engine.serving(lm.model)  # what lm.finetune() returns keeps the base's engine and names other weights
     else:
         try:
@@ -213,7 +215,7 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
     if engine.adapter is not None:
         shutil.copytree(engine.adapter, folder / weights)
         entry |= {"weights": weights, "adapter": True}
-        if include_base:
+        if include_base and engine.path is not None:
             shutil.copytree(engine.path, folder / "base" / str(index))
             entry["base"] = f"base/{index}"
     elif is_folder:
@@ -225,6 +227,9 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
 def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, dtype: str) -> dspy.BaseLM:
     if entry["kind"] == "dspy":
         return dspy.BaseLM.load_state(entry["state"])
+    if entry["kind"] == "server":
+        where = {"server": entry["server"], "server_options": entry["options"], "cache": entry["cache"]}
+        return LocalLM(entry["model"], entry["adapter"], **where, **entry["settings"])
     weights = path / entry["weights"] if entry["weights"] else None
     if entry["adapter"]:
         model = base or (str(path / entry["base"]) if entry.get("base") else entry["model"])

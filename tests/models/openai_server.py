@@ -17,6 +17,8 @@ from typing import Any
 
 TOO_LONG = "This model's maximum context length is 2048 tokens. However, you requested 4000 tokens."
 
+FIELDS = "[[ ## answer ## ]]\nshort and good\n\n[[ ## completed ## ]]"
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -57,7 +59,6 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def chat(self, body: dict[str, Any], text: str) -> None:
-        fields = "[[ ## answer ## ]]\nok\n\n[[ ## completed ## ]]"
         if text == "die":
             say("FATAL: out of memory, token hf_abcdefghijklmnop")
             os._exit(3)
@@ -69,14 +70,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer("<html>a proxy</html>", kind="text/html")
         elif text == "hang":
             self.wait_for_the_client_to_go()
-        elif "[[ ## answer ## ]]" in text:
-            self.answer(completion(body, fields))
         elif body.get("stream"):
             self.stream(body, text)
         else:
             time.sleep(0.3 if text == "slow" else 0)
             content = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' if text == "tool" else text
-            self.answer(completion(body, f"{body['model']}|{content}"))
+            self.answer(completion(body, FIELDS if asks_fields(text) else f"{body['model']}|{content}"))
 
     def wait_for_the_client_to_go(self) -> None:
         self.connection.settimeout(20)
@@ -90,10 +89,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         words = [body["model"], "|", *text.split(" ")]
+        if asks_fields(text):
+            words = [FIELDS[at : at + 3] for at in range(0, len(FIELDS), 3)]
         try:
             for word in words:
                 self.event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
-                time.sleep(0.02)
+                time.sleep(0.005)
             if text == "cut short":
                 return
             if text == "die later":
@@ -120,6 +121,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def asks_fields(text: str) -> bool:
+    """Whether ChatAdapter asks for the field `answer`."""
+    return "[[ ## answer ## ]]" in text
 
 
 def say(text: str) -> None:

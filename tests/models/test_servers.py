@@ -241,7 +241,7 @@ def test_a_student_on_a_server_runs_a_program(started: Started) -> None:
     program = dspy.Predict("question -> answer")
     program.set_lm(lm)
     with dspy.context(adapter=dspy.ChatAdapter()):
-        assert program(question="Why?").answer == "ok"
+        assert program(question="Why?").answer == "short and good"
     sent = seen(lm)["seen"][-1]["body"]["messages"]
     assert [message["role"] for message in sent] == ["system", "user"]
 

@@ -4,8 +4,6 @@ import asyncio
 import gc
 import json
 import logging
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,34 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import httpx
 import pytest
 from dspy import lm15
 
 from dspyc import LocalLM
 from dspyc.errors import ModelError
 from dspyc.models.async_server_engine import AsyncServerEngine
-from tests.models import openai_server
+from tests.models.running import Running
 
 KEY = "key-canary-0123456789"
 TOOL = dspy.lm15.FunctionTool(name="add", parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
-
-
-class Running:
-    """The server in a process of its own."""
-
-    def __init__(self, *args: str) -> None:
-        command = [sys.executable, "-S", openai_server.__file__, "--host", "127.0.0.1", "--port", "0", *args]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        self.address = f"http://127.0.0.1:{self.process.stdout.readline().split()[-1]}"
-
-    def seen(self) -> dict[str, Any]:
-        return httpx.get(f"{self.address}/seen", trust_env=False).json()  # type: ignore[no-any-return]
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +164,21 @@ def test_an_async_stream(lm: dspy.LM) -> None:
         return [event async for event in AsyncServerEngine(lm.engine).stream(request_of(lm, "one two"))]
 
     assert "".join(e.delta.text for e in asyncio.run(collect())[1:-1]) == "base|onetwo"
+
+
+def test_dspys_streaming_listens(lm: dspy.LM) -> None:
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    listener = dspy.streaming.StreamListener(signature_field_name="answer")
+    streaming = dspy.streamify(program, stream_listeners=[listener])
+
+    async def collect() -> list[Any]:
+        with dspy.context(adapter=dspy.ChatAdapter()):
+            return [item async for item in streaming(question="Why?")]
+
+    *pieces, prediction = asyncio.run(collect())
+    assert len(pieces) > 2
+    assert "".join(piece.chunk for piece in pieces).strip() == prediction.answer == "short and good"
 
 
 def test_a_stream_that_breaks_off_is_no_answer(lm: dspy.LM) -> None:
