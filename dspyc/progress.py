@@ -1,5 +1,6 @@
 """One progress bar for every room: what is being done, how far it is, and the time that remains."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Advance = Callable[..., None]
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks, draws progress and writes files; a launcher may have started others."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def tell(text: str) -> None:

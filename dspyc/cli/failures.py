@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import typer
 
 from ..errors import DspycError
+from ..progress import is_main
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,11 +48,6 @@ def interrupted(run_dir: object) -> typer.Exit:
             err=True,
         )
     return typer.Exit(INTERRUPTED)
-
-
-def is_main() -> bool:
-    """Whether this is the one process of a command that speaks; a launcher may have started others."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def debug() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
-from .failures import is_main
+from ..progress import is_main
 
 _LOOKS = 1.0  # seconds between two looks at whether the launcher is still there
 

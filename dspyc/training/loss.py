@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -16,7 +15,7 @@ from .precision import Precision
 from .rows import EncodedRow
 from .sharing import Tree
 
-_CHUNK = 1 << 25  # logits that are held at once: 128 MiB of float32
+_CHUNK = 1 << 21  # logits that are held at once: 8 MiB of float32
 
 Sums = tuple[torch.Tensor, torch.Tensor]
 
@@ -159,12 +158,11 @@ class Learner(torch.nn.Module):
             losses = cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
             return (losses * weights).sum()
 
-        size = max(1, _CHUNK // self._vocabulary)
-        if not self.sparse or len(targets) <= size:
+        if not self.sparse or len(targets) * self._vocabulary <= _CHUNK:
             return loss(states, targets, weights), weights.sum()
-        chunks = zip(*(torch.split(part, size) for part in (states, targets, weights)), strict=True)
-        sums = [cast(torch.Tensor, checkpoint(loss, *chunk, use_reentrant=False)) for chunk in chunks]
-        return torch.stack(sums).sum(), weights.sum()
+        trained = [p for p in cast(torch.nn.Module, self._parts[1]).parameters() if p.requires_grad]
+        size = max(1, _CHUNK // self._vocabulary)
+        return cast(Any, _InChunks).apply(loss, size, states, targets, weights, *trained), weights.sum()
 
     @property
     def device(self) -> torch.device:
@@ -201,6 +199,44 @@ class Learner(torch.nn.Module):
             return hidden is not None and torch.equal(self._head(hidden), whole)
         finally:
             self.model.train(training)
+
+
+class _InChunks(torch.autograd.Function):
+    """The sum of a loss over positions, so many of them at a time, whose logits are held only while they are computed.
+
+    Their gradients are computed along with them, as in Liger Kernel (Hsu et al., 2024, arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Callable[..., torch.Tensor],
+        size: int,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=states.device)
+        gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)]
+        learned = torch.is_grad_enabled() or any(ctx.needs_input_grad)
+        for part in (slice(start, start + size) for start in range(0, len(targets), size)):
+            with torch.set_grad_enabled(learned):
+                chunk = states[part].detach().requires_grad_(learned)
+                found = loss(chunk, targets[part], weights[part])
+            total += found.detach()
+            if learned:
+                own, *rest = torch.autograd.grad(found, [chunk, *parameters])
+                gradients[0][part] = own
+                for gradient, more in zip(gradients[1:], rest, strict=True):
+                    gradient += more
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, above: torch.Tensor) -> Any:
+        of_states, *rest = (gradient * above for gradient in ctx.saved_tensors)
+        return None, None, of_states, None, None, *rest
 
 
 def _base_of(model: Any) -> Any:

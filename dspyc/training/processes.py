@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from ..errors import ConfigError, TrainingError
+from ..progress import is_main as is_main
 
 _TOGETHER = 1 << 25  # numbers that are exchanged at once: 128 MiB of float32
 _told = threading.Event()  # that the run is interrupted
@@ -31,11 +32,6 @@ _SHARDING = {
 def several() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes files and draws progress."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check() -> None:

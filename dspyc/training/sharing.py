@@ -41,7 +41,7 @@ class Tree:
         return [*self.rows, *(row for branch in self.branches for row in branch.all_rows())]
 
 
-_BUDGET = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
+_BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
 _WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
 
 
