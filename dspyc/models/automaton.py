@@ -75,18 +75,26 @@ class Automaton:
                 state = following if following >= 0 else self._step(state, byte)
             return state
 
-    def run_all(self, state: int, spellings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The states `(count,)` after each row of `spellings` `(count, longest)`, in order of falling `lengths`."""
+    def run_all(self, state: int, columns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The states `(count,)` after each of many texts, which come in order of falling length.
+
+        `columns` `(longest, count)` holds all first bytes, then all second bytes and so on.
+        """
         with self._lock:
-            states = np.full(len(spellings), state, dtype=np.int32)
-            live = np.arange(len(spellings))
-            for column in range(spellings.shape[1]):
-                live = live[: np.searchsorted(-lengths[live], -column, side="left")]
-                if not len(live):
+            states = np.full(columns.shape[1], state, dtype=np.int32)
+            alive = np.arange(columns.shape[1])
+            for at, column in enumerate(columns):
+                alive = alive[: np.searchsorted(-lengths[alive], -at)]
+                if not len(alive):
                     break
-                following = self._step_all(states[live], spellings[live, column])
-                states[live] = following
-                live = live[following != DEAD]
+                whole = len(alive) == alive[-1] + 1  # no gaps: slices are several times as fast as picking
+                following = self._step_all(
+                    *((states[: len(alive)], column[: len(alive)]) if whole else (states[alive], column[alive]))
+                )
+                states[alive] = following
+                dead = following == DEAD
+                if 4 * np.count_nonzero(dead) > len(alive):  # the others cost less than leaving them out does
+                    alive = alive[~dead]
             return states
 
     def ends(self, state: int) -> bool:
@@ -140,13 +148,12 @@ class Automaton:
         return following
 
     def _step_all(self, states: np.ndarray, bytes_: np.ndarray) -> np.ndarray:
-        following = self._table[states, bytes_]
-        unknown = following < 0
-        if unknown.any():
-            pairs = np.unique(states[unknown].astype(np.int64) * 256 + bytes_[unknown])
-            for pair in pairs.tolist():
-                self._step(*divmod(pair, 256))
-            following = self._table[states, bytes_]
+        places = states * 256 + bytes_
+        following = self._table.reshape(-1)[places]
+        if following.min() < 0:
+            for place in np.unique(places[following < 0]).tolist():
+                self._step(*divmod(place, 256))
+            following = self._table.reshape(-1)[places]
         return np.asarray(following)
 
     # Expressions

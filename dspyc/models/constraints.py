@@ -163,7 +163,7 @@ class CompiledGrammar:
 
     def _run(self, state: int) -> np.ndarray:
         words = self.vocabulary
-        return self.automaton.run_all(state, words.matrix, words.lengths)
+        return self.automaton.run_all(state, words.columns, words.lengths)
 
 
 class GrammarConstraint:

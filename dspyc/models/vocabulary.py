@@ -50,11 +50,11 @@ class Vocabulary:
         return np.array([len(self.spellings[i]) for i in self.order], dtype=np.int64)
 
     @cached_property
-    def matrix(self) -> np.ndarray:
-        """The spellings in `order`, as rows of bytes `(count, longest)`, padded with zeros."""
+    def columns(self) -> np.ndarray:
+        """The spellings in `order`, all their first bytes, then all second bytes and so on `(longest, count)`, zeros after."""
         longest = int(self.lengths[0])
         rows = b"".join(self.spellings[i].ljust(longest, b"\0") for i in self.order)
-        return np.frombuffer(rows, dtype=np.uint8).reshape(len(self.order), longest)
+        return np.ascontiguousarray(np.frombuffer(rows, dtype=np.uint8).reshape(len(self.order), longest).T)
 
     def going_on_from(self, start: bytes) -> list[int]:
         """The ids whose spellings begin with `start` and go on with more than white space."""
