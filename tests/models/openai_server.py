@@ -22,6 +22,7 @@ FIELDS = "[[ ## answer ## ]]\nshort and good\n\n[[ ## completed ## ]]"
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits for the client's acknowledgement of its header
     seen: list[dict[str, Any]] = []  # noqa: RUF012 (one server a process)
     gone: list[str] = []  # noqa: RUF012
     models: dict[str, str] = {}  # noqa: RUF012
