@@ -6,6 +6,7 @@ Option names are those of vLLM 0.10 and later, SGLang 0.5 and later, and transfo
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -136,7 +137,7 @@ def environment(kind: ServerKind, launch: Launch, inherited: Mapping[str, str]) 
     if kind is VLLM and launch.adapters:
         found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if kind is not TRANSFORMERS and launch.device.startswith("cuda:"):
-        found["CUDA_VISIBLE_DEVICES"] = launch.device.removeprefix("cuda:")
+        found["CUDA_VISIBLE_DEVICES"] = _visible(int(launch.device.removeprefix("cuda:")), inherited)
     return found
 
 
@@ -146,6 +147,8 @@ def check_arguments(kind: ServerKind, device: str, args: tuple[str, ...]) -> Non
     Raises:
         ConfigError: A device that it does not run on, or an argument that is not the user's to give.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(f"There is no device {device!r}.", hint="Use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")
     if kind is VLLM and not device.startswith(("auto", "cuda")):
         raise ConfigError(
             f"vLLM does not take device={device!r}: its build decides.", hint="Leave device='auto', or use 'cuda:1'."
@@ -201,6 +204,12 @@ def _sglang(launch: Launch) -> list[str]:
 def _transformers(launch: Launch) -> list[str]:
     found = ["serve", launch.path, *launch.args, "--host", LOOPBACK, "--port", str(launch.port)]
     return [*found, "--device", launch.device, "--dtype", launch.dtype]
+
+
+def _visible(index: int, inherited: Mapping[str, str]) -> str:
+    """The GPU that this program calls `cuda:index`: it may see a part of the machine's only."""
+    seen = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return seen[index] if index < len(seen) else str(index)
 
 
 def _usual(kind: ServerKind) -> str:

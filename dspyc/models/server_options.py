@@ -47,7 +47,7 @@ class ServerOptions:
                 f"server_options has no {', '.join(map(str, unknown))}.", hint=f"It has {', '.join(names)}."
             )
         args = found.get("args", ())
-        if isinstance(args, str) or not all(isinstance(argument, str) for argument in args):
+        if not isinstance(args, (list, tuple)) or not all(isinstance(argument, str) for argument in args):
             raise ConfigError(
                 f"The server's args are {args!r}.", hint="Pass a list of texts: ['--max-num-seqs', '64']."
             )

@@ -76,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             time.sleep(0.3 if text == "slow" else 0)
             content = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' if text == "tool" else text
-            self.answer(completion(body, FIELDS if asks_fields(text) else f"{body['model']}|{content}"))
+            content = FIELDS if asks_fields(text) else f"{body['model']}|{content}"
+            self.answer(completion(body, '{"answer": "as asked"}' if "response_format" in body else content))
 
     def wait_for_the_client_to_go(self) -> None:
         self.connection.settimeout(20)

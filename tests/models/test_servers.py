@@ -58,6 +58,7 @@ def started(llama: Path, program: Path) -> Iterator[Started]:
         engine.close()
     children = [p for p in psutil.Process().children(recursive=True) if str(SCRIPT.name) in " ".join(p.cmdline())]
     assert children == []
+    assert not any(thread.name == "dspyc-server-log" for thread in threading.enumerate())
 
 
 def seen(lm: dspy.LM) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def test_a_server_gets_no_secret_of_this_program() -> None:
 def test_the_environment_of_adapters_and_devices() -> None:
     found = environment(VLLM, launch(device="cuda:3", adapters=(FIRST,)), {})
     assert found == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "CUDA_VISIBLE_DEVICES": "3"}
+    found = environment(SGLANG, launch(device="cuda:1"), {"CUDA_VISIBLE_DEVICES": "4,6"})
+    assert found == {"CUDA_VISIBLE_DEVICES": "6"}
 
 
 @pytest.mark.parametrize(("server", "words"), [("vllm", "pip install vllm"), ("sglang", "sglang\\[all\\]")])
@@ -114,6 +116,8 @@ def test_arguments_that_are_not_the_users(llama: Path, argument: str) -> None:
         ({"start_timeout": 0}, "start_timeout.*above 0"),
         ({"request_timeout": "long"}, "request_timeout"),
         ({"args": "--x 1"}, "list of texts"),
+        ({"args": None}, "list of texts"),
+        ({"args": ["--x", 1]}, "list of texts"),
         ({"api_key_env": "sk-abcdefghijklmnop"}, "never the key itself"),
         ({"api_key_env": "VLLM_API_KEY"}, "belongs to the address"),
         ("fast", "Pass a dict"),
@@ -140,6 +144,8 @@ def test_settings_of_a_server_that_runs_already(llama: Path) -> None:
 
 
 def test_devices_dtypes_and_options_without_a_server(llama: Path) -> None:
+    with pytest.raises(ConfigError, match="no device 'gpu'"):
+        LocalLM(llama, server="transformers", device="gpu")
     with pytest.raises(ConfigError, match="device='cpu'"):
         LocalLM(llama, server="vllm", device="cpu")
     with pytest.raises(ConfigError, match="no dtype 'fp8'"):

@@ -221,6 +221,15 @@ def test_a_schema_and_log_probabilities_are_passed_on(lm: dspy.LM, server: Runni
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
 
 
+def test_json_adapter_has_the_server_follow_the_signature(lm: dspy.LM, server: Running) -> None:
+    program = dspy.Predict("question -> answer: Literal['as asked', 'otherwise']")
+    program.set_lm(lm)
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        assert program(question="Why?").answer == "as asked"
+    sent = server.seen()["seen"][-1]["body"]["response_format"]
+    assert sent["json_schema"]["schema"]["properties"]["answer"]["enum"] == ["as asked", "otherwise"]
+
+
 def test_images_are_refused(lm: dspy.LM) -> None:
     image = lm15.ImagePart(url="https://example.org/a.png", media_type="image/png")
     request = lm15.Request(model=lm.model, messages=(lm15.Message(role="user", parts=(image,)),))
