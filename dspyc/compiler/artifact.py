@@ -22,7 +22,7 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 
 from ..errors import ArtifactError
-from ..models import LocalEngine, ServerEngine
+from ..models import ConstrainedLM, LocalEngine, ServerEngine
 from ..providers import LocalLM
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
 from . import rebuild
@@ -211,6 +211,7 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
         return {"kind": "dspy", "model": lm.model, "state": kept}
     weights = f"weights/{index}"
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
+    entry["constrained"] = isinstance(lm, ConstrainedLM) or isinstance(engine, ServerEngine)
     is_folder = Path(engine.model).is_dir()
     if engine.adapter is not None:
         shutil.copytree(engine.adapter, folder / weights)
@@ -231,13 +232,13 @@ def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, d
         where = {"server": entry["server"], "server_options": entry["options"], "cache": entry["cache"]}
         return LocalLM(entry["model"], entry["adapter"], **where, **entry["settings"])
     weights = path / entry["weights"] if entry["weights"] else None
+    options = {"device": device, "dtype": dtype, "cache": entry["cache"], **entry["settings"]}
+    options["constrained"] = entry.get("constrained", True)
     if entry["adapter"]:
         model = base or (str(path / entry["base"]) if entry.get("base") else entry["model"])
-        lm = LocalLM(model, adapter=weights, device=device, dtype=dtype, cache=entry["cache"], **entry["settings"])
+        lm = LocalLM(model, adapter=weights, **options)
     else:
-        lm = LocalLM(
-            str(weights or entry["model"]), device=device, dtype=dtype, cache=entry["cache"], **entry["settings"]
-        )
+        lm = LocalLM(str(weights or entry["model"]), **options)
     if lm.engine.identity != entry["identity"]:
         raise ArtifactError(
             f"The base model {entry['model']!r} has other weights here than those that {path} was trained on.",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .async_server_engine import AsyncServerEngine as AsyncServerEngine
     from .chat import ChatTokenizer as ChatTokenizer
+    from .constrained import ConstrainedLM as ConstrainedLM
     from .engine import AsyncLocalEngine as AsyncLocalEngine
     from .engine import LocalEngine as LocalEngine
     from .engine import find_engine as find_engine
@@ -32,6 +33,7 @@ _DOORS = {
     "AsyncLocalEngine": "engine",
     "AsyncServerEngine": "async_server_engine",
     "ChatTokenizer": "chat",
+    "ConstrainedLM": "constrained",
     "LocalEngine": "engine",
     "ScriptedLM": "scripted",
     "ServerEngine": "server_engine",
@@ -47,6 +49,7 @@ __all__ = [
     "AsyncLocalEngine",
     "AsyncServerEngine",
     "ChatTokenizer",
+    "ConstrainedLM",
     "LocalEngine",
     "ScriptedLM",
     "ServerEngine",

@@ -6,7 +6,8 @@
         row(predictor, {"ticket": "…"}, {"intent": "refund"}, adapter=adapter, lm=student_lm)["messages"]
 
 `adapt` makes a predictor carry the adapter that its weights were trained with, `check_equivalent` says whether a teacher
-can teach a student, and `TerseAdapter` is the adapter of students whose weights already know the task.
+can teach a student, `reply_grammar` gives what a reply may look like, and `TerseAdapter` is the adapter of students whose
+weights already know the task.
 """
 
 import importlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .fingerprints import adapter_fingerprint as adapter_fingerprint
     from .fingerprints import fingerprint as fingerprint
     from .fingerprints import signature_fingerprint as signature_fingerprint
+    from .grammar import reply_grammar as reply_grammar
     from .render import Prompt as Prompt
     from .render import Row as Row
     from .render import prompt as prompt
@@ -52,6 +54,7 @@ _DOORS = {
     "predictors": "structure",
     "program_fingerprint": "structure",
     "prompt": "render",
+    "reply_grammar": "grammar",
     "row": "render",
     "signature_fingerprint": "fingerprints",
     "task_name": "terse",
@@ -75,6 +78,7 @@ __all__ = [
     "predictors",
     "program_fingerprint",
     "prompt",
+    "reply_grammar",
     "row",
     "signature_fingerprint",
     "task_name",

@@ -14,6 +14,7 @@ import pytest
 import dspyc
 from dspyc.compiler import verify
 from dspyc.errors import ArtifactError
+from dspyc.models import ConstrainedLM
 from tests.optimizers import desk
 
 ANSWER = """
@@ -186,3 +187,12 @@ except dspyc.ArtifactError as error:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "refused: Could not write the artifact" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_whether_replies_are_constrained_is_kept(tmp_path: Path, constrained: bool) -> None:
+    program = dspy.Predict("thing -> colour")
+    program.set_lm(dspyc.LocalLM("dspyc/tiny", constrained=constrained))
+    dspyc.save(program, tmp_path / "program")
+    lm = dspyc.load(tmp_path / "program").lm
+    assert isinstance(lm, ConstrainedLM) is constrained
