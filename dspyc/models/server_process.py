@@ -105,7 +105,7 @@ def _keep(process: "subprocess.Popen[bytes]", lines: "deque[str]") -> None:
     assert process.stdout is not None
     with process.stdout as stream:
         for line in iter(lambda: stream.readline(_LINE_LENGTH), b""):
-            text = line.decode("utf-8", errors="replace").rstrip()
+            text = line.decode("utf-8", errors="replace").rstrip().rpartition("\r")[2]  # a bar's last state
             if text:
                 lines.append(text)
     process.wait()  # the watchdog is the last to hold the pipe; nobody else may be there to reap it

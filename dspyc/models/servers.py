@@ -243,10 +243,10 @@ class Server:
         return found if any(entry.get("id") == self.settings.name for entry in found) else None
 
     def _start_failure(self, process: ServerProcess, what: str) -> ModelError:
+        words = process.tail() or "(nothing)"
         process.stop()
         return ModelError(
-            f"The {self.settings.kind.name} server for {self.settings.name} {what}. It last wrote:\n"
-            f"{process.tail() or '(nothing)'}\n",
+            f"The {self.settings.kind.name} server for {self.settings.name} {what}. It last wrote:\n{words}\n",
             hint="Its own words say why; server_options={'start_timeout': seconds} gives it longer, 'args' its settings.",
         )
 

@@ -100,6 +100,13 @@ def test_the_tail_has_the_last_words_and_no_secret(monkeypatch: pytest.MonkeyPat
     process.stop()
 
 
+def test_a_progress_bar_is_one_line() -> None:
+    process = run("import sys; sys.stderr.write('loading 1/2\\rloading 2/2\\n'); sys.exit(0)")
+    assert process.ended_within(5)
+    assert process.tail() == "loading 2/2\ndspyc: the server ended with exit status 0"
+    process.stop()
+
+
 def test_a_program_that_cannot_be_started() -> None:
     process = ServerProcess(["/nowhere/at/all"], os.environ)
     assert process.ended_within(5)
