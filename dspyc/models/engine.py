@@ -24,10 +24,11 @@ from . import weights
 from .chat import ChatTokenizer
 from .constrained import GRAMMAR
 from .constraints import Constraint, constraint_of
-from .generate import Reply, Sampling
-from .loaded import Job, loaded
+from .generation import Job, Reply
+from .loaded import loaded
 from .messages import messages_of
 from .replies import reply_message
+from .sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 1024
 _UNSUPPORTED = ("response_format", "reasoning", "frequency_penalty", "presence_penalty", "logprobs", "probabilities")
@@ -107,7 +108,7 @@ class LocalEngine:
             return self.serving(request.model).complete(request)
         with _canonical_errors():
             job = self._job(request)
-            return self._response(request, job, self._loaded.submit(job).result())
+            return self._response(request, job, self._loaded.submit(job)[0].result())
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
         """The answer as stream events, sent once it is whole."""
@@ -228,7 +229,7 @@ class AsyncLocalEngine:
         engine = await asyncio.to_thread(self.engine.serving, request.model)
         with _canonical_errors():
             job = await asyncio.to_thread(engine._job, request)  # the first one loads the tokenizer
-            reply = await asyncio.wrap_future(engine._loaded.submit(job))
+            reply = await asyncio.wrap_future(engine._loaded.submit(job)[0])
             return engine._response(request, job, reply)
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:

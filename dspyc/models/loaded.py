@@ -1,4 +1,4 @@
-"""One set of base weights in memory and the thread that runs it: requests come from any thread, batches go out.
+"""One set of base weights in memory and the thread that runs it: requests come from any thread, and join the live batch.
 
 Engines that name the same base weights, device and dtype share one `LoadedModel`, whatever LoRA adapters they put on
 it.
@@ -9,49 +9,35 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import ModelError
-from . import weights
+from . import memory, weights
 from .chat import ChatTokenizer
-from .constraints import Constraint
-from .generate import Reply, Sampling, generate
+from .generation import Ending, Job, Reply
+from .memory import MemoryPlan, MemoryReport
+from .scheduler import MAX_ROWS, Scheduler
 
-MAX_ROWS = 64
-MAX_TOKENS = 65_536  # prompt tokens of a batch, padding included
-_GATHER = 0.003  # seconds without a new request after which a batch starts
+_GATHER = 0.002  # seconds without a new request after which those that wait begin, where others are expected
 _IDLE = 5.0  # seconds without a request after which the thread ends; the weights stay
 
 
-@dataclass
-class Job:
-    """One prompt to answer, with the adapter (its identity and folder) that answers it, and the reply's constraint."""
-
-    ids: list[int]
-    sampling: Sampling
-    adapter: tuple[str, Path] | None
-    constraint: Constraint | None = None
-    reply: "Future[Reply]" = field(default_factory=Future)
-
-
 class LoadedModel:
-    """Weights that load at the first request and answer in batches, on one thread of their own."""
+    """Weights that load at the first request and answer in a live batch, on one thread of their own."""
 
     def __init__(self, path: Path, identity: str, device: str, dtype: str) -> None:
         self.path = path
         self._identity = identity
         self._device, self._dtype = device, dtype
         self._condition = threading.Condition()
-        self._waiting: deque[Job] = deque()
+        self._arrived: deque[Job] = deque()
+        self._forgotten: set[str] = set()
         self._thread: threading.Thread | None = None
         self._release = False
         self._model: Any = None
-        self._adapters: set[str] = set()
+        self._scheduler: Scheduler | None = None
+        self._together = 0  # the most requests that were answered at once since the model last had none
         self._chat: ChatTokenizer | None = None
         self._chat_lock = threading.Lock()
 
@@ -62,19 +48,38 @@ class LoadedModel:
                 self._chat = ChatTokenizer(weights.load_tokenizer(self.path))
             return self._chat
 
-    def submit(self, job: Job) -> "Future[Reply]":
-        """Queue a prompt; the future gives its reply, or the error that stopped it.
+    @property
+    def memory(self) -> MemoryReport | None:
+        """What the loaded model takes, with the plan that limits it; None while its weights are not loaded."""
+        scheduler = self._scheduler
+        return scheduler.memory if scheduler is not None else None
 
-        Cancelling the future before its batch starts takes the prompt off the queue.
+    def plan(self) -> MemoryPlan:
+        """How memory would be used if the weights were loaded now.
+
+        Raises:
+            ModelError: They do not fit.
+        """
+        return memory.plan(self.path, self._device, self._dtype)
+
+    def submit(self, *jobs: Job) -> "list[Future[Reply]]":
+        """Queue prompts that belong together; each future gives its reply, or the error that stopped it.
+
+        Cancelling a future ends the work on its reply, whether it has begun or not.
         """
         with self._condition:
-            self._waiting.append(job)
+            self._arrived.extend(jobs)
             self._start()
             self._condition.notify_all()
-        return job.reply
+        return [job.reply for job in jobs]
+
+    def forget(self, adapter: str) -> None:
+        """Free an adapter, by its identity, once no request needs it; the next request for it loads it again."""
+        with self._condition:
+            self._forgotten.add(adapter)
 
     def close(self) -> None:
-        """Free the weights once what is queued is answered; the next request loads them again."""
+        """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again."""
         with self._condition:
             self._release = True
             self._start()
@@ -89,81 +94,81 @@ class LoadedModel:
             self._thread.start()
 
     def _run(self) -> None:
-        while jobs := self._take():
-            self._answer(jobs)
+        while True:
+            live = self._scheduler.live if self._scheduler is not None else 0
+            jobs = self._take(live)
+            if not jobs and not live:
+                return
+            self._together = max(self._together, live + len(jobs))
+            try:
+                self._answer(jobs)
+            except BaseException as error:  # whatever went wrong, each caller waits for an answer
+                self._fail(jobs, error)
 
-    def _take(self) -> list[Job]:
-        """The next batch: all waiting requests of one adapter, up to the limits. Empty when the thread is to end."""
+    def _take(self, live: int) -> list[Job]:
+        """The requests that came since the last step. Where none is live this waits; none at all ends the thread."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._release, timeout=_IDLE)
-            if not self._waiting:
-                if self._release:
-                    self._model, self._adapters, self._release = None, set(), False
-                self._thread = None
-                return []
-            self._gather()
-            return self._batch()
+            if not live:
+                self._condition.wait_for(lambda: self._arrived or self._release, timeout=_IDLE)
+                if not self._arrived:
+                    if self._release:
+                        self._model, self._scheduler, self._release = None, None, False
+                    self._thread = None
+                    return []
+                self._gather()
+            jobs = list(self._arrived)
+            self._arrived.clear()
+            return jobs
 
     def _gather(self) -> None:
-        """Wait while requests keep coming: threads that were answered together ask again together."""
-        seen, until = len(self._waiting), time.monotonic() + _GATHER
-        while seen < MAX_ROWS and (left := until - time.monotonic()) > 0:
-            self._condition.wait(left)
-            if len(self._waiting) > seen:
-                seen, until = len(self._waiting), time.monotonic() + _GATHER
+        """Wait while requests keep coming: threads that were answered together ask again together.
 
-    def _batch(self) -> list[Job]:
-        first, width = self._waiting[0].adapter, 0
-        chosen: list[Job] = []
-        rest: deque[Job] = deque()
-        for job in self._waiting:
-            wider = max(width, len(job.ids))
-            fits = len(chosen) < MAX_ROWS and (not chosen or wider * (len(chosen) + 1) <= MAX_TOKENS)
-            if job.adapter == first and fits:
-                chosen.append(job)
-                width = wider
-            else:
-                rest.append(job)
-        self._waiting = rest
-        return chosen
+        A request that comes alone, where the last ones came alone too, does not wait at all.
+        """
+        expected, self._together = min(self._together, MAX_ROWS), 0
+        seen, until = len(self._arrived), time.monotonic() + _GATHER
+        while seen < expected and (left := until - time.monotonic()) > 0:
+            self._condition.wait(left)
+            if len(self._arrived) > seen:
+                seen, until = len(self._arrived), time.monotonic() + _GATHER
 
     def _answer(self, jobs: list[Job]) -> None:
-        jobs = [job for job in jobs if job.reply.set_running_or_notify_cancel()]
-        if not jobs:
-            return
-        try:
-            replies = self._generate(jobs)
-        except BaseException as error:  # whatever went wrong, each caller waits for an answer
-            for job in jobs:
-                job.reply.set_exception(error)
-            return
-        for job, reply in zip(jobs, replies, strict=True):
-            job.reply.set_result(reply)
+        if self._scheduler is None:
+            self._scheduler = self._load()
+        self._scheduler.submit(jobs)
+        for adapter in self._take_forgotten():
+            self._scheduler.forget(adapter)
+        self._scheduler.step()
 
-    def _generate(self, jobs: list[Job]) -> list[Reply]:
-        if self._model is None:
-            self._load()
+    def _take_forgotten(self) -> set[str]:
+        with self._condition:
+            found, self._forgotten = self._forgotten, set()
+            return found
+
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+        if self._scheduler is not None:
+            self._scheduler.fail(error)
+        for job in jobs:
+            if not job.reply.done() and job.reply.set_running_or_notify_cancel():
+                job.reply.set_exception(error)
+
+    def _load(self) -> Scheduler:
+        self._refuse_changed(self._identity)
+        plan = self.plan()
+        self._model = weights.load_model(self.path, self._device, self._dtype)
         chat = self.chat
         pad_id = chat.tokenizer.pad_token_id
-        with self._wearing(jobs[0].adapter):
-            try:
-                return generate(
-                    self._model,
-                    [job.ids for job in jobs],
-                    [job.sampling for job in jobs],
-                    stop_ids=chat.stop_ids | _configured_stops(self._model),
-                    pad_id=chat.end_of_turn_id if pad_id is None else pad_id,
-                    decode=chat.decode,
-                )
-            except torch.OutOfMemoryError:
-                if len(jobs) == 1:
-                    raise
-        half = len(jobs) // 2  # out of memory: the same requests in smaller batches
-        return self._generate(jobs[:half]) + self._generate(jobs[half:])
+        return Scheduler(
+            self._model,
+            Ending(chat.stop_ids | _configured_stops(self._model), chat.decode),
+            chat.end_of_turn_id if pad_id is None else pad_id,
+            plan,
+            self._check_adapter,
+        )
 
-    def _load(self) -> None:
-        self._refuse_changed(self._identity)
-        self._model = weights.load_model(self.path, self._device, self._dtype)
+    def _check_adapter(self, identity: str, folder: Path) -> None:
+        self._refuse_changed(identity, folder)
+        weights.check(self.path, folder)
 
     def _refuse_changed(self, identity: str, adapter: Path | None = None) -> None:
         if (found := weights.identity(self.path, adapter)) != identity:
@@ -171,35 +176,6 @@ class LoadedModel:
                 f"The weights in {adapter or self.path} changed after their engine was made: {identity} then, {found} now.",
                 hint="Make a new engine for them, so that no cached answer of the old ones is taken for theirs.",
             )
-
-    def _wearing(self, adapter: tuple[str, Path] | None) -> AbstractContextManager[Any]:
-        """The base with this adapter on it, or bare."""
-        if adapter is None:
-            return self._model.disable_adapter() if self._adapters else nullcontext()
-        name, folder = adapter
-        if name not in self._adapters:
-            self._load_adapter(name, folder)
-        self._model.set_adapter(name)
-        return nullcontext()
-
-    def _load_adapter(self, name: str, folder: Path) -> None:
-        from peft import PeftModel
-
-        self._refuse_changed(name, folder)
-        weights.check(self.path, folder)
-        try:
-            if self._adapters:
-                self._model.load_adapter(str(folder), adapter_name=name)
-            else:
-                self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            self._model, self._adapters = None, set()  # half an adapter may hang on it
-            raise ModelError(
-                f"The adapter in {folder} does not fit the model in {self.path}: {error}",
-                hint="Its adapter_config.json names the base that it was trained on.",
-            ) from error
-        self._model.eval()
-        self._adapters.add(name)
 
 
 _shared: "weakref.WeakValueDictionary[tuple[str, str, str], LoadedModel]" = weakref.WeakValueDictionary()

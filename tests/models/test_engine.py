@@ -158,6 +158,7 @@ class captured:  # noqa: N801
     """The token ids of the prompts that truly reach the model."""
 
     def __init__(self, engine: LocalEngine) -> None:
+        engine.close()  # what other tests asked has left prefixes, which would not be computed again
         lm_of(engine)("wake up", max_tokens=1)
         self._model = engine._loaded._model
 
@@ -165,9 +166,10 @@ class captured:  # noqa: N801
         seen: list[list[int]] = []
 
         def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-            if ids.shape == mask.shape:  # the prefill; later steps are one token wide
-                seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
+            ids, positions = kwargs["input_ids"][0].tolist(), kwargs["position_ids"][0].tolist()
+            if not seen or positions[0] != len(seen[-1]):  # a long prompt comes in parts: its prefix, then the rest
+                seen.append([])
+            seen[-1] += ids
 
         self._hook = self._model.register_forward_pre_hook(note, with_kwargs=True)
         return seen

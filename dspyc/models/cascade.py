@@ -1,0 +1,276 @@
+"""Attention of a step's tokens, to a prefix that rows share and to what each row has of its own.
+
+All tokens of a step stand in one sequence, (1, tokens), whatever row they belong to: no linear layer computes padding. Rows
+that add one token attend together: to one copy of their prefix in one matrix product, to their own keys in another, with one
+softmax over both. A row that adds several tokens (its prompt, or text that its format fixes) attends by itself.
+
+Shapes: queries (1, heads, tokens, size); a prefix's keys (key heads, time, size); own keys (slots, key heads, room, size).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+NAME = "dspyc_cascade"  # among transformers' attention implementations
+_IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal"}
+
+
+@dataclass(eq=False)
+class Layer:
+    """A layer's keys and values of a prefix, (key heads, time, size), or of slots, (slots, key heads, room, size)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+@dataclass(eq=False)
+class Prefix:
+    """Keys and values of the tokens `ids` at the beginning of prompts, under one adapter."""
+
+    ids: Sequence[int]
+    adapter: str | None
+    layers: list[Layer] = field(default_factory=list)
+    users: int = 0  # rows that stand behind it; it is kept while there are any
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+
+@dataclass(eq=False)
+class Span:
+    """Several tokens of one row: where they stand in the step and in their slot (or in a prefix that they make)."""
+
+    slot: int
+    offset: int
+    length: int
+    start: int  # own tokens before them
+    prefix: Prefix | None
+    shared: int  # tokens of the prefix that count
+    device: torch.device
+    mask: torch.Tensor | None = None  # (length, keys); None where the plain causal one is meant
+
+    def __post_init__(self) -> None:
+        if before := self.shared + self.start:
+            seen = torch.ones(self.length, before + self.length, dtype=torch.bool, device=self.device)
+            self.mask = seen.tril(before)
+
+
+@dataclass(eq=False)
+class Group:
+    """The rows that add one token each behind the same prefix; `rows` (slots) is None for all slots."""
+
+    prefix: Prefix | None
+    shared: int  # the most tokens of the prefix that count for a row
+    rows: torch.Tensor | None
+    mask: torch.Tensor | None  # (rows, 1, shared), added to scores; None where all count for all
+
+
+@dataclass(eq=False)
+class Step:
+    """What one forward pass computes: `single` rows of one token first, in the order of their slots, then `spans`."""
+
+    slots: int
+    single: torch.Tensor  # slots, (rows,)
+    columns: torch.Tensor  # where their tokens go in their slots, (rows,)
+    width: int  # columns that are looked at
+    own_mask: torch.Tensor | None  # (slots, 1, width), added to scores
+    groups: list[Group]
+    spans: list[Span]
+    store: "Store"
+
+    @property
+    def all_single(self) -> bool:
+        return len(self.single) == self.slots
+
+
+class Store:
+    """Keys and values of slots, layer by layer, in buffers that grow by doubling; `slots` and `room` are asked, not held."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self.slots, self.room = 0, 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def reserve(self, slots: int, room: int, kept: int) -> None:
+        """Have space for so many slots of so many tokens each, of which `kept` slots hold something."""
+        if slots <= self.slots and room <= self.room:
+            return
+        slots = max(slots, self.slots, min(2 * self.slots, 64) if slots > self.slots else 0)
+        room = max(room, self.room, _roomy(room) if room > self.room else 0)
+        for at, layer in enumerate(self.layers):
+            self.layers[at] = Layer(*(self._grown(old, slots, room, kept) for old in (layer.keys, layer.values)))
+        self.slots, self.room = slots, room
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a slot into another."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def fill(self, slot: int, at: int, keys: Sequence[Layer], start: int, stop: int) -> None:
+        """Copy tokens `start` to `stop` of a prefix's layers into a slot, from column `at` on."""
+        for layer, whole in zip(self.layers, keys, strict=True):
+            layer.keys[slot, :, at : at + stop - start] = whole.keys[:, start:stop]
+            layer.values[slot, :, at : at + stop - start] = whole.values[:, start:stop]
+
+    def clear(self) -> None:
+        self.layers, self.slots, self.room = [], 0, 0
+
+    def layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> Layer:
+        """The layer's buffers, made for such keys and values, (1, key heads, tokens, size), where there are none."""
+        while len(self.layers) <= index:
+            # Zeros, since what stands behind a row's end is multiplied too, by weights of nothing.
+            new = [each.new_zeros(self.slots, each.shape[1], self.room, each.shape[3]) for each in (keys, values)]
+            self.layers.append(Layer(*new))
+        return self.layers[index]
+
+    @staticmethod
+    def _grown(old: torch.Tensor, slots: int, room: int, kept: int) -> torch.Tensor:
+        new = old.new_zeros(slots, old.shape[1], room, old.shape[3])
+        kept = min(kept, len(old))
+        new[:kept, :, : old.shape[2]] = old[:kept]
+        return new
+
+
+def _roomy(room: int) -> int:
+    """Half as much again, in steps of 32 tokens."""
+    return -(-(room + room // 2) // 32) * 32
+
+
+class StepCache(Cache):
+    """What a model takes for its cache while `attend` keeps the keys and values: it hands on the new ones."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0, *args: Any) -> int:
+        return 0
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    step: Step | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a step's tokens, (1, tokens, heads, size); their keys and values are stored on the way.
+
+    Raises:
+        NotImplementedError: The model asks for what this does not do: sinks, soft caps, windows, masks, dropout.
+    """
+    asked = [name for name, what in others.items() if what is not None and name not in _IGNORED]
+    if step is None or attention_mask is not None or dropout or asked:
+        raise NotImplementedError(f"attention with a mask, dropout or {', '.join(asked) or 'the like'}")
+    layer = step.store.layer(module.layer_idx, key, value)
+    index = module.layer_idx
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, size)
+    found = queries.new_empty(*queries.shape[:2], value.shape[-1])
+    rows = len(step.single)
+    if rows:
+        layer.keys[step.single, :, step.columns] = keys[:rows]
+        layer.values[step.single, :, step.columns] = values[:rows]
+        found[:rows] = _singles(step, layer, index, queries[:rows] * scale, key.shape[1])
+    for span in step.spans:
+        here, there = slice(span.offset, span.offset + span.length), slice(span.start, span.start + span.length)
+        layer.keys[span.slot, :, there] = key[0, :, here]
+        layer.values[span.slot, :, there] = value[0, :, here]
+        found[here] = _spanned(span, layer, index, query[0, :, here], scale).transpose(0, 1)
+    return found[None], None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _singles(step: Step, layer: Layer, index: int, queries: torch.Tensor, heads: int) -> torch.Tensor:
+    """Attention of one scaled query a row, (rows, heads, size)."""
+    slots, size = step.slots, queries.shape[-1]
+    if not step.all_single:  # a query of zeros for the other slots is cheaper than a copy of these slots' keys
+        queries = queries.new_zeros(slots, *queries.shape[1:]).index_copy_(0, step.single, queries)
+    queries = queries.reshape(slots, heads, -1, size)  # (slots, key heads, queries of a head, size)
+    own_keys, own_values = layer.keys[:slots, :, : step.width], layer.values[:slots, :, : step.width]
+    scores = torch.matmul(queries, own_keys.transpose(-1, -2))
+    if step.own_mask is not None:
+        scores += step.own_mask[:, None]
+    shared = [] if all(group.prefix is None for group in step.groups) else step.groups
+    if not shared:
+        weights = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
+        found = torch.matmul(weights, own_values)
+    elif len(shared) == 1 and shared[0].rows is None:
+        weights, found = _behind(shared[0], index, queries, scores)
+        found += torch.matmul(weights, own_values)
+    else:
+        weights = torch.zeros_like(scores)
+        found = queries.new_zeros(*queries.shape[:3], own_values.shape[-1])
+        for group in shared:
+            rows = cast(torch.Tensor, group.rows)
+            weights[rows], found[rows] = _behind(group, index, queries[rows], scores[rows])
+        found += torch.matmul(weights, own_values)
+    found = found.reshape(slots, -1, found.shape[-1])
+    return found if step.all_single else found[step.single]
+
+
+def _behind(group: Group, index: int, queries: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows' weights of their own values, and what they take of their prefix's.
+
+    Shapes: queries (rows, key heads, queries of a head, size), scores (..., width) of own keys; weights like scores.
+    """
+    if group.prefix is None:
+        weights = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
+        return weights, queries.new_zeros(())
+    shared = group.prefix.layers[index]
+    keys, values = shared.keys[:, : group.shared], shared.values[:, : group.shared]
+    rows, heads, each, size = queries.shape
+    flat = queries.transpose(0, 1).reshape(heads, rows * each, size)
+    before = torch.bmm(flat, keys.transpose(-1, -2))
+    if group.mask is not None:
+        before = (before.view(heads, rows, each, -1) + group.mask).view(before.shape)
+    own = scores.transpose(0, 1).reshape(heads, rows * each, -1)
+    weights = torch.cat([before, own], -1).softmax(-1, dtype=torch.float32).to(queries.dtype)
+    taken = torch.bmm(weights[..., : group.shared], values)
+    own = weights[..., group.shared :].reshape(heads, rows, each, -1)
+    return own.transpose(0, 1), taken.view(heads, rows, each, -1).transpose(0, 1)
+
+
+def _spanned(span: Span, layer: Layer, index: int, queries: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention of one row's queries, (heads, length, size), to all that stands before each."""
+    end = span.start + span.length
+    keys, values = layer.keys[span.slot, :, :end], layer.values[span.slot, :, :end]
+    if span.prefix is not None and span.shared:
+        shared = span.prefix.layers[index]
+        keys = torch.cat([shared.keys[:, : span.shared], keys], 1)
+        values = torch.cat([shared.values[:, : span.shared], values], 1)
+    heads, length, size = queries.shape
+    each = heads // keys.shape[0]
+    mask = span.mask
+    if each > 1:  # queries that share a head of keys stand behind each other
+        queries = queries.reshape(keys.shape[0], each * length, size)
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool, device=queries.device).tril()
+        mask = mask.repeat(each, 1)
+    elif mask is None:
+        found = scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=True, scale=scale)
+        return found[0]
+    found = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
+    return found[0].reshape(heads, length, values.shape[-1])

@@ -1,0 +1,183 @@
+"""LoRA adapters beside the base's layers: every token of a step gets what its own row's adapter adds.
+
+The base is never changed: a hook on each layer that some adapter targets adds `B A x` to the layer's output, for the tokens
+that belong to that adapter. So any mixture of adapters runs in one forward pass, and loading or dropping one touches no other.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..errors import ModelError
+
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
+_BEYOND = (
+    "use_dora",
+    "modules_to_save",
+    "target_parameters",
+    "layer_replication",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+)
+
+
+class Pair(NamedTuple):
+    """A layer's two factors: `down` (rank, inputs), and `up` (outputs, rank) with the scaling in it."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+class Adapters:
+    """The adapters of one base model that are loaded now, by name."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._layers: dict[str, dict[str, Pair]] = {}  # layer -> adapter -> its factors
+        self._hooks: dict[str, Any] = {}
+        self._names: set[str] = set()
+        self._routes: list[tuple[str, torch.Tensor | None]] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._names)
+
+    @property
+    def bytes(self) -> int:
+        pairs = [pair for layer in self._layers.values() for pair in layer.values()]
+        return sum(pair.down.nbytes + pair.up.nbytes for pair in pairs)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Put the adapter in `folder` beside the base.
+
+        Raises:
+            ModelError: It does not fit the base; nothing has changed then.
+        """
+        pairs = self._read(folder)
+        for path, pair in pairs.items():
+            self._layers.setdefault(path, {})[name] = pair
+            if path not in self._hooks:
+                hook = self._hook(path)
+                self._hooks[path] = self._model.get_submodule(path).register_forward_hook(hook)
+        self._names.add(name)
+
+    def drop(self, name: str) -> None:
+        """Free an adapter. No step may be under way."""
+        self._names.discard(name)
+        for path, layer in list(self._layers.items()):
+            layer.pop(name, None)
+            if not layer:
+                del self._layers[path]
+                self._hooks.pop(path).remove()
+
+    @contextmanager
+    def routed(self, owners: Sequence[tuple[str | None, int]]) -> Iterator[None]:
+        """The forward pass inside belongs to these adapters: (name, None being the bare base; so many tokens) in order."""
+        names = {name for name, _ in owners}
+        if names == {None}:
+            yield
+            return
+        if len(names) == 1:
+            self._routes = [(name, None) for name in names if name is not None]
+        else:
+            places: dict[str | None, list[int]] = {}
+            at = 0
+            for name, count in owners:
+                places.setdefault(name, []).extend(range(at, at + count))
+                at += count
+            device = self._model.device
+            self._routes = [(name, torch.tensor(at, device=device)) for name, at in places.items() if name is not None]
+        try:
+            yield
+        finally:
+            self._routes = []
+
+    def _hook(self, path: str) -> Any:
+        def add(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            for name, tokens in self._routes:
+                pair = self._layers[path].get(name)
+                if pair is None:
+                    continue
+                given = args[0] if tokens is None else args[0][0, tokens]
+                added = (given @ pair.down.T @ pair.up.T).to(output.dtype)
+                output = output + added if tokens is None else output.index_add(1, tokens, added[None])
+            return output
+
+        return add
+
+    def _read(self, folder: Path) -> dict[str, Pair]:
+        from safetensors.torch import load_file
+
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        modules = dict(self._model.named_modules())
+        device, dtype = self._model.device, self._model.dtype
+        halves: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+            match = _KEY.fullmatch(key)
+            if match is None or match[1] not in modules:
+                raise _misfit(folder, self._model, f"the base has no layer for {key}")
+            halves.setdefault(match[1], {})[match[2]] = tensor.to(device, dtype)
+        found = {}
+        for path, half in halves.items():
+            if set(half) != {"A", "B"} or half["A"].ndim != 2 or half["B"].ndim != 2:
+                raise _misfit(folder, self._model, f"its factors for {path} are no two matrices")
+            sizes = _sizes(modules[path])
+            given = (half["A"].shape[1], half["B"].shape[0])
+            if sizes != given or half["A"].shape[0] != half["B"].shape[1]:
+                raise _misfit(folder, self._model, f"{path} takes {sizes} inputs and outputs, its factors {given}")
+            scaling = _scaling(config, path, half["A"].shape[0])
+            found[path] = Pair(half["A"].contiguous(), (half["B"] * scaling).contiguous())
+        if not found:
+            raise _misfit(folder, self._model, "it holds no factors")
+        return found
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether an adapter only adds two factors to linear layers, so that it can share a step with others."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if any(config.get(name) for name in _BEYOND) or config.get("bias", "none") != "none":
+        return False
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        return False
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
+        return all(_KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+
+
+def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
+    alpha = float(config.get("lora_alpha") or rank)
+    for pattern, other in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?{pattern}", path):
+            alpha = float(other)
+            break
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _sizes(module: Any) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer, torch's or GPT-2's, whatever peft has put around it."""
+    module = getattr(module, "base_layer", module)
+    if isinstance(module, torch.nn.Linear):
+        return module.in_features, module.out_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and weight is not None:
+        return int(weight.shape[0]), int(weight.shape[1])
+    return None
+
+
+def _misfit(folder: Path, model: Any, reason: str) -> ModelError:
+    return ModelError(
+        f"The adapter in {folder} does not fit the model in {model.name_or_path}: {reason}.",
+        hint="Its adapter_config.json names the base that it was trained on.",
+    )

@@ -1,0 +1,91 @@
+"""Prefixes of prompts whose keys and values are kept: found by their content, under a memory limit, the unused ones go first.
+
+A prompt is compared with the kept prefixes, and takes as many of the first tokens of one as the two have in common, and with
+the prompts that join at the same time. What they share becomes a new prefix; so does the rest of a long prompt, since the
+next one often begins in the same way.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .cascade import Prefix
+
+_SHARED = 32  # tokens that a prefix of several prompts has to save each of them
+_LONG = 128  # tokens of one prompt that become a prefix
+_COPIED = 8  # and at least one for so many that are copied from another prefix
+
+
+class PrefixCache:
+    """The kept prefixes of one model. `limit` is in bytes; prefixes that rows stand behind are kept beyond it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[int, tuple[Prefix, np.ndarray]] = OrderedDict()  # the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def bytes(self) -> int:
+        return sum(prefix.bytes for prefix, _ in self._kept.values())
+
+    def match(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
+        """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts."""
+        best: Prefix | None = None
+        length = 0
+        for prefix, tokens in self._kept.values():
+            if prefix.adapter == adapter and (found := common(tokens, ids[:-1])) > length:
+                best, length = prefix, found
+        if best is not None:
+            self._kept.move_to_end(id(best))
+        return best, length
+
+    def keep(self, prefix: Prefix) -> None:
+        """Keep a prefix until `shrink` lets it go."""
+        self._kept[id(prefix)] = (prefix, as_array(prefix.ids))
+
+    def shrink(self, limit: int) -> bool:
+        """Let unused prefixes go, the least recently used first, until `limit` bytes are kept; whether any went."""
+        held, before = self.bytes, len(self._kept)
+        for key, (prefix, _) in list(self._kept.items()):
+            if held <= limit:
+                break
+            if not prefix.users:
+                del self._kept[key]
+                held -= prefix.bytes
+        return len(self._kept) < before
+
+    def forget(self, adapter: str | None) -> None:
+        """Let all prefixes of an adapter go."""
+        for key, (prefix, _) in list(self._kept.items()):
+            if prefix.adapter == adapter:
+                del self._kept[key]
+
+
+def shared_length(ids: np.ndarray, others: Iterable[np.ndarray], matched: int) -> int:
+    """How many first tokens of a prompt are worth a prefix as `others` have them too; 0 if the `matched` ones will do."""
+    most = max((common(tokens, ids[:-1]) for tokens in others), default=0)
+    return most if most - matched >= max(_SHARED, matched // _COPIED) else 0
+
+
+def long_length(ids: np.ndarray, matched: int) -> int:
+    """How many first tokens of a prompt are worth a prefix by themselves, beyond the `matched` ones; 0 if none."""
+    most = len(ids) - 1
+    return most if most - matched >= max(_LONG, matched // _COPIED) else 0
+
+
+def common(first: np.ndarray, second: np.ndarray) -> int:
+    """How many first tokens two prompts share."""
+    size = min(len(first), len(second))
+    if not size or first[0] != second[0]:
+        return 0
+    differ = first[:size] != second[:size]
+    at = int(differ.argmax())
+    return at if differ[at] else size
+
+
+def as_array(ids: Sequence[int]) -> np.ndarray:
+    """Token ids as `PrefixCache` compares them."""
+    return np.asarray(ids, dtype=np.int64)

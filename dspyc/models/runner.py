@@ -1,0 +1,118 @@
+"""The forward pass of a batch's step, and whether a model's architecture allows such steps at all."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from . import cascade
+from .batch import CascadeBatch
+from .cascade import Step, StepCache
+from .generation import Ending, Generation, Job
+from .sampling import Sampling
+
+_PROBED = (11, 7, 7)  # tokens of the prompts on which a model is tried; the first tokens are a shared prefix
+_PREFIX = 4
+_STEPS = 2
+# Largest difference of scores between the two ways, as a share of the largest score.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+Wearing = Callable[[Sequence[tuple[str | None, int]]], AbstractContextManager[None]]
+
+
+class Runner:
+    """Runs a model on the tokens of a `Step`; `wearing` puts on the adapters that runs of its tokens belong to."""
+
+    def __init__(self, model: Any, wearing: Wearing) -> None:
+        self._model = model
+        self._wearing = wearing
+        self._cache = StepCache()
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return cast(torch.device, self._model.device)
+
+    def read(
+        self,
+        ids: list[int],
+        positions: list[int],
+        step: Step,
+        last: list[int],
+        owners: list[tuple[str | None, int]],
+    ) -> torch.Tensor:
+        """Scores (len(last), vocabulary) behind the tokens at the offsets `last`; `owners` are adapters of runs of tokens."""
+        device = self.device
+        kept = torch.tensor(last, dtype=torch.long, device=device)
+        extra: dict[str, Any] = {"logits_to_keep": kept} if self._keeps and last else {}
+        with self._wearing(owners):
+            output = self._model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                past_key_values=self._cache,
+                use_cache=True,
+                step=step,
+                **extra,
+            )
+        logits = output.logits[0] if extra else output.logits[0, kept]
+        return logits.float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def qualify(self) -> int:
+        """Make the model ready for steps, if they give what its own forward pass gives.
+
+        The cache has to be plain keys and values, and the answers on a few tokens have to agree.
+
+        Returns:
+            The bytes that a token's keys and values take; 0 where the model does not qualify, and stays as it was.
+        """
+        layers = DynamicCache(config=self._model.config).layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            return 0
+        plain = self._model.config._attn_implementation
+        try:
+            expected = self._unstepped()
+            self._model.set_attn_implementation(cascade.NAME)
+            found, size = self._stepped()
+            same = bool((found - expected).abs().max() <= _TOLERANCE[self._model.dtype] * expected.abs().max())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever an architecture of another kind makes of this: it runs its own way
+            same = False
+        if not same:
+            self._model.set_attn_implementation(plain)
+        return size if same else 0
+
+    def _prompts(self) -> list[list[int]]:
+        size = int(self._model.get_input_embeddings().weight.shape[0])
+        prompts = [[(7 * place + 3 * row + 1) % size for place in range(n)] for row, n in enumerate(_PROBED)]
+        return [prompts[0][:_PREFIX] + prompt[_PREFIX:] for prompt in prompts]
+
+    def _stepped(self) -> tuple[torch.Tensor, int]:
+        batch, prompts = CascadeBatch(self.read, self.device), self._prompts()
+        prefix = batch.prefix(prompts[0][:_PREFIX], None, None, 0)
+        rows = [Generation(Job(ids, Sampling(max_tokens=9)), Ending(set(), lambda _: "")) for ids in prompts]
+        for row in rows[:-1]:
+            batch.add(row, prefix, _PREFIX)
+        batch.add(rows[-1])
+        found = []
+        for _ in range(_STEPS):
+            ready, logits = batch.forward()
+            found.append(logits[[ready.index(row) for row in rows]])
+            for row in ready:
+                row.take(row.job.ids[len(row.written)])
+        return torch.cat(found), batch.token_bytes
+
+    def _unstepped(self) -> torch.Tensor:
+        takes = inspect.signature(self._model.forward).parameters
+        found = []
+        for ids in self._prompts():
+            whole = torch.tensor([ids + ids[: _STEPS - 1]], device=self.device)
+            extra = {"use_cache": False} if "use_cache" in takes else {}
+            found.append(self._model(input_ids=whole, **extra).logits[0, -_STEPS:].float())
+        return torch.stack(found, 1).flatten(0, 1)

@@ -1,0 +1,332 @@
+"""Continuous batching: requests join the live batches of one model and leave them at any step.
+
+A `Scheduler` is used by one thread, that of its `LoadedModel`. Each call of `step` lets waiting requests join and computes one
+token, or several where a format fixes them, of every row.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ModelError
+from .batch import Batch, CascadeBatch
+from .cascade import Prefix
+from .generation import Ending, Generation, Job, TokenScore
+from .lora import Adapters, is_plain
+from .memory import GIB, MemoryPlan, MemoryReport, is_out_of_memory
+from .padded import PaddedBatch
+from .peft_adapters import PeftAdapters
+from .prefixes import PrefixCache, as_array, long_length, shared_length
+from .runner import Runner, Wearing
+from .sampling import choose
+
+MAX_ROWS = 64
+MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
+_AHEAD = 64  # tokens of a reply that are counted when a row joins; most replies are short
+_ADAPTERS = 64  # that stay loaded
+
+CheckAdapter = Callable[[str, Path], None]
+
+
+class Scheduler:
+    """The live batches of a loaded model, its prefixes and its adapters.
+
+    Args:
+        model: The base, on its device.
+        ending: What ends a reply.
+        pad_id: The token of padding.
+        plan: The limits of memory.
+        check: Called with an adapter's identity and folder before it is loaded; raises where the files have changed.
+    """
+
+    def __init__(self, model: Any, ending: Ending, pad_id: int, plan: MemoryPlan, check: CheckAdapter) -> None:
+        self._model = model
+        self._ending, self._pad_id, self._plan, self._check = ending, pad_id, plan, check
+        self._adapters, self._special = Adapters(model), PeftAdapters(model)
+        self._used: dict[str, None] = {}  # adapters, the least recently used first
+        self._prefixes = PrefixCache(plan.prefixes)
+        runner = Runner(model, self._adapters.routed)
+        self._token_bytes = runner.qualify()
+        self._mixed = CascadeBatch(runner.read, runner.device)
+        self._alone: dict[str, CascadeBatch] = {}  # batches of adapters that cannot share a step with others
+        self._padded: list[PaddedBatch] = []
+        self._waiting: deque[Generation] = deque()
+        self._rows = MAX_ROWS
+
+    @property
+    def live(self) -> int:
+        """Requests that are being answered or wait to be."""
+        return len(self._waiting) + sum(len(batch) for batch in self._batches)
+
+    @property
+    def memory(self) -> MemoryReport:
+        """What is held now."""
+        tensors = {id(tensor): tensor for tensor in [*self._model.parameters(), *self._model.buffers()]}
+        weights = sum(tensor.nbytes for tensor in tensors.values())
+        batch = sum(batch.bytes for batch in [self._mixed, *self._alone.values()])
+        return MemoryReport(weights, self._adapters.bytes, self._prefixes.bytes, batch, self._plan)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Let requests wait for their turn; those of adapters that cannot be had fail at once."""
+        for job in jobs:
+            try:
+                if job.adapter is not None:
+                    self._load(*job.adapter)
+                generation = Generation(job, self._ending)
+                generation.begin()
+            except Exception as error:  # it concerns this request alone, which gets it
+                _fail(job, error)
+                continue
+            self._waiting.append(generation)
+
+    def forget(self, adapter: str) -> None:
+        """Free an adapter and its prefixes, unless a request needs it now."""
+        if adapter in self._used and adapter not in self._needed:
+            self._drop(adapter)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let requests join, and compute the next tokens of all rows. Errors go to the requests that they concern."""
+        self._join()
+        for batch in self._batches:
+            if len(batch):
+                self._advance(batch)
+        self._padded = [batch for batch in self._padded if len(batch)]
+        if not self.live:
+            self._rows = MAX_ROWS
+
+    def fail(self, error: BaseException) -> None:
+        """Give all requests this error and let them go."""
+        for generation in [*self._waiting, *self._generations]:
+            _fail(generation.job, error)
+        self._waiting.clear()
+        for batch in self._batches:
+            batch.drop(batch.generations)
+
+    @property
+    def _batches(self) -> list[Batch]:
+        return [self._mixed, *self._alone.values(), *self._padded]
+
+    @property
+    def _generations(self) -> list[Generation]:
+        return [generation for batch in self._batches for generation in batch.generations]
+
+    @property
+    def _needed(self) -> set[str | None]:
+        """The adapters of all requests that are not over."""
+        return {generation.adapter for generation in [*self._waiting, *self._generations]}
+
+    # ------------------------------------------------------------------------------------------------------- joining
+
+    def _join(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for generation in waiting:
+            if generation.finish_reason is not None:
+                _finish(generation)
+            elif generation.cancelled:
+                generation.job.reply.set_running_or_notify_cancel()
+            else:
+                self._waiting.append(generation)
+        free = self._rows - sum(len(batch) for batch in self._batches)
+        joining = [self._waiting.popleft() for _ in range(max(0, min(free, len(self._waiting))))]
+        try:
+            if joining:
+                self._join_cascades(joining) if self._token_bytes else self._join_padded(joining)
+        except Exception as error:  # the requests that have not joined get it
+            held = {id(generation) for generation in [*self._waiting, *self._generations]}
+            for generation in joining:
+                if id(generation) not in held:
+                    _fail(generation.job, error)
+
+    def _join_cascades(self, joining: list[Generation]) -> None:
+        tokens = [as_array(generation.job.ids + generation.written) for generation in joining]
+        first: dict[tuple[str | None, bytes], tuple[Generation, Prefix | None, int]] = {}
+        for at, (generation, ids) in enumerate(zip(joining, tokens, strict=True)):
+            adapter = generation.adapter
+            key = (adapter, ids.tobytes())
+            like, prefix, shared = first.get(key, (None, None, 0))
+            if like is None:
+                others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
+                prefix, shared = self._prefix(generation, ids, others)
+                first[key] = (generation, prefix, shared)
+            if not self._fits(len(ids) - shared + min(generation.left, _AHEAD)):
+                self._waiting.extendleft(reversed(joining[at:]))
+                break
+            self._batch_of(adapter).add(generation, prefix, shared, like)
+        self._prefixes.shrink(self._plan.prefixes)
+
+    def _prefix(
+        self, generation: Generation, ids: np.ndarray, others: Sequence[np.ndarray]
+    ) -> tuple[Prefix | None, int]:
+        """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's."""
+        adapter = generation.adapter
+        found, shared = self._prefixes.match(adapter, ids)
+        generation.cached = shared
+        for length in (shared_length(ids, others, shared), 0):
+            length = length or long_length(ids, shared)
+            if not length:
+                break
+            try:
+                found = self._batch_of(adapter).prefix(ids[:length].tolist(), adapter, found, shared)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._prefixes.shrink(0)
+                break  # the row computes its prompt in its own slot; if that does not fit either, it gets the error
+            shared = length
+            self._prefixes.keep(found)
+        return found, shared
+
+    def _fits(self, tokens: int) -> bool:
+        """Whether a row of so many tokens of its own may join now.
+
+        Raises:
+            ModelError: It does not fit into the memory that is planned for batches, even alone.
+        """
+        wanted = self._mixed.room(1, tokens) * self._token_bytes
+        if wanted <= self._plan.batch:
+            return True
+        if self._generations:
+            return False
+        raise ModelError(
+            f"A prompt's keys and values take {wanted / GIB:.2f} GiB, and {self._plan.batch / GIB:.2f} GiB are planned "
+            "for batches.",
+            hint="Shorten the prompt, close other models, or load this one in a smaller dtype.",
+        )
+
+    def _batch_of(self, adapter: str | None) -> CascadeBatch:
+        if adapter is None or adapter in self._adapters:
+            return self._mixed
+        if adapter not in self._alone:
+            runner = Runner(self._model, self._wearing(adapter))
+            self._alone[adapter] = CascadeBatch(runner.read, runner.device)
+        return self._alone[adapter]
+
+    def _wearing(self, adapter: str | None) -> Wearing:
+        if adapter is None or adapter in self._adapters:
+            return self._adapters.routed
+        return lambda owners: self._special.wearing(adapter)
+
+    def _join_padded(self, joining: list[Generation]) -> None:
+        """One batch for each adapter; what is too much for it waits."""
+        by_adapter: dict[str | None, list[Generation]] = {}
+        for generation in sorted(joining, key=lambda each: each.length):
+            by_adapter.setdefault(generation.adapter, []).append(generation)
+        for adapter, rows in by_adapter.items():
+            while len(rows) > 1 and len(rows) * rows[-1].length > MAX_TOKENS:
+                self._waiting.appendleft(rows.pop())
+            self._padded.append(PaddedBatch(self._model, rows, self._pad_id, self._wearing(adapter)))
+
+    # ------------------------------------------------------------------------------------------------------ advancing
+
+    def _advance(self, batch: Batch) -> None:
+        cancelled = [generation for generation in batch.generations if generation.cancelled]
+        batch.drop(cancelled)
+        for generation in cancelled:
+            generation.job.reply.set_running_or_notify_cancel()
+        if not len(batch):
+            return
+        try:
+            ready, logits = batch.forward()
+            over = self._choose(ready, logits)
+        except Exception as error:  # each caller waits for an answer, and gets this one
+            self._recover(batch, error)
+            return
+        batch.drop([generation for generation, _ in over])
+        for generation, failure in over:
+            _finish(generation) if failure is None else _fail(generation.job, failure)
+
+    def _choose(self, ready: list[Generation], logits: torch.Tensor) -> list[tuple[Generation, BaseException | None]]:
+        """Give each ready row its next token; the rows that are over, with the error that ended them, if one did."""
+        if not ready:
+            return []
+        plain = {i: logits[i].clone() for i, row in enumerate(ready) if row.sampling.logprobs is not None}
+        over: list[tuple[Generation, BaseException | None]] = []
+        failed: set[int] = set()
+        for i, generation in enumerate(ready):
+            try:
+                mask = generation.mask()
+            except Exception as error:  # a constraint that cannot go on ends its own row only
+                over.append((generation, error))
+                failed.add(i)
+                continue
+            if mask is not None:
+                logits[i].masked_fill_(~mask.to(logits.device), -torch.inf)
+        tokens = choose(logits, [row.sampling for row in ready], [row.generator for row in ready])
+        for i, (generation, token) in enumerate(zip(ready, tokens, strict=True)):
+            if i in failed:
+                continue
+            if i in plain:
+                generation.scores.append(_score(plain[i], token, generation.sampling.logprobs or 0))
+            try:
+                generation.take(token)
+            except Exception as error:
+                over.append((generation, error))
+            else:
+                if generation.finish_reason is not None:
+                    over.append((generation, None))
+        return over
+
+    def _recover(self, batch: Batch, error: BaseException) -> None:
+        """Out of memory: the same rows in smaller batches. Anything else is the rows' answer."""
+        rows = batch.generations
+        batch.drop(rows)
+        if is_out_of_memory(error):
+            freed = self._prefixes.shrink(0)
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(rows) > 1 or (freed and self._rows > 1):
+                self._rows = max(1, len(rows) // 2)
+                for generation in rows:
+                    generation.computed = 0
+                self._waiting.extendleft(reversed(rows))
+                return
+        for generation in rows:
+            _fail(generation.job, error)
+
+    # ------------------------------------------------------------------------------------------------------- adapters
+
+    def _load(self, name: str, folder: Path) -> None:
+        if name not in self._used:
+            self._check(name, folder)
+            (self._adapters if is_plain(folder) else self._special).load(name, folder)
+        self._used.pop(name, None)
+        self._used[name] = None
+        if len(self._used) > _ADAPTERS:
+            needed = {*self._needed, name}
+            for other in [other for other in self._used if other not in needed][: len(self._used) - _ADAPTERS]:
+                self._drop(other)
+
+    def _drop(self, name: str) -> None:
+        del self._used[name]
+        self._alone.pop(name, None)
+        self._prefixes.forget(name)
+        (self._adapters if name in self._adapters else self._special).drop(name)
+
+
+def _score(logits: torch.Tensor, token: int, top: int) -> TokenScore:
+    """The log-probability of `token` under `logits` (vocabulary,), and those of the likeliest `top` tokens."""
+    scores = logits.log_softmax(-1)
+    best = scores.topk(min(top, len(scores)))
+    pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenScore(token, float(scores[token]), pairs)
+
+
+def _finish(generation: Generation) -> None:
+    job = generation.job
+    try:
+        reply = generation.reply()
+    except Exception as error:  # text that cannot be decoded is this request's trouble
+        _fail(job, error)
+        return
+    if job.reply.set_running_or_notify_cancel():
+        job.reply.set_result(reply)
+
+
+def _fail(job: Job, error: BaseException) -> None:
+    if not job.reply.done() and job.reply.set_running_or_notify_cancel():
+        job.reply.set_exception(error)
