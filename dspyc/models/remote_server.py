@@ -1,17 +1,20 @@
 """A model server that runs already, at an address: which of its models is meant, and what kind of server it is."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ..errors import ModelError
+from ..errors import DspycError, ModelError
 from .server_client import api_key, is_loopback
 from .server_commands import KINDS, Adapter, ServerKind
+from .server_options import ServerOptions
 from .servers import Endpoint
 
-_LIST_TIMEOUT = 10.0  # seconds
+_LIST_TIMEOUT = 10.0  # seconds; less where a request may take less
+_FAILURE_LASTS = 5.0  # seconds in which a server that did not answer is not asked again
 
 
 class RemoteServer:
@@ -21,14 +24,17 @@ class RemoteServer:
         base_url: The address, with the path that requests share (`/v1`).
         model: What the server calls the model, or the folder that it serves.
         adapter: The folder of the LoRA adapter that the server has loaded, if one is wanted.
-        api_key_env: The environment variable that holds the server's key.
+        options: The variable of its key, and how long a request may take.
     """
 
-    def __init__(self, base_url: str, model: str, adapter: Path | None, api_key_env: str | None) -> None:
+    def __init__(self, base_url: str, model: str, adapter: Path | None, options: ServerOptions) -> None:
         self.base_url = base_url
-        self._model, self._adapter, self._api_key_env = model, adapter, api_key_env
+        self._model, self._adapter, self._api_key_env = model, adapter, options.api_key_env
+        self._timeout = min(_LIST_TIMEOUT, options.request_timeout)
         self._lock = threading.Lock()
         self._endpoint: Endpoint | None = None
+        self._failure: DspycError | None = None
+        self._failed_at = 0.0
         self.kind: ServerKind | None = None
 
     @property
@@ -49,7 +55,7 @@ class RemoteServer:
 
     def close(self) -> None:
         """Ask anew what is served before the next request. The server itself goes on."""
-        self._endpoint = None
+        self._endpoint = self._failure = None
 
     def prepare(self, adapter: Adapter | None = None) -> None:
         """Ask the server what it serves.
@@ -59,15 +65,22 @@ class RemoteServer:
             ConfigError: The variable of its key is not set.
         """
         with self._lock:
-            if self._endpoint is None:
+            if self._endpoint is not None:
+                return
+            if self._failure is not None and time.monotonic() - self._failed_at < _FAILURE_LASTS:
+                raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+            try:
                 self._endpoint = self._found(self._listed())
+            except DspycError as error:
+                self._failure, self._failed_at = error, time.monotonic()
+                raise
 
     def _listed(self) -> list[dict[str, Any]]:
         key = api_key(self._api_key_env)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             with httpx.Client(trust_env=not is_loopback(self.base_url)) as client:
-                answer = client.get(f"{self.base_url}/models", headers=headers, timeout=_LIST_TIMEOUT)
+                answer = client.get(f"{self.base_url}/models", headers=headers, timeout=self._timeout)
         except httpx.HTTPError as error:
             reason = type(error).__name__
         else:

@@ -121,7 +121,7 @@ class ServedModel:
             ConfigError: Its program is not installed.
         """
         if self.address is not None:
-            return RemoteServer(self.address, self.model, self.adapter, self.options.api_key_env)
+            return RemoteServer(self.address, self.model, self.adapter, self.options)
         kind = KINDS[self.server]
         return shared(
             ServerSettings(

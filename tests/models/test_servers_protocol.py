@@ -4,9 +4,11 @@ import asyncio
 import gc
 import json
 import logging
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,24 @@ def test_nobody_at_the_address() -> None:
     with pytest.raises(dspy.LMConfigurationError, match=r"http://127\.0\.0\.1:9/v1 does not say what it serves"):
         LocalLM("base", server="http://127.0.0.1:9", cache=False)("Hello")
     assert time.monotonic() - began < 2
+
+
+def test_an_address_that_swallows_everything_is_waited_for_once() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        lm = LocalLM(
+            "base",
+            server=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            cache=False,
+            num_retries=0,
+            server_options={"request_timeout": 0.5},
+        )
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            failures = [future.exception() for future in [pool.submit(lm, "Hello") for _ in range(4)]]
+        assert all("ReadTimeout" in str(failure) for failure in failures)
+        assert time.monotonic() - began < 1.5
 
 
 def test_a_server_that_goes_away_can_be_tried_again() -> None:
@@ -248,6 +268,7 @@ def test_a_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch, caplog
         ):
             lm("Hello")
         monkeypatch.setenv("MY_SERVERS_PASS", KEY)
+        lm.engine.close()  # forgets the failure
         assert lm("Hello") == ["base|Hello"]
         assert running.seen()["seen"][-1]["headers"]["Authorization"] == f"Bearer {KEY}"
         monkeypatch.setenv("MY_SERVERS_PASS", KEY + "-no-longer")
