@@ -220,9 +220,9 @@ class CascadeBatch:
         for rows in members.values():
             prefix = self._rows[rows[0]].prefix
             everyone = len(members) == 1
+            shared, mask = max(self._rows[at].shared for at in rows), None
             rows = list(range(len(self._rows))) if everyone else rows
-            lengths = [self._rows[at].shared for at in rows]
-            shared, mask = max(lengths), None
+            lengths = [min(self._rows[at].shared, shared) for at in rows]  # rows of a span may stand behind another
             if prefix is not None and min(lengths) < shared:
                 ends = torch.tensor(lengths, device=self._device)
                 hidden = torch.arange(shared, device=self._device) >= ends[:, None]
