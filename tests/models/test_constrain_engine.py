@@ -1,0 +1,101 @@
+"""Constrained replies through the engine: batched, asynchronous, sampled, and beside free ones."""
+
+import asyncio
+from typing import Literal
+
+import dspy
+import pytest
+from pydantic import BaseModel
+
+import dspyc
+
+ADAPTERS = [dspy.ChatAdapter(use_json_adapter_fallback=False), dspy.JSONAdapter(), dspyc.TerseAdapter()]
+
+
+class Order(BaseModel):
+    item: str
+    count: int
+
+
+class Triage(dspy.Signature):
+    """Sort a ticket."""
+
+    ticket: str = dspy.InputField()
+    kind: Literal["refund", "delivery", "other"] = dspy.OutputField()
+    urgent: bool = dspy.OutputField()
+    orders: list[Order] = dspy.OutputField()
+    answer: str = dspy.OutputField()
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    from tests.models import small
+
+    return dspyc.LocalLM(small.llama(tmp_path_factory.mktemp("m") / "llama", context=4096), cache=False, max_tokens=260)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_an_untrained_student_answers_every_ticket(lm, adapter):
+    program = dspy.ChainOfThought(Triage)
+    program.set_lm(lm)
+    tickets = [f"Where is parcel {i}?" for i in range(24)]
+    with dspy.context(adapter=adapter):
+        calls = [
+            (program, {"ticket": ticket, "config": {"temperature": i % 3 * 0.7}}) for i, ticket in enumerate(tickets)
+        ]
+        answers = dspy.Parallel(num_threads=12, max_errors=1)(calls)
+    assert len(answers) == len(tickets)
+    assert {answer.kind for answer in answers} <= {"refund", "delivery", "other"}
+    assert all(isinstance(answer.urgent, bool) and isinstance(answer.answer, str) for answer in answers)
+    assert all(isinstance(order, Order) for answer in answers for order in answer.orders)
+
+
+def test_tasks_and_many_answers_to_one_prompt(lm):
+    program = dspy.Predict(Triage, n=3, temperature=1.0)
+    program.set_lm(lm)
+
+    async def ask():
+        return await asyncio.gather(*(program.acall(ticket=f"{i}?") for i in range(6)))
+
+    for answer in asyncio.run(ask()):
+        assert len(answer.completions.kind) == 3
+
+
+def test_a_free_lm_is_not_constrained_and_shares_no_answer_with_a_constrained_one(lm):
+    free = dspyc.LocalLM(lm.engine.path, constrained=False, max_tokens=20)
+    predictor = dspy.Predict("ticket -> kind: Literal['refund', 'delivery']")
+    with dspy.context(adapter=dspyc.TerseAdapter()):
+        with dspy.context(lm=lm.copy(cache=True)):
+            assert predictor(ticket="apart").kind in ("refund", "delivery")
+        with dspy.context(lm=free), pytest.raises(dspy.utils.exceptions.AdapterParseError):
+            predictor(ticket="apart")
+
+
+def test_a_reply_without_room_names_its_field_and_harms_no_other(lm):
+    predictor = dspy.Predict(Triage)
+    predictor.lm = lm
+    calls = [(predictor, {"ticket": f"{i}?", "config": {"max_tokens": 5 if i == 3 else 200}}) for i in range(8)]
+
+    def ask(call):
+        try:
+            return call[0](**call[1]).kind
+        except dspy.utils.exceptions.LMError as error:
+            return str(error)
+
+    answers = dspy.Parallel(num_threads=8)([(ask, (call,)) for call in calls])
+    assert "field `kind` cannot be finished within max_tokens=5" in answers.pop(3)
+    assert {*answers} <= {"refund", "delivery", "other"}
+
+
+def test_what_outgrows_the_context_ends_with_it(tmp_path):
+    from tests.models import small
+
+    short = dspyc.LocalLM(small.llama(tmp_path / "short", context=900), cache=False)
+    predictor = dspy.Predict("ticket -> notes: list[str], kind: Literal['refund', 'delivery']")
+    predictor.lm = short
+    assert predictor(ticket="?").kind in ("refund", "delivery")
+
+
+def test_direct_calls_are_free(lm):
+    (text,) = lm("hello", max_tokens=12)
+    assert not text.startswith("[[ ##")
