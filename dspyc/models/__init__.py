@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_engine import AsyncLocalEngine as AsyncLocalEngine
     from .async_server_engine import AsyncServerEngine as AsyncServerEngine
     from .chat import ChatTokenizer as ChatTokenizer
     from .constrained import ConstrainedLM as ConstrainedLM
-    from .engine import AsyncLocalEngine as AsyncLocalEngine
     from .engine import LocalEngine as LocalEngine
     from .engine import find_engine as find_engine
     from .messages import messages_of as messages_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .weights import resolve as resolve
 
 _DOORS = {
-    "AsyncLocalEngine": "engine",
+    "AsyncLocalEngine": "async_engine",
     "AsyncServerEngine": "async_server_engine",
     "ChatTokenizer": "chat",
     "ConstrainedLM": "constrained",

@@ -9,14 +9,13 @@ has all that the reply depends on.
 
 from typing import Any
 
-import dspy
-
 from ..signatures.asked import asked_grammar
+from .candidates import CandidatesLM
 
 GRAMMAR = "grammar"  # the key of the grammar, as JSON text, in a request's metadata
 
 
-class ConstrainedLM(dspy.LM):
+class ConstrainedLM(CandidatesLM):
     """A `dspy.LM` over an engine that takes grammars, such as `LocalEngine`.
 
     Only requests that a predictor makes through ChatAdapter, JSONAdapter or TerseAdapter are constrained; those that

@@ -1,16 +1,16 @@
 """The engine behind a local language model: DSPy's engine contract over weights on this machine.
 
     engine = LocalEngine("Qwen/Qwen3-0.6B", adapter="runs/triage/adapter")
-    lm = dspy.LM(engine.model_string, engine=engine, async_engine=AsyncLocalEngine(engine))
+    lm = dspy.LM(engine.model_string, engine=engine, async_engine=AsyncLocalEngine(engine))  # of async_engine.py
 
 The model string names the content of the weights, so DSPy's cache, which does not look at engines, never takes one
 checkpoint's answer for another's.
 """
 
-import asyncio
+import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +20,20 @@ from dspy import lm15
 from dspy.clients.engines.base import validate_request
 
 from ..errors import DspycError, ModelError
-from . import weights
+from . import candidates, weights
 from .chat import ChatTokenizer
 from .constrained import GRAMMAR
 from .constraints import Constraint, constraint_of
 from .generation import Job, Reply
 from .loaded import loaded
+from .memory import MemoryReport
 from .messages import messages_of
 from .replies import reply_message
 from .sampling import Sampling
+from .streaming import TextStream, delta, ending, token_logprobs
 
 DEFAULT_MAX_TOKENS = 1024
-_UNSUPPORTED = ("response_format", "reasoning", "frequency_penalty", "presence_penalty", "logprobs", "probabilities")
+_UNSUPPORTED = ("response_format", "reasoning", "frequency_penalty", "presence_penalty", "probabilities")
 
 
 class LocalEngine:
@@ -92,7 +94,12 @@ class LocalEngine:
     @property
     def supported_params(self) -> set[str]:
         tools = {"tools", "tool_choice"} if self.supports_function_calling else set()
-        return {"temperature", "max_tokens", "top_p", "top_k", "seed", "stop"} | tools
+        return {"temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "logprobs", "top_logprobs"} | tools
+
+    @property
+    def memory(self) -> MemoryReport | None:
+        """Bytes of weights, adapters, prefixes and batch, and the plan that limits them; None while nothing is loaded."""
+        return self._loaded.memory
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """Answer one request.
@@ -106,13 +113,39 @@ class LocalEngine:
         """
         if request.model != self.model_string:
             return self.serving(request.model).complete(request)
-        with _canonical_errors():
-            job = self._job(request)
-            return self._response(request, job, self._loaded.submit(job)[0].result())
+        with canonical_errors():
+            job = candidates.take(request, lambda count: self._submit(request, count))
+            try:
+                return self._response(request, job, job.reply.result())
+            finally:
+                job.reply.cancel()  # whoever stops waiting, by Ctrl-C for one, wants no more of it
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
-        """The answer as stream events, sent once it is whole."""
-        yield from lm15.response_to_events(self.complete(request))
+        """The answer as stream events, text as it is written; where tools are offered, once it is whole.
+
+        Closing the iterator ends the work on the answer.
+        """
+        if request.model != self.model_string:
+            yield from self.serving(request.model).stream(request)
+            return
+        if request.tools:
+            yield from lm15.response_to_events(self.complete(request))
+            return
+        written: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
+        with canonical_errors():
+            job = self._submit(request, 1, on_tokens=written.put)[0]
+        job.reply.add_done_callback(lambda _: written.put(None))
+        try:
+            yield lm15.StreamStartEvent(model=request.model)
+            text = TextStream(self.chat.decode, job.sampling.stop)
+            while (ids := written.get()) is not None:
+                if piece := text.add(ids):
+                    yield delta(piece)
+            with canonical_errors():
+                reply = job.reply.result()
+            yield from self._ending(job, reply, text)
+        finally:
+            job.reply.cancel()
 
     def close(self) -> None:
         """Free the weights. Engines over the same base load them again when they are next asked."""
@@ -167,7 +200,15 @@ class LocalEngine:
     def __repr__(self) -> str:
         return f"LocalEngine({self.model_string!r})"
 
-    def _job(self, request: lm15.Request) -> Job:
+    def _submit(
+        self, request: lm15.Request, count: int, on_tokens: Callable[[list[int]], None] | None = None
+    ) -> list[Job]:
+        """Begin so many answers to a request. With a seed, each further one draws by a seed of its own."""
+        jobs = [self._job(request, at, on_tokens) for at in range(count)]
+        self._loaded.submit(*jobs)
+        return jobs
+
+    def _job(self, request: lm15.Request, candidate: int, on_tokens: Callable[[list[int]], None] | None) -> Job:
         validate_request(request)
         _refuse_unsupported(request)
         messages, tools = messages_of(request)
@@ -180,11 +221,13 @@ class LocalEngine:
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
-            seed=config.seed,
+            seed=None if config.seed is None else config.seed + (candidate << 32),
             stop=config.stop,
+            logprobs=config.logprobs,
         )
         adapter = (self.identity, self.adapter) if self.adapter else None
-        return Job(ids, sampling, adapter, self._constraint(request, sampling.max_tokens))
+        constraint = self._constraint(request, sampling.max_tokens)
+        return Job(ids, sampling, adapter, constraint, on_tokens=on_tokens)
 
     def _constraint(self, request: lm15.Request, max_tokens: int) -> Constraint | None:
         """What holds the reply to the grammar that the request carries, if it carries one."""
@@ -204,50 +247,27 @@ class LocalEngine:
         return self.max_length - prompt
 
     def _response(self, request: lm15.Request, job: Job, reply: Reply) -> lm15.Response:
-        with self._lock:
-            self._calls += 1
         message, called = reply_message(self.chat.without_opening(reply.text), tools=bool(request.tools))
         return lm15.Response(
             id=None,
             model=request.model,
             message=message,
             finish_reason="tool_call" if called else reply.finish_reason,
-            usage=lm15.Usage(input_tokens=len(job.ids), output_tokens=reply.tokens),
+            usage=self._usage(job, reply),
+            logprobs=self._logprobs(job, reply),
+            logprobs_complete=reply.scores_complete,
         )
 
+    def _ending(self, job: Job, reply: Reply, text: TextStream) -> Iterator[Any]:
+        return ending(reply, text.finish(reply.text), self._usage(job, reply), self._logprobs(job, reply))
 
-class AsyncLocalEngine:
-    """The async counterpart of a `LocalEngine`: the same weights and the same batches, awaited."""
+    def _usage(self, job: Job, reply: Reply) -> lm15.Usage:
+        with self._lock:
+            self._calls += 1
+        return lm15.Usage(input_tokens=len(job.ids), output_tokens=reply.tokens, cache_read_tokens=reply.cached)
 
-    modalities = LocalEngine.modalities
-
-    def __init__(self, engine: LocalEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: lm15.Request) -> lm15.Response:
-        """As `LocalEngine.complete`. A task cancelled while it waits takes its request off the queue."""
-        engine = await asyncio.to_thread(self.engine.serving, request.model)
-        with _canonical_errors():
-            job = await asyncio.to_thread(engine._job, request)  # the first one loads the tokenizer
-            reply = await asyncio.wrap_future(engine._loaded.submit(job)[0])
-            return engine._response(request, job, reply)
-
-    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
-        for event in lm15.response_to_events(await self.complete(request)):
-            yield event
-
-    async def aclose(self) -> None:
-        await asyncio.to_thread(self.engine.close)
-
-    def dump_state(self) -> dict[str, Any]:
-        return self.engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> "AsyncLocalEngine":
-        return cls(LocalEngine.load_state(state))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AsyncLocalEngine":
-        return self
+    def _logprobs(self, job: Job, reply: Reply) -> tuple[lm15.TokenLogprob, ...] | None:
+        return None if job.sampling.logprobs is None else token_logprobs(reply.scores, self.chat.decode)
 
 
 def find_engine(model_string: str) -> LocalEngine:
@@ -321,7 +341,7 @@ def _is_grammar(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def _canonical_errors() -> Iterator[None]:
+def canonical_errors() -> Iterator[None]:
     """What goes wrong inside, as the errors that DSPy asks of an engine. None is retried: it would come again."""
     try:
         yield

@@ -1,8 +1,9 @@
 """Prefixes of prompts whose keys and values are kept: found by their content, under a memory limit, the unused ones go first.
 
 A prompt is compared with the kept prefixes, and takes as many of the first tokens of one as the two have in common, and with
-the prompts that join at the same time. What they share becomes a new prefix; so does the rest of a long prompt, since the
-next one often begins in the same way.
+the prompts that join at the same time. What they share becomes a new prefix; so does a prompt that is long beside what it
+found, since the next one often begins in the same way. The rest of a prompt is computed in its row's own slot: what many rows
+read together should be one prefix for all of them, rather than a slightly longer one for each.
 """
 
 from collections import OrderedDict
@@ -13,8 +14,8 @@ import numpy as np
 from .cascade import Prefix
 
 _SHARED = 32  # tokens that a prefix of several prompts has to save each of them
-_LONG = 128  # tokens of one prompt that become a prefix
 _COPIED = 8  # and at least one for so many that are copied from another prefix
+_LONG = 128  # tokens of one prompt that become a prefix, if there are half as many as those of the prefix before them
 
 
 class PrefixCache:
@@ -73,7 +74,7 @@ def shared_length(ids: np.ndarray, others: Iterable[np.ndarray], matched: int) -
 def long_length(ids: np.ndarray, matched: int) -> int:
     """How many first tokens of a prompt are worth a prefix by themselves, beyond the `matched` ones; 0 if none."""
     most = len(ids) - 1
-    return most if most - matched >= max(_LONG, matched // _COPIED) else 0
+    return most if most - matched >= max(_LONG, matched // 2) else 0
 
 
 def common(first: np.ndarray, second: np.ndarray) -> int:

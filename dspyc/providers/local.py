@@ -66,11 +66,13 @@ def LocalLM(  # noqa: N802 (reads as a class)
         return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
+    from ..models.async_engine import AsyncLocalEngine
+    from ..models.candidates import CandidatesLM
     from ..models.constrained import ConstrainedLM
-    from ..models.engine import AsyncLocalEngine, LocalEngine
+    from ..models.engine import LocalEngine
 
     engine = LocalEngine(model, adapter, device=device, dtype=dtype)
-    kind = ConstrainedLM if constrained else dspy.LM
+    kind = ConstrainedLM if constrained else CandidatesLM
     return kind(
         engine.model_string,
         engine=engine,
@@ -171,7 +173,7 @@ def check_base(engine: "LocalEngine") -> None:
 
 def trained_lm(lm: dspy.LM, result: "TrainingResult") -> dspy.LM:
     """`lm`, settings and all, over the weights that training its model gave. `lm` itself stays as it is."""
-    from ..models.engine import AsyncLocalEngine
+    from ..models.async_engine import AsyncLocalEngine
 
     tuned = _tuned_engine(lm.engine.serving(lm.model), result)
     return lm.copy(model=tuned.model_string, engine=tuned, async_engine=AsyncLocalEngine(tuned))

@@ -303,8 +303,8 @@ def test_stream_events_assemble_to_the_answer(engine: LocalEngine) -> None:
 
 
 def test_settings_that_a_local_model_lacks_are_refused(lm: dspy.LM) -> None:
-    with pytest.raises(dspy.LMUnsupportedFeatureError, match="does not take logprobs"):
-        lm("Hello", logprobs=True)
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match="does not take frequency_penalty"):
+        lm("Hello", frequency_penalty=1.0)
     with pytest.raises(dspy.LMUnsupportedFeatureError, match="response_format"):
         lm("Hello", response_format={"type": "json_object"})
 

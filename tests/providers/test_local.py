@@ -30,7 +30,7 @@ def rows(count: int = 12) -> list[dict[str, Any]]:
 
 def test_a_local_lm_is_a_plain_dspy_lm(student: Path) -> None:
     lm = LocalLM(student, max_tokens=5, temperature=0.0, cache=False)
-    assert type(lm) is dspy.LM
+    assert isinstance(lm, dspy.LM)
     assert lm.model == lm.engine.model_string
     assert lm.kwargs["max_tokens"] == 5
     assert lm.provider.finetunable

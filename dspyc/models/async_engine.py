@@ -1,0 +1,76 @@
+"""The async counterpart of a `LocalEngine`: tasks wait for the same batches that threads do."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from dspy import lm15
+
+from . import candidates
+from .engine import LocalEngine, canonical_errors
+from .generation import Job
+from .streaming import TextStream, delta
+
+
+class AsyncLocalEngine:
+    """The async counterpart of a `LocalEngine`: the same weights and the same batches, awaited."""
+
+    modalities = LocalEngine.modalities
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """As `LocalEngine.complete`. A task cancelled while it waits ends the work on its request."""
+        engine = await asyncio.to_thread(self.engine.serving, request.model)
+        with canonical_errors():
+            job = await asyncio.to_thread(self._take, engine, request)  # the first one loads the tokenizer
+            reply = await asyncio.wrap_future(job.reply)
+            return engine._response(request, job, reply)
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
+        """As `LocalEngine.stream`."""
+        if request.tools:
+            for event in lm15.response_to_events(await self.complete(request)):
+                yield event
+            return
+        engine = await asyncio.to_thread(self.engine.serving, request.model)
+        loop = asyncio.get_running_loop()
+        written: asyncio.Queue[list[int] | None] = asyncio.Queue()
+
+        def put(ids: list[int] | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(written.put_nowait, ids)
+
+        with canonical_errors():
+            job = (await asyncio.to_thread(engine._submit, request, 1, put))[0]
+        job.reply.add_done_callback(lambda _: put(None))
+        try:
+            yield lm15.StreamStartEvent(model=request.model)
+            text = TextStream(engine.chat.decode, job.sampling.stop)
+            while (ids := await written.get()) is not None:
+                if piece := text.add(ids):
+                    yield delta(piece)
+            with canonical_errors():
+                reply = job.reply.result()
+            for event in engine._ending(job, reply, text):
+                yield event
+        finally:
+            job.reply.cancel()
+
+    @staticmethod
+    def _take(engine: LocalEngine, request: lm15.Request) -> Job:
+        return candidates.take(request, lambda count: engine._submit(request, count))
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self.engine.close)
+
+    def dump_state(self) -> dict[str, Any]:
+        return self.engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> "AsyncLocalEngine":
+        return cls(LocalEngine.load_state(state))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AsyncLocalEngine":
+        return self

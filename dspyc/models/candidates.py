@@ -1,0 +1,72 @@
+"""Several candidates of one call (`n=8`), written together: one prefill, one batch.
+
+DSPy asks an engine for the candidates of a call one after another. `CandidatesLM` says beforehand how many there will be, in
+the thread or task that calls, and the engine begins them all when it is asked for the first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import dspy
+from dspy import lm15
+
+from .generation import Job
+
+Submit = Callable[[int], Sequence[Job]]
+
+
+class CandidatesLM(dspy.LM):
+    """A `dspy.LM` over a `LocalEngine`, whose `n` candidates are written together."""
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        with _expected(kwargs.get("n") or self.kwargs.get("n")):
+            return super().__call__(prompt, messages=messages, **kwargs)
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        with _expected(kwargs.get("n") or self.kwargs.get("n")):
+            return await super().acall(prompt, messages=messages, **kwargs)
+
+
+class Candidates:
+    """The candidates of one call that have begun and were not asked for yet."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._request: lm15.Request | None = None
+        self._begun: list[Job] = []
+
+    def take(self, request: lm15.Request, submit: Submit) -> Job:
+        """The next candidate; `submit` begins so many of them at the first call, and one more where all are taken."""
+        if self._request is None:
+            self._request, self._begun = request, list(submit(self._count))
+        if self._begun and self._request == request:
+            return self._begun.pop(0)
+        return submit(1)[0]
+
+    def cancel(self) -> None:
+        """End the work on those that nobody asked for."""
+        for job in self._begun:
+            job.reply.cancel()
+
+
+def take(request: lm15.Request, submit: Submit) -> Job:
+    """The job of a request: one of the expected candidates, or one of its own."""
+    expected = _current.get()
+    return expected.take(request, submit) if expected is not None else submit(1)[0]
+
+
+@contextmanager
+def _expected(count: Any) -> Iterator[None]:
+    candidates = Candidates(count) if isinstance(count, int) and count > 1 else None
+    token = _current.set(candidates)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        if candidates is not None:
+            candidates.cancel()
+
+
+_current: ContextVar[Candidates | None] = ContextVar("dspyc candidates", default=None)
