@@ -7,6 +7,7 @@ from typing import Any
 from dspy import lm15
 
 from . import candidates
+from .choices import Choices
 from .engine import LocalEngine, canonical_errors
 from .generation import Job
 from .streaming import TextStream, delta
@@ -23,6 +24,8 @@ class AsyncLocalEngine:
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """As `LocalEngine.complete`. A task cancelled while it waits ends the work on its request."""
         engine = await asyncio.to_thread(self.engine.serving, request.model)
+        if Choices.of(request) is not None:
+            return await asyncio.to_thread(engine.complete, request)
         with canonical_errors():
             job = await asyncio.to_thread(self._take, engine, request)  # the first one loads the tokenizer
             reply = await asyncio.wrap_future(job.reply)

@@ -9,8 +9,11 @@ has all that the reply depends on.
 
 from typing import Any
 
+import dspy
+
 from ..signatures.asked import asked_grammar
 from .candidates import CandidatesLM
+from .decisions import answered, answered_later, decides, evidence
 
 GRAMMAR = "grammar"  # the key of the grammar, as JSON text, in a request's metadata
 
@@ -25,10 +28,19 @@ class ConstrainedLM(CandidatesLM):
         ConfigError: In a call: an output's type has no grammar.
     """
 
+    @property
+    def supports_decision_requests(self) -> bool:
+        """Whether the calling predictor only decides: DSPy then asks for evidence, which is the model's own probabilities."""
+        return decides(_caller())
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        if "questions" in kwargs:
+            return answered(evidence(_caller(), kwargs, self), self)
         return super().__call__(prompt, messages=messages, **self._with_grammar(messages, kwargs))
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        if "questions" in kwargs:
+            return await answered_later(evidence(_caller(), kwargs, self), self.acall)
         return await super().acall(prompt, messages=messages, **self._with_grammar(messages, kwargs))
 
     def _with_grammar(self, messages: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -39,3 +51,9 @@ class ConstrainedLM(CandidatesLM):
             return kwargs
         metadata = {**(self.kwargs.get("metadata") or {}), **(kwargs.get("metadata") or {}), GRAMMAR: grammar}
         return {**kwargs, "metadata": metadata}
+
+
+def _caller() -> Any:
+    """The innermost module that DSPy is in; None outside of modules."""
+    modules = dspy.settings.caller_modules
+    return modules[-1] if modules else None

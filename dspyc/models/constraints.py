@@ -253,11 +253,25 @@ def constraint_of(grammar: str, chat: ChatTokenizer, *, max_tokens: int, size: i
     Raises:
         ModelError: No reply fits into `max_tokens`, or the tokenizer's tokens cannot be told as bytes.
     """
+    return GrammarConstraint(_shelf(chat, size).compiled(grammar), max_tokens)
+
+
+def reply_ids(text: str, chat: ChatTokenizer, *, size: int | None = None) -> tuple[list[int], list[int]]:
+    """The ids of a reply of this text, with what the template opens it with, and where in the text each token ends.
+
+    The ends are in bytes of UTF-8; those of the opening's tokens are negative or 0.
+    """
+    shelf = _shelf(chat, size)
+    ids = shelf.vocabulary.ids((shelf.opening + text).encode())
+    lengths = accumulate(len(shelf.vocabulary.spellings[token]) for token in ids)
+    return ids, [end - len(shelf.opening.encode()) for end in lengths]
+
+
+def _shelf(chat: ChatTokenizer, size: int | None) -> "_Shelf":
     with _lock:
         if chat not in _shelves:
             _shelves[chat] = _Shelf(chat, size)
-        shelf = _shelves[chat]
-    return GrammarConstraint(shelf.compiled(grammar), max_tokens)
+        return _shelves[chat]
 
 
 class _Shelf:
@@ -265,16 +279,16 @@ class _Shelf:
 
     def __init__(self, chat: ChatTokenizer, size: int | None) -> None:
         encode = weakref.WeakMethod(chat.text_ids)  # the shelf's key is the tokenizer, so it must not keep it alive
-        self._vocabulary = Vocabulary(chat.tokenizer, lambda text: encode()(text), size)  # type: ignore[misc]
+        self.vocabulary = Vocabulary(chat.tokenizer, lambda text: encode()(text), size)  # type: ignore[misc]
         self._stop_ids = frozenset(chat.stop_ids)
-        self._opening = " " * self._vocabulary.leads + chat.reply_opening
+        self.opening = " " * self.vocabulary.leads + chat.reply_opening
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
 
     def compiled(self, grammar: str) -> CompiledGrammar:
         with self._lock:
             if grammar not in self._kept:
-                self._kept[grammar] = CompiledGrammar(self._opened(grammar), self._vocabulary, self._stop_ids)
+                self._kept[grammar] = CompiledGrammar(self._opened(grammar), self.vocabulary, self._stop_ids)
             self._kept.move_to_end(grammar)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
@@ -283,9 +297,9 @@ class _Shelf:
     def _opened(self, grammar: str) -> Grammar:
         """The grammar with what the template writes before a reply, thoughts that end with a tag being free."""
         read: Grammar = json.loads(grammar)
-        before, tag, after = self._opening.partition(THOUGHT_END)
+        before, tag, after = self.opening.partition(THOUGHT_END)
         if not tag:
-            return {**read, "fields": [["", self._opening], *read["fields"]]}
+            return {**read, "fields": [["", self.opening], *read["fields"]]}
         rules = until(THOUGHT_END, "thought")
         opening = ["seq", before.rstrip("\n") + "\n" * before.endswith("\n"), ["ref", "thought.0"], after]
         return {"fields": [["", opening], *read["fields"]], "rules": {**read["rules"], **rules}}

@@ -22,6 +22,7 @@ from dspy.clients.engines.base import validate_request
 from ..errors import DspycError, ModelError
 from . import candidates, weights
 from .chat import ChatTokenizer
+from .choices import Choices, score
 from .constrained import GRAMMAR
 from .constraints import Constraint, constraint_of
 from .generation import Job, Reply
@@ -114,6 +115,8 @@ class LocalEngine:
         if request.model != self.model_string:
             return self.serving(request.model).complete(request)
         with canonical_errors():
+            if (choices := Choices.of(request)) is not None:
+                return self._choose(request, choices)
             job = candidates.take(request, lambda count: self._submit(request, count))
             try:
                 return self._response(request, job, job.reply.result())
@@ -235,6 +238,17 @@ class LocalEngine:
         if grammar is None:
             return None
         return constraint_of(grammar, self.chat, max_tokens=max_tokens, size=weights.vocabulary_size(self.path))
+
+    def _choose(self, request: lm15.Request, choices: Choices) -> lm15.Response:
+        """The probabilities that a request asks for."""
+        ids = self.chat.prompt_ids(messages_of(request)[0])
+        self._room(len(ids))
+        adapter = (self.identity, self.adapter) if self.adapter else None
+        size = weights.vocabulary_size(self.path)
+        found, tokens = score(choices, ids, self.chat, size=size, submit=self._loaded.submit, adapter=adapter)
+        with self._lock:
+            self._calls += 1
+        return choices.response(request, found, lm15.Usage(input_tokens=len(ids), output_tokens=tokens))
 
     def _room(self, prompt: int) -> int:
         if self.max_length is None:

@@ -28,7 +28,8 @@ class Reply:
     """`text` without control tokens and stop strings; `tokens` counts all that were generated.
 
     `cached` counts prompt tokens that were not computed for this reply; `scores` has what `Sampling.logprobs` asked for, for
-    each token of `ids` that was chosen (those that a constraint fixes have no scores).
+    each token of `ids` that was chosen (those that a constraint fixes have no scores); `logprob` is their sum, the token that
+    ends the turn included.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Reply:
     cached: int = 0
     scores: tuple[TokenScore, ...] = ()
     scores_complete: bool = True
+    logprob: float = 0.0
 
 
 @dataclass(eq=False)
@@ -139,6 +141,7 @@ class Generation:
             self.cached,
             tuple(scores),
             whole or not self.scores,
+            sum(score.logprob for score in self.scores),
         )
 
     def _follow(self) -> None:

@@ -15,7 +15,7 @@ import json
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from decimal import Decimal
 from enum import Enum, EnumMeta
 from random import Random
@@ -57,6 +57,26 @@ def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> str
         if layout not in made:
             made[layout] = json.dumps(layout(signature).grammar())
         return made[layout]
+
+
+def has_grammar(adapter: dspy.Adapter) -> bool:
+    """Whether replies of this adapter are in a format that has grammars."""
+    return _layout(adapter) is not None
+
+
+def written_value(value: Any, name: str, signature: type[dspy.Signature], adapter: dspy.Adapter) -> str:
+    """The text that `adapter` writes for one output of a reply.
+
+    Raises:
+        ConfigError: An adapter of another format.
+    """
+    layout = _layout(adapter)
+    if layout is None:
+        raise ConfigError(
+            f"The replies of {type(adapter).__name__} are not known by their parts.",
+            hint="Use dspy.ChatAdapter, dspy.JSONAdapter or dspyc.TerseAdapter.",
+        )
+    return layout(signature).write(value, signature.output_fields[name])
 
 
 _made: "weakref.WeakKeyDictionary[Any, dict[type, str]]" = weakref.WeakKeyDictionary()
@@ -123,12 +143,16 @@ class _Layout:
     def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
         raise NotImplementedError
 
-    def options(self, field: FieldInfo, annotation: Any, texts: Callable[[Any], Iterable[str]]) -> Expression:
-        """The members of a `Literal` or `Enum`, each in all of `texts` that are read as this member."""
+    def spellings(self, member: Any, field: FieldInfo) -> list[str]:
+        """The texts in which a member of a `Literal` or `Enum` may stand, the adapter's own first."""
+        raise NotImplementedError
+
+    def options(self, field: FieldInfo, annotation: Any) -> Expression:
+        """The members of a `Literal` or `Enum`, each in all its spellings that are read as this member."""
         members = list(annotation) if isinstance(annotation, EnumMeta) else get_args(annotation)
         made: list[Expression] = []
         for member in members:
-            found = [text for text in texts(member) if self._reads(text, annotation, member)]
+            found = [text for text in self.spellings(member, field) if self._reads(text, annotation, member)]
             if not found:
                 raise UnsupportedError(f"{member!r}, which {type(self).adapter} cannot read back")
             made += found
@@ -171,10 +195,16 @@ class _Layout:
 class _Lines(_Layout):
     """Layouts in which a value stands bare: text as it is, other values as DSPy reads them from text."""
 
+    def spellings(self, member: Any, field: FieldInfo) -> list[str]:
+        written = self.write(member, field)
+        bare = written if isinstance(member, Enum) else str(member)
+        texts = [written, bare, f'"{bare}"', f"'{bare}'", *([member.name] if isinstance(member, Enum) else [])]
+        return [text for text in dict.fromkeys(texts) if _is_one_line(text)]
+
     def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
         origin = get_origin(annotation)
         if origin is Literal or isinstance(annotation, EnumMeta):
-            return self.options(field, annotation, lambda member: _spellings(self.write(member, field), member))
+            return self.options(field, annotation)
         if annotation is bool:
             return self.words(_BOOLS, annotation)
         if annotation is int:
@@ -291,11 +321,14 @@ class _Json(_Layout):
     def write(self, value: Any, field: FieldInfo) -> str:
         return json.dumps(serialize_for_json(value), ensure_ascii=False)
 
+    def spellings(self, member: Any, field: FieldInfo) -> list[str]:
+        return [self.write(member, field), *([json.dumps(member.name)] if isinstance(member, Enum) else [])]
+
     def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
         if _is_text(annotation):
             return e.json_string()
         if get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
-            return self.options(field, annotation, lambda member: (self.write(member, field), *_json_names(member)))
+            return self.options(field, annotation)
         _refuse_unwritable(annotation)
         members = get_args(annotation) if get_origin(annotation) in _UNIONS else ()
         if str in members and type(None) not in members:  # DSPy reads JSON once more inside such a text
@@ -333,19 +366,8 @@ _LETTERS = [[65, 90], [97, 122]]
 _WORD = e.seq(["chars", _LETTERS], e.rep(e.chars_but([*map(chr, range(0x20)), *e.LINE_ENDS, *'[]{}"\\`'])))
 
 
-def _spellings(written: str, member: Any) -> list[str]:
-    """How a member of a `Literal` or `Enum` may be written, the adapter's own way first."""
-    bare = written if isinstance(member, Enum) else str(member)
-    texts = [written, bare, f'"{bare}"', f"'{bare}'", *([member.name] if isinstance(member, Enum) else [])]
-    return [
-        text
-        for text in dict.fromkeys(texts)
-        if text and text == text.strip() and len(text.splitlines()) == 1 and _MARK not in text
-    ]
-
-
-def _json_names(member: Any) -> list[str]:
-    return [json.dumps(member.name)] if isinstance(member, Enum) else []
+def _is_one_line(text: str) -> bool:
+    return bool(text) and text == text.strip() and len(text.splitlines()) == 1 and _MARK not in text
 
 
 def _is_text(annotation: Any) -> bool:

@@ -1,0 +1,164 @@
+"""Options scored exactly, against the model's own forward pass; and DSPy's decisions filled with them."""
+
+import asyncio
+import math
+from enum import Enum
+from typing import Annotated, Literal
+
+import dspy
+import pytest
+import torch
+from dspy.adapters.types.decision import Choice, Noul, Score
+
+import dspyc
+from dspyc.errors import ConfigError
+from dspyc.models import LocalEngine, load_model
+from dspyc.models.decisions import choice_probabilities
+from dspyc.signatures import prompt
+from tests.models import small
+
+ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspyc.TerseAdapter()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.llama(tmp_path_factory.mktemp("choices") / "llama", context=8192)
+
+
+@pytest.fixture
+def lm(folder):
+    return dspyc.LocalLM(folder, cache=False, max_tokens=900)
+
+
+def by_hand(lm, predictor, adapter, inputs, replies: dict, ends: dict) -> dict:
+    """The probabilities of whole replies up to a place each, by one plain forward pass for each."""
+    engine: LocalEngine = lm.engine
+    model = load_model(engine.path, "cpu", "float32")
+    asked = engine.chat.prompt_ids(prompt(predictor, inputs, adapter=adapter, lm=lm).messages)
+    logs = {}
+    for option, reply in replies.items():
+        row = [*engine.chat.text_ids(reply), engine.chat.end_of_turn_id]
+        stop = next((k for k in range(len(row)) if len(engine.chat.decode(row[:k]).encode()) > ends[option]), len(row))
+        with torch.inference_mode():
+            scores = model(input_ids=torch.tensor([asked + row])).logits[0].float().log_softmax(-1)
+        logs[option] = sum(float(scores[len(asked) + k - 1, row[k]]) for k in range(stop))
+    total = sum(math.exp(log) for log in logs.values())
+    return {option: math.exp(log) / total for option, log in logs.items()}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_probabilities_are_those_of_whole_sequences(lm, adapter):
+    signature = dspy.Signature("ticket -> kind: Literal['card', 'card payment', 'cash']")
+    predictor = dspy.Predict(signature)
+    predictor.lm = lm
+    with dspy.context(adapter=adapter):
+        found = choice_probabilities(predictor, ticket="Where is it?")["kind"]
+    members = ["card", "card payment", "cash"]
+    replies = {m: adapter.format_assistant_message_content(signature, {"kind": m}) for m in members}
+    written = {m: f'"{m}"' if isinstance(adapter, dspy.JSONAdapter) else m for m in members}
+    ends = {m: len(replies[m][: replies[m].rindex(written[m])]) + len(written[m]) for m in members}
+    expected = by_hand(lm, predictor, adapter, {"ticket": "Where is it?"}, replies, ends)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+class Level(Enum):
+    LOW = "low"
+    HIGH = "high"
+
+
+def test_every_choice_is_looked_at_behind_what_stands_before_it(lm):
+    predictor = dspy.Predict(
+        dspy.Signature(
+            {
+                "q": (str, dspy.InputField()),
+                "level": (Level, dspy.OutputField()),
+                "sure": (bool, dspy.OutputField()),
+                "code": (Literal[1, 22], dspy.OutputField()),
+            }
+        )
+    )
+    predictor.lm = lm
+    found = choice_probabilities(predictor, q="?")
+    assert [list(options) for options in found.values()] == [[Level.LOW, Level.HIGH], [True, False], [1, 22]]
+    assert all(sum(options.values()) == pytest.approx(1) for options in found.values())
+    assert lm.engine.calls == 3
+
+
+def test_reasoning_is_written_first(lm):
+    program = dspy.ChainOfThought("q -> label: Literal['yes', 'no'], note: str")
+    program.set_lm(lm)
+    (name,) = choice_probabilities(program.predict, q="?")
+    assert name == "label"
+    assert lm.engine.calls == 2
+
+
+def test_one_option_is_certain_and_answers_are_cached(llama):
+    predictor = dspy.Predict("q -> a: Literal['only']")
+    predictor.lm = dspyc.LocalLM(llama)
+    before = predictor.lm.engine.calls
+    for _ in range(2):
+        assert choice_probabilities(predictor, q="cached?") == {"a": {"only": 1.0}}
+    assert predictor.lm.engine.calls == before + 1
+
+
+def test_what_has_no_options_or_no_local_model_is_refused(lm):
+    predictor = dspy.Predict("q -> a: str")
+    predictor.lm = lm
+    with pytest.raises(ConfigError, match="no options"):
+        choice_probabilities(predictor, q="?")
+    predictor = dspy.Predict("q -> a: bool")
+    predictor.lm = dspyc.ScriptedLM(lambda *_: "True")
+    with pytest.raises(ConfigError, match="does not tell"):
+        choice_probabilities(predictor, q="?")
+    predictor.lm = lm
+    with dspy.context(adapter=dspy.XMLAdapter()), pytest.raises(ConfigError, match="XMLAdapter"):
+        choice_probabilities(predictor, q="?")
+
+
+QUEUE = Choice[("billing", ""), ("technical", "")]
+ANGER = Score["calm", "cross", "furious"]
+
+
+class Decide(dspy.Signature):
+    """Judge a ticket."""
+
+    ticket: str = dspy.InputField()
+    queue: QUEUE = dspy.OutputField(desc="where it goes")
+    urgent: Noul = dspy.OutputField(desc="whether it is urgent")
+    anger: ANGER = dspy.OutputField(desc="how angry it sounds")
+    kind: Annotated[Literal["a", "b"], Choice] = dspy.OutputField(desc="its kind")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_decisions_hold_the_models_own_probabilities(lm, adapter):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    with dspy.context(adapter=adapter):
+        found = predictor(ticket="Help!")
+        again = asyncio.run(predictor.acall(ticket="Help!"))
+    assert found.toDict() == again.toDict()
+    assert sum(found.queue.probabilities.values()) == pytest.approx(1)
+    assert found.queue.value == max(found.queue.probabilities, key=found.queue.probabilities.get)
+    assert found.queue.confidence == max(found.queue.probabilities.values())
+    assert found.urgent.value == (found.urgent.probability >= 0.5)
+    assert sum(found.anger.probabilities.values()) == pytest.approx(1)
+    assert found.anger.value == pytest.approx(sum(i * p for i, p in found.anger.probabilities.items()))
+    assert found.kind in ("a", "b")
+
+
+def test_a_decision_is_what_the_plain_choice_would_be(lm):
+    declared = dspy.Signature(
+        {"q": (str, dspy.InputField()), "x": (Choice[("p", ""), ("q", "")], dspy.OutputField(desc="d"))}
+    )
+    plain = dspy.Signature({"q": (str, dspy.InputField()), "x": (Literal["p", "q"], dspy.OutputField(desc="d"))})
+    found, expected = dspy.Predict(declared), dspy.Predict(plain)
+    found.lm = expected.lm = lm
+    assert found(q="?").x.probabilities == pytest.approx(choice_probabilities(expected, q="?")["x"])
+
+
+def test_beside_other_outputs_evidence_is_written_and_read(lm):
+    predictor = dspy.ChainOfThought(Decide)
+    predictor.set_lm(lm)
+    found = predictor(ticket="Help!")
+    assert 0 <= found.urgent.probability <= 1
