@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         RenderError,
         TrainingError,
     )
-    from .models import ScriptedLM
+    from .models import ScriptedLM, choice_probabilities
     from .optimizers import BootstrapFinetune
     from .providers import LocalLM, LocalProvider
     from .signatures import TerseAdapter
@@ -56,6 +56,7 @@ _ROOMS = {
     "TerseAdapter": "signatures",
     "TrainingConfig": "training",
     "TrainingError": "errors",
+    "choice_probabilities": "models",
     "load": "compiler",
     "save": "compiler",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "TerseAdapter",
     "TrainingConfig",
     "TrainingError",
+    "choice_probabilities",
     "load",
     "save",
 ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .async_server_engine import AsyncServerEngine as AsyncServerEngine
     from .chat import ChatTokenizer as ChatTokenizer
     from .constrained import ConstrainedLM as ConstrainedLM
+    from .decisions import choice_probabilities as choice_probabilities
     from .engine import LocalEngine as LocalEngine
     from .engine import find_engine as find_engine
     from .messages import messages_of as messages_of
@@ -37,6 +38,7 @@ _DOORS = {
     "LocalEngine": "engine",
     "ScriptedLM": "scripted",
     "ServerEngine": "server_engine",
+    "choice_probabilities": "decisions",
     "find_engine": "engine",
     "identity": "weights",
     "load_model": "weights",
@@ -53,6 +55,7 @@ __all__ = [
     "LocalEngine",
     "ScriptedLM",
     "ServerEngine",
+    "choice_probabilities",
     "find_engine",
     "identity",
     "load_model",

@@ -36,9 +36,7 @@ class Choices:
 
     def request(self, prompt: lm15.Request) -> lm15.Request:
         """The request for the probabilities of the options, behind the messages of `prompt`."""
-        config = lm15.Config(
-            probabilities="required", extensions={"metadata": {CHOICES: json.dumps(asdict(self))}}
-        )
+        config = lm15.Config(probabilities="required", extensions={"metadata": {CHOICES: json.dumps(asdict(self))}})
         return lm15.Request(model=prompt.model, messages=prompt.messages, system=prompt.system, config=config)
 
     @classmethod

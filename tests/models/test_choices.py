@@ -13,7 +13,6 @@ from dspy.adapters.types.decision import Choice, Noul, Score
 import dspyc
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine, load_model
-from dspyc.models.decisions import choice_probabilities
 from dspyc.signatures import prompt
 from tests.models import small
 
@@ -52,7 +51,7 @@ def test_probabilities_are_those_of_whole_sequences(lm, adapter):
     predictor = dspy.Predict(signature)
     predictor.lm = lm
     with dspy.context(adapter=adapter):
-        found = choice_probabilities(predictor, ticket="Where is it?")["kind"]
+        found = dspyc.choice_probabilities(predictor, ticket="Where is it?")["kind"]
     members = ["card", "card payment", "cash"]
     replies = {m: adapter.format_assistant_message_content(signature, {"kind": m}) for m in members}
     written = {m: f'"{m}"' if isinstance(adapter, dspy.JSONAdapter) else m for m in members}
@@ -79,7 +78,7 @@ def test_every_choice_is_looked_at_behind_what_stands_before_it(lm):
         )
     )
     predictor.lm = lm
-    found = choice_probabilities(predictor, q="?")
+    found = dspyc.choice_probabilities(predictor, q="?")
     assert [list(options) for options in found.values()] == [[Level.LOW, Level.HIGH], [True, False], [1, 22]]
     assert all(sum(options.values()) == pytest.approx(1) for options in found.values())
     assert lm.engine.calls == 3
@@ -88,7 +87,7 @@ def test_every_choice_is_looked_at_behind_what_stands_before_it(lm):
 def test_reasoning_is_written_first(lm):
     program = dspy.ChainOfThought("q -> label: Literal['yes', 'no'], note: str")
     program.set_lm(lm)
-    (name,) = choice_probabilities(program.predict, q="?")
+    (name,) = dspyc.choice_probabilities(program.predict, q="?")
     assert name == "label"
     assert lm.engine.calls == 2
 
@@ -98,7 +97,7 @@ def test_one_option_is_certain_and_answers_are_cached(llama):
     predictor.lm = dspyc.LocalLM(llama)
     before = predictor.lm.engine.calls
     for _ in range(2):
-        assert choice_probabilities(predictor, q="cached?") == {"a": {"only": 1.0}}
+        assert dspyc.choice_probabilities(predictor, q="cached?") == {"a": {"only": 1.0}}
     assert predictor.lm.engine.calls == before + 1
 
 
@@ -106,14 +105,14 @@ def test_what_has_no_options_or_no_local_model_is_refused(lm):
     predictor = dspy.Predict("q -> a: str")
     predictor.lm = lm
     with pytest.raises(ConfigError, match="no options"):
-        choice_probabilities(predictor, q="?")
+        dspyc.choice_probabilities(predictor, q="?")
     predictor = dspy.Predict("q -> a: bool")
     predictor.lm = dspyc.ScriptedLM(lambda *_: "True")
     with pytest.raises(ConfigError, match="does not tell"):
-        choice_probabilities(predictor, q="?")
+        dspyc.choice_probabilities(predictor, q="?")
     predictor.lm = lm
     with dspy.context(adapter=dspy.XMLAdapter()), pytest.raises(ConfigError, match="XMLAdapter"):
-        choice_probabilities(predictor, q="?")
+        dspyc.choice_probabilities(predictor, q="?")
 
 
 QUEUE = Choice[("billing", ""), ("technical", "")]
@@ -154,7 +153,7 @@ def test_a_decision_is_what_the_plain_choice_would_be(lm):
     plain = dspy.Signature({"q": (str, dspy.InputField()), "x": (Literal["p", "q"], dspy.OutputField(desc="d"))})
     found, expected = dspy.Predict(declared), dspy.Predict(plain)
     found.lm = expected.lm = lm
-    assert found(q="?").x.probabilities == pytest.approx(choice_probabilities(expected, q="?")["x"])
+    assert found(q="?").x.probabilities == pytest.approx(dspyc.choice_probabilities(expected, q="?")["x"])
 
 
 def test_beside_other_outputs_evidence_is_written_and_read(lm):
