@@ -109,7 +109,8 @@ class CascadeBatch:
         holes = [at for at in range(len(kept)) if id(self._rows[at].generation) in gone]
         for hole in holes:
             last = kept.pop()
-            self._store.move(last, hole, self._rows[last].own)
+            if self._rows[last].own:  # a row that has not begun has no slot yet
+                self._store.move(last, hole, self._rows[last].own)
             self._rows[hole] = self._rows[last]
         del self._rows[len(kept) + len(holes) :]
         self._groups.clear()

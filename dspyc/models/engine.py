@@ -76,6 +76,8 @@ class LocalEngine:
         self._served: dict[str, LocalEngine] = {}
         self._calls = 0
         self._lock = threading.Lock()
+        if self.adapter is not None:
+            weakref.finalize(self, self._loaded.forget, self.identity).atexit = False
         _register(self)
 
     @property
@@ -224,7 +226,7 @@ class LocalEngine:
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
-            seed=None if config.seed is None else config.seed + (candidate << 32),
+            seed=None if config.seed is None else config.seed + 1_000_003 * candidate,
             stop=config.stop,
             logprobs=config.logprobs,
         )

@@ -148,6 +148,7 @@ class LoadedModel:
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         if self._scheduler is not None:
             self._scheduler.fail(error)
+            self._scheduler, self._model = None, None  # whatever state they are in; the next request loads them again
         for job in jobs:
             if not job.reply.done() and job.reply.set_running_or_notify_cancel():
                 job.reply.set_exception(error)

@@ -27,6 +27,7 @@ class PaddedBatch:
         self._mask = self._next = torch.empty(0)  # (batch, time) and (batch, 1), once there is a cache
         self._pad_id = pad_id
         self._accepted = set(inspect.signature(model.forward).parameters)
+        self._cache_name = "cache_params" if "cache_params" in self._accepted else "past_key_values"
 
     def __len__(self) -> int:
         return len(self._rows) - len(self._over)
@@ -43,7 +44,7 @@ class PaddedBatch:
             self._over.clear()
         elif len(kept) <= len(self._rows) // 2 and self._cache is not None:
             chosen = torch.tensor(kept, device=self._mask.device)
-            self._cache.batch_select_indices(chosen)
+            self._cache.reorder_cache(chosen)
             self._mask, self._next = self._mask[chosen], self._next[chosen]
             self._rows = [self._rows[at] for at in kept]
             self._over.clear()
@@ -78,12 +79,14 @@ class PaddedBatch:
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         extra: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
+        # A state-space model masks the tokens that it is given, an attention model those that it has seen, too.
+        masks_new = self._cache_name == "cache_params"
         with self._wearing([(self._rows[0].adapter, len(self._rows))]):
             output = self._model(
                 input_ids=ids,
-                attention_mask=self._mask,
-                past_key_values=self._cache,
+                attention_mask=self._mask[:, -ids.shape[1] :] if masks_new else self._mask,
                 use_cache=True,
+                **{self._cache_name: self._cache},
                 **{name: value for name, value in extra.items() if name in self._accepted},
             )
         return output.logits[:, -1].float()  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ differs in the last bits of the scores, because other rows stand in the batch, d
 seed are drawn together, by one uniform number a row.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Sampling:
         """The generator that a seed asks for; it belongs to one reply."""
         if not self.is_sampled or self.seed is None:
             return None
-        return torch.Generator().manual_seed(self.seed % 2**63)
+        # torch takes the last 32 bits of a seed only; Python takes all, and spreads them.
+        return torch.Generator().manual_seed(random.Random(self.seed).getrandbits(32))
 
 
 def choose(

@@ -65,8 +65,7 @@ class Scheduler:
     @property
     def memory(self) -> MemoryReport:
         """What is held now."""
-        tensors = {id(tensor): tensor for tensor in [*self._model.parameters(), *self._model.buffers()]}
-        weights = sum(tensor.nbytes for tensor in tensors.values())
+        weights = sum(parameter.nbytes for parameter in self._model.parameters())
         batch = sum(batch.bytes for batch in [self._mixed, *self._alone.values()])
         return MemoryReport(weights, self._adapters.bytes, self._prefixes.bytes, batch, self._plan)
 
@@ -100,12 +99,9 @@ class Scheduler:
             self._rows = MAX_ROWS
 
     def fail(self, error: BaseException) -> None:
-        """Give all requests this error and let them go."""
+        """Give all requests this error. The scheduler must not be used any more."""
         for generation in [*self._waiting, *self._generations]:
             _fail(generation.job, error)
-        self._waiting.clear()
-        for batch in self._batches:
-            batch.drop(batch.generations)
 
     @property
     def _batches(self) -> list[Batch]:

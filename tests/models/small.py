@@ -5,7 +5,19 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -45,20 +57,31 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 def llama(folder: Path, *, seed: int = 0, context: int = 2048, **changes: Any) -> Path:
     """A Llama of 2 layers of 32 in `folder`, with its tokenizer."""
     words = tokenizer()
-    settings = {
-        "vocab_size": len(words),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": context,
-        "initializer_range": 0.5,  # logits far apart, so that no near tie hides a difference
-        "bos_token_id": None,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
+    config = LlamaConfig(**{**_settings(words), "max_position_embeddings": context, **changes})
+    return _save(LlamaForCausalLM, config, words, folder, seed)
+
+
+def qwen3(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen3 of the same size: normalised queries and keys, heads of a size of their own."""
+    words = tokenizer()
+    return _save(Qwen3ForCausalLM, Qwen3Config(**_settings(words), head_dim=16), words, folder, seed)
+
+
+def mistral(folder: Path, *, window: int, seed: int = 0) -> Path:
+    """A Mistral of the same size, whose layers see so many tokens back and no more."""
+    words = tokenizer()
+    config = MistralConfig(**_settings(words), head_dim=8, sliding_window=window)
+    return _save(MistralForCausalLM, config, words, folder, seed)
+
+
+def mamba(folder: Path, *, seed: int = 0) -> Path:
+    """A Mamba: a state-space model, whose cache holds no keys and values."""
+    words = tokenizer()
+    kept = {
+        name: value for name, value in _settings(words).items() if name.endswith(("token_id", "vocab_size", "range"))
     }
-    return _save(LlamaForCausalLM, LlamaConfig(**{**settings, **changes}), words, folder, seed)
+    config = MambaConfig(**kept, hidden_size=32, num_hidden_layers=2, state_size=4)
+    return _save(MambaForCausalLM, config, words, folder, seed)
 
 
 def gpt2(folder: Path, *, seed: int = 0) -> Path:
@@ -92,6 +115,22 @@ def lora(base: Path, folder: Path, *, seed: int) -> Path:
             torch.nn.init.normal_(weight, std=0.5)
     wrapped.save_pretrained(folder)
     return folder
+
+
+def _settings(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.5,  # logits far apart, so that no near tie hides a difference
+        "bos_token_id": None,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
 
 
 def _save(kind: Any, config: Any, words: PreTrainedTokenizerFast, folder: Path, seed: int) -> Path:

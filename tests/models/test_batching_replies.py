@@ -1,0 +1,236 @@
+"""What a reply is made of in a live batch: constraints, scores, streamed text, and errors that stay with their request."""
+
+import asyncio
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from dspy import lm15
+from transformers import AutoModelForCausalLM
+
+from dspyc.errors import ModelError
+from dspyc.models import AsyncLocalEngine, LocalEngine
+from dspyc.models.generation import Job
+from dspyc.models.memory import MemoryPlan, plan
+from dspyc.models.sampling import Sampling, choose
+from dspyc.models.streaming import TextStream
+from tests.models import single, small
+
+SIZE = len(small.tokenizer())
+
+
+class Format:
+    """A `Constraint`: so many free tokens out of some, between pieces that are fixed."""
+
+    def __init__(self, *pieces: list[int] | set[int], closing: list[int] | None = None) -> None:
+        self._pieces = list(pieces)
+        self._closing = closing
+        self.finished = False
+
+    def forced(self) -> list[int]:
+        found: list[int] = []
+        while self._pieces and isinstance(self._pieces[0], list):
+            found += self._pieces.pop(0)
+        self.finished = not self._pieces
+        return found
+
+    def allowed(self) -> torch.Tensor | None:
+        mask = torch.zeros(SIZE, dtype=torch.bool)
+        mask[list(self._pieces[0])] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        if token == 99:
+            raise ModelError("99 is no token to accept")
+        self._pieces.pop(0)
+
+    def closing(self, left: int) -> list[int] | None:
+        return self._closing if self._closing is not None and left <= len(self._closing) + 1 else None
+
+
+def written(folder: Path, *jobs: Job) -> list[list[int]]:
+    """The token ids of the replies."""
+    found: list[list[int]] = [[] for _ in jobs]
+    for job, ids in zip(jobs, found, strict=True):
+        job.on_tokens = ids.extend
+    single.replies(folder, *jobs)
+    return found
+
+
+def test_what_a_format_fixes_is_read_in_one_pass_with_the_next_token(llama: Path) -> None:
+    model = single.model(llama)
+    single.replies(llama, single.greedy([5], 1))
+    passes: list[int] = []
+    hook = model._model.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    ids = written(llama, single.greedy([7, 8, 9], 40, constraint=Format([20, 21, 22], {30, 31}, [23, 24], {32}, [25])))
+    hook.remove()
+    assert ids[0][:3] == [20, 21, 22]
+    assert ids[0][3] in (30, 31)
+    assert ids[0][4:] == [23, 24, 32, 25]
+    assert passes == [6, 3]
+
+
+def test_constrained_rows_stand_beside_free_ones(llama: Path) -> None:
+    free = [single.greedy([7, 8, 9 + i], 12) for i in range(4)]
+    held = [
+        single.greedy([7, 8, 9 + i], 40, constraint=Format([20] * i, {30 + i}, [23] * 9, {35 + i})) for i in range(4)
+    ]
+    mixed = [job for pair in zip(free, held, strict=True) for job in pair]
+    ids = written(llama, *mixed)
+    assert ids[1::2] == [[20] * i + [30 + i] + [23] * 9 + [35 + i] for i in range(4)]
+    decode = single.model(llama).chat.decode
+    assert [decode(each) for each in ids[::2]] == [single.answer(llama, [7, 8, 9 + i], 12) for i in range(4)]
+
+
+def test_a_reply_that_is_fixed_from_the_start_asks_no_model(llama: Path) -> None:
+    assert written(llama, single.greedy([5, 6], 9, constraint=Format([20, 21])))[0] == [20, 21]
+
+
+def test_a_reply_that_runs_out_of_tokens_is_closed(llama: Path) -> None:
+    constraint = Format({30}, {31}, {32}, {33}, {34}, {35}, closing=[40, 41])
+    job = single.greedy([5, 6], 5, constraint=constraint)
+    assert written(llama, job)[0] == [30, 31, 40, 41]
+    assert job.reply.result().finish_reason == "length"
+
+
+def test_a_constraint_that_fails_fails_its_own_request_only(llama: Path) -> None:
+    failing = single.greedy([7, 8, 9], 10, constraint=Format({99}, {98}))
+    other = single.greedy([7, 8, 9], 10)
+    futures = single.model(llama).submit(failing, other)
+    assert isinstance(futures[0].exception(30), ModelError)
+    assert futures[1].result(30).text == single.answer(llama, [7, 8, 9], 10)
+
+
+def test_scores_are_those_of_the_model(llama: Path) -> None:
+    ids = [5, 6, 7, 8]
+    jobs = [
+        Job(ids, Sampling(6, logprobs=3)),
+        Job(ids, Sampling(6, temperature=1.5, seed=1, logprobs=0)),
+        single.greedy(ids, 6),
+    ]
+    found = [future.result(30) for future in single.model(llama).submit(*jobs)]
+    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    for reply in found[:2]:
+        tokens = [score.token for score in reply.scores]
+        with torch.no_grad():
+            expected = model(torch.tensor([ids + tokens])).logits[0].log_softmax(-1)
+        for at, score in enumerate(reply.scores):
+            assert score.logprob == pytest.approx(float(expected[len(ids) + at - 1, score.token]), abs=1e-3)
+    assert all(score.top[0] == pytest.approx((score.token, score.logprob), abs=1e-5) for score in found[0].scores)
+    assert [len(score.top) for score in found[0].scores] == [3] * 6
+    assert found[2].scores == ()
+
+
+def test_log_probabilities_reach_dspy(llama: Path) -> None:
+    import dspy
+
+    engine = LocalEngine(llama)
+    lm = dspy.LM(engine.model_string, engine=engine, cache=False, max_tokens=4)
+    answer = lm("Hello", logprobs=True, top_logprobs=2)[0]
+    content = answer["logprobs"].content
+    assert "".join(token.token for token in content) == answer["text"]
+    assert all(len(token.top_logprobs) == 2 for token in content)
+    assert all(token.logprob <= 0 and math.isfinite(token.logprob) for token in content)
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, 0.0, 3.0]).log().repeat(6000, 1)
+    expected = torch.tensor([0, 1 / 6, 2 / 6, 0, 3 / 6])
+    for generators in ([None] * 6000, [torch.Generator().manual_seed(seed) for seed in range(6000)]):
+        tokens = choose(logits.clone(), [Sampling(1, temperature=1.0)] * 6000, generators)
+        shares = torch.bincount(torch.tensor(tokens), minlength=5) / 6000
+        assert torch.allclose(shares, expected, atol=0.025)
+    for narrow in (Sampling(1, temperature=1.0, top_k=2), Sampling(1, temperature=1.0, top_p=0.6)):
+        assert set(choose(logits.clone(), [narrow] * 6000, [None] * 6000)) == {2, 4}
+
+
+def request(engine: LocalEngine, **config: object) -> lm15.Request:
+    return lm15.Request(model=engine.model_string, messages=(lm15.Message.user("Hello"),), config=lm15.Config(**config))
+
+
+def test_text_is_streamed_while_it_is_written(llama: Path) -> None:
+    engine = LocalEngine(llama)
+    asked = request(engine, max_tokens=200, temperature=1.5, seed=4)
+    events = list(engine.stream(asked))
+    assert [event.type for event in events[:2]] == ["start", "delta"]
+    assert len(events) > 20
+    whole = engine.complete(asked)
+    assert lm15.materialize_response(iter(events), asked).text == whole.text
+
+    async def collect() -> list[object]:
+        return [event async for event in AsyncLocalEngine(engine).stream(asked)]
+
+    assert lm15.materialize_response(iter(asyncio.run(collect())), asked).text == whole.text
+
+
+def test_a_stream_that_is_closed_ends_its_work(llama: Path) -> None:
+    engine = LocalEngine(llama)
+    events: Iterator[object] = engine.stream(request(engine, max_tokens=1500, temperature=2.0, seed=2))
+    for _ in range(3):
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    engine.complete(request(engine, max_tokens=2))
+    assert engine._loaded._scheduler.live == 0
+
+
+def test_a_task_that_is_cancelled_ends_its_work(llama: Path) -> None:
+    engine = LocalEngine(llama)
+    seconds = 0.05
+
+    async def give_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                AsyncLocalEngine(engine).complete(request(engine, max_tokens=1900, temperature=2.0, seed=2)), seconds
+            )
+
+    asyncio.run(give_up())
+    engine.complete(request(engine, max_tokens=2))
+    assert engine._loaded._scheduler.live == 0
+
+
+def test_streamed_text_keeps_back_what_may_not_stay() -> None:
+    decode = bytes
+    stream = TextStream(lambda ids: decode(ids).decode(errors="replace"), ["END", "stop"])
+    pieces = [stream.add([byte]) for byte in "aé ENs".encode()]
+    assert pieces == ["a", "", "é", " ", "", "", "EN"]
+    assert stream.add(b"top more") == ""
+    assert stream.finish("aé EN") == ""
+
+
+def test_memory_is_planned_and_reported(llama: Path) -> None:
+    engine = LocalEngine(llama)
+    engine.complete(request(engine, max_tokens=1))
+    report = engine.memory
+    assert report is not None
+    assert report.weights == report.plan.weights
+    assert report.batch == 0
+    assert report.plan.prefixes + report.plan.batch + report.plan.weights < report.plan.free
+    assert set(report.to_dict()) == {"weights", "adapters", "prefixes", "batch", "plan"}
+
+
+def test_a_model_that_does_not_fit_is_refused_with_figures(tmp_path: Path) -> None:
+    size = 1 << 41
+    header = b'{"w":{"dtype":"F32","shape":[%d],"data_offsets":[0,%d]}}' % (size // 4, size)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)  # a file of holes
+    with pytest.raises(
+        ModelError, match=r"takes 2048\.00 GiB of memory as torch\.float32, and cpu has [\d.]+ GiB free"
+    ):
+        plan(tmp_path, "cpu", "float32")
+
+
+def test_a_prompt_that_does_not_fit_the_planned_memory_is_refused(tmp_path: Path) -> None:
+    folder = small.llama(tmp_path / "little", seed=12)
+    single.replies(folder, single.greedy([5], 1))
+    model = single.model(folder)
+    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+    jobs = [single.greedy([5, i], 10) for i in range(20)]
+    asked = model.submit(*jobs, single.greedy(list(range(5, 105)), 10))
+    assert [future.result(30).text for future in asked[:20]] == [single.answer(folder, [5, i], 10) for i in range(20)]
+    with pytest.raises(ModelError, match=r"keys and values take .* are planned for batches"):
+        asked[20].result(30)
