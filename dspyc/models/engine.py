@@ -72,6 +72,7 @@ class LocalEngine:
         worn = f"+{self.adapter.name}" if self.adapter else ""
         self.model_string = f"local/{self.model.rstrip('/').rsplit('/', 1)[-1]}{worn}@{self.identity}"
         self.max_length = weights.context_length(self.path)
+        self._vocabulary = weights.vocabulary_size(self.path)
         self._loaded = loaded(self.path, device, dtype)
         self._served: dict[str, LocalEngine] = {}
         self._calls = 0
@@ -239,15 +240,16 @@ class LocalEngine:
         grammar = (request.config.extensions or {}).get("metadata", {}).get(GRAMMAR)
         if grammar is None:
             return None
-        return constraint_of(grammar, self.chat, max_tokens=max_tokens, size=weights.vocabulary_size(self.path))
+        return constraint_of(grammar, self.chat, max_tokens=max_tokens, size=self._vocabulary)
 
     def _choose(self, request: lm15.Request, choices: Choices) -> lm15.Response:
         """The probabilities that a request asks for."""
         ids = self.chat.prompt_ids(messages_of(request)[0])
         self._room(len(ids))
         adapter = (self.identity, self.adapter) if self.adapter else None
-        size = weights.vocabulary_size(self.path)
-        found, tokens = score(choices, ids, self.chat, size=size, submit=self._loaded.submit, adapter=adapter)
+        found, tokens = score(
+            choices, ids, self.chat, size=self._vocabulary, submit=self._loaded.submit, adapter=adapter
+        )
         with self._lock:
             self._calls += 1
         return choices.response(request, found, lm15.Usage(input_tokens=len(ids), output_tokens=tokens))
