@@ -1,0 +1,409 @@
+"""How fast does a local model answer the calls of DSPy programs, beside transformers' own ways of generating?
+
+    python benchmarks/local_inference.py --json                       # three shapes of prompts, greedy and n = 8, on the CPU
+    python benchmarks/local_inference.py --shapes cot --prompts 32 --repeats 1 --sides ours,static
+    python benchmarks/local_inference.py --save                       # also write results/local_inference.json
+
+`dspy.Evaluate` runs with 32 threads over 128 prompts of each shape (see dspy_rows.py): DSPy's own renderings for `classify` (a
+short text, one Literal), `cot` (chain of thought behind a long system message) and `demos` (the same with four demos). The
+model is a Llama shape of 10.5 M random weights with the bundled tokenizer, in float32, so every reply is as long as it may be.
+All sides are engines of the same `dspy.LM`, get the same prompts, and have to give the same greedy texts:
+
+- `ours`: `dspyc.LocalLM`, unconstrained
+- `single`: `generate`, once for each request
+- `static`: padded batches of `generate`: what the threads ask at the same time, up to 32 rows
+- `continuous`: transformers' continuous batching
+- `serve`: `transformers serve` as a child process
+
+Turns alternate (ours, the others, ours, ...), each in a fresh process. Timed is the evaluation after a first request of another
+text, which loads the weights. In the JSON, `ratios` are rows/s of ours over each side's, medians over the repeats of two
+turns beside each other; `same_text` is the share of greedy replies that equal ours (a side that pads, or multiplies in
+another order, may take the other of two tokens that score alike). `idle` is the time of one request to an idle engine over
+that of a bare `generate`, and `candidates` the time of n = 8 over n = 1 for a prompt of 500 tokens and 60 new ones.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+RESULTS = Path(__file__).parent / "results" / "local_inference.json"
+SHAPES = ("classify", "cot", "demos")  # of dspy_rows, which imports too much for the process that only starts others
+SIDES = ("ours", "single", "static", "continuous", "serve")
+MODES: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "n": 8}}
+THREADS, STATIC_ROWS, NEW_TOKENS = 32, 32, 48
+GATHER = 0.01  # seconds without a new request after which a static batch starts
+LONG_PROMPT, LONG_REPLY = 500, 60  # tokens, of what `candidates` times
+IDLE_TURNS = 15
+
+# ------------------------------------------------------------------------------------------- turns: a process each
+
+
+def prepare(turn: dict[str, Any]) -> dict[str, Any]:
+    """Write the model and the prompts; say how long these are."""
+    import torch
+    from dspy_rows import render
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from dspyc.models import ChatTokenizer
+    from dspyc.models.weights import load_tokenizer
+
+    torch.manual_seed(0)
+    # The vocabulary is larger than the tokenizer's, so that the output projection has a usual size.
+    layers = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
+    ids = {"vocab_size": 16_384, "bos_token_id": None, "eos_token_id": 3, "pad_token_id": 0}
+    config = LlamaConfig(**layers, **ids, max_position_embeddings=4096, tie_word_embeddings=True)  # type: ignore[arg-type]
+    AutoModelForCausalLM.from_config(config).save_pretrained(turn["model"])
+    tokenizer = load_tokenizer("dspyc/tiny")
+    tokenizer.save_pretrained(turn["model"])
+    chat, shapes = ChatTokenizer(tokenizer), {}
+    for shape in turn["shapes"]:
+        prompts = [row["messages"][:-1] for row in render(shape, turn["prompts"])]
+        Path(turn["folder"], f"{shape}.json").write_text(json.dumps(prompts))
+        ids_of = [chat.prompt_ids(messages) for messages in prompts]
+        same = next((at for at, column in enumerate(zip(*ids_of, strict=False)) if len(set(column)) > 1), None)
+        mean = sum(map(len, ids_of)) / len(ids_of)
+        shapes[shape] = {"prompt_tokens": round(mean, 1), "prefix_of_all_prompts": same}
+    return {"shapes": shapes}
+
+
+def evaluate(turn: dict[str, Any]) -> dict[str, Any]:
+    """Rows/s of one side, and the texts of its replies."""
+    import dspy
+
+    prompts = json.loads(Path(turn["prompts_file"]).read_text())
+    lm = lm_of(turn["side"], turn["model"])
+    texts: dict[int, list[str]] = {}
+
+    class Ask(dspy.Module):  # type: ignore[misc]
+        def forward(self, number: int) -> Any:
+            texts[number] = lm(messages=prompts[number], max_tokens=NEW_TOKENS, **turn["mode"])
+            return dspy.Prediction(answer=texts[number])
+
+    lm(messages=[{"role": "user", "content": "Hello"}], max_tokens=4)
+    rows = [dspy.Example(number=number).with_inputs("number") for number in range(len(prompts))]
+    run = dspy.Evaluate(devset=rows, metric=lambda *_: 1.0, num_threads=turn["threads"], display_progress=False)
+    start = time.monotonic()
+    score = run(Ask()).score
+    seconds = time.monotonic() - start
+    lm.engine.close()
+    if score != 100.0:
+        raise RuntimeError(f"{turn['side']} answered {score} % of the prompts")
+    return {"rows_per_s": len(rows) / seconds, "texts": [texts[number] for number in range(len(rows))]}
+
+
+def idle(turn: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one short request to an idle engine, and of a bare `generate` of the same prompt."""
+    lm, bare = lm_of("ours", turn["model"]), Generate(turn["model"])
+    messages = [{"role": "user", "content": "Where is my parcel? " * 5}]
+    ids = bare.chat.prompt_ids(messages)
+    found: dict[str, list[float]] = {"ours": [], "generate": []}
+    for _ in range(IDLE_TURNS + 2):
+        for side, ask in (
+            ("ours", lambda: lm(messages=messages, max_tokens=NEW_TOKENS)),
+            ("generate", lambda: bare.generate([ids], NEW_TOKENS, 0.0)),
+        ):
+            time.sleep(0.02)
+            start = time.monotonic()
+            ask()
+            found[side].append(time.monotonic() - start)
+    return {side: statistics.median(seconds[2:]) for side, seconds in found.items()}
+
+
+def candidates(turn: dict[str, Any]) -> dict[str, Any]:
+    """Seconds to the last token of one and of eight candidates of a long prompt that no request shared before."""
+    lm = lm_of("ours", turn["model"])
+    words = Generate(turn["model"]).chat
+    found: dict[int, list[float]] = {1: [], 8: []}
+    for number in range(2 * 6):
+        text = f"{number} " + "word " * LONG_PROMPT
+        while len(words.prompt_ids([{"role": "user", "content": text}])) > LONG_PROMPT:
+            text = text[:-5]
+        n = (1, 8)[number % 2]
+        start = time.monotonic()
+        lm(messages=[{"role": "user", "content": text}], max_tokens=LONG_REPLY, n=n, temperature=1.0)
+        found[n].append(time.monotonic() - start)
+    return {f"n={n}": statistics.median(seconds[1:]) for n, seconds in found.items()}
+
+
+TURNS = {turn.__name__: turn for turn in (prepare, evaluate, idle, candidates)}
+
+# ------------------------------------------------------------------------------------------- sides, as engines of a dspy.LM
+
+
+def lm_of(side: str, model: str) -> Any:
+    import dspy
+
+    import dspyc
+
+    local = {"device": "cpu", "dtype": "float32", "cache": False}
+    if side == "ours":
+        return dspyc.LocalLM(model, constrained=False, **local)  # type: ignore[arg-type]
+    if side == "serve":
+        return dspyc.LocalLM(model, server="transformers", constrained=False, **local)  # type: ignore[arg-type]
+    engine = {"single": Single, "static": Static, "continuous": Continuous}[side](model)
+    return dspy.LM(f"{side}/model", engine=engine, cache=False)
+
+
+class Generate:
+    """A model and its tokenizer behind DSPy's engine contract; `answer` gives the new ids of one prompt."""
+
+    supported_params = frozenset({"temperature", "max_tokens", "n"})
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        from dspyc.models import ChatTokenizer
+        from dspyc.models.weights import load_tokenizer
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+        self.chat = ChatTokenizer(load_tokenizer(model))
+
+    def complete(self, request: Any) -> Any:
+        from dspy import lm15
+
+        from dspyc.models import messages_of
+
+        messages, _ = messages_of(request)
+        ids = self.chat.prompt_ids(messages)
+        new = self.answer(ids, request.config.max_tokens or NEW_TOKENS, request.config.temperature or 0.0)
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            message=lm15.Message.assistant(self.chat.decode(new)),
+            finish_reason="length",
+            usage=lm15.Usage(input_tokens=len(ids), output_tokens=len(new)),
+        )
+
+    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
+        raise NotImplementedError
+
+    def generate(self, prompts: Sequence[list[int]], most: int, temperature: float) -> list[list[int]]:
+        """New ids for each prompt, by one call of `generate` over the padded prompts."""
+        import torch
+
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        with torch.inference_mode():
+            found = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, **how)
+        return [row[width:].tolist() for row in found]
+
+    def close(self) -> None:
+        pass
+
+
+class Single(Generate):
+    """`generate` for each request, one after another."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._lock = threading.Lock()
+
+    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
+        with self._lock:
+            return self.generate([ids], most, temperature)[0]
+
+
+class Static(Generate):
+    """Padded batches of `generate`: whoever asks while one runs is in the next."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
+        found: Future[list[int]] = Future()
+        self._asked.put((ids, most, temperature, found))
+        return found.result()
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._asked.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < STATIC_ROWS:
+                    batch.append(self._asked.get(timeout=GATHER))
+            _, most, temperature, _ = batch[0]
+            for row, new in zip(batch, self.generate([row[0] for row in batch], most, temperature), strict=True):
+                row[3].set_result(new)
+
+
+class Continuous(Generate):
+    """transformers' continuous batching; a thread hands out its results."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._managers: dict[float, Any] = {}
+        self._waiting: dict[str, Future[list[int]]] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
+        found: Future[list[int]] = Future()
+        with self._lock:
+            manager = self._manager(temperature)
+            name = f"request {len(self._waiting)}"
+            self._waiting[name] = found
+            manager.add_request(ids, request_id=name, max_new_tokens=most)
+        return found.result()
+
+    def _manager(self, temperature: float) -> Any:
+        if temperature not in self._managers:
+            from transformers import GenerationConfig
+
+            how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            config = GenerationConfig(max_new_tokens=NEW_TOKENS, eos_token_id=3, pad_token_id=0, **how)
+            self._managers[temperature] = manager = self.model.init_continuous_batching(generation_config=config)
+            manager.start()
+            threading.Thread(target=self._hand_out, args=(manager,), daemon=True).start()
+        return self._managers[temperature]
+
+    def _hand_out(self, manager: Any) -> None:
+        while True:
+            result = manager.get_result(timeout=0.2)
+            if result is not None and result.is_finished():
+                self._waiting[result.request_id].set_result(list(result.generated_tokens))
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.stop(block=False)
+
+
+# ---------------------------------------------------------------------------------------------------- the comparison
+
+
+class TurnError(Exception):
+    """A turn's process ended with an error."""
+
+
+class Bench:
+    """Starts the turns of one benchmark and puts their figures together."""
+
+    def __init__(self, args: argparse.Namespace, folder: str) -> None:
+        self.args, self.quiet = args, args.json
+        self.common = {"folder": folder, "model": f"{folder}/model"}
+        self.prepared = self.run("prepare", shapes=args.shapes, prompts=args.prompts)["shapes"]
+
+    def run(self, name: str, **facts: Any) -> dict[str, Any]:
+        turn = json.dumps({"turn": name, **self.common, **facts})
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, __file__, "--turn", turn]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise TurnError(f"{turn} failed:\n{done.stderr[-4000:]}")
+        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+    def compare(self, shape: str, mode: str) -> dict[str, Any]:
+        """Rows/s of every side, in turns."""
+        where = {"prompts_file": f"{self.common['folder']}/{shape}.json", "threads": self.args.threads}
+        turns: dict[str, list[dict[str, Any]]] = {side: [] for side in self.args.sides}
+        failed: dict[str, str] = {}
+        for _ in range(self.args.repeats):
+            for side in self.args.sides:
+                if side in failed:
+                    continue
+                try:
+                    found = self.run("evaluate", side=side, mode=MODES[mode], **where)
+                except TurnError as error:
+                    if side == "ours":
+                        raise
+                    failed[side] = str(error).splitlines()[-1]
+                    self.say(f"{shape:9}{mode:8}{side:11} cannot be had here: {failed[side]}")
+                    continue
+                turns[side].append(found)
+                self.say(f"{shape:9}{mode:8}{side:11}{found['rows_per_s']:8.2f} rows/s")
+        return {**self.summary(turns, mode), "failed": failed}
+
+    @staticmethod
+    def summary(turns: dict[str, list[dict[str, Any]]], mode: str) -> dict[str, Any]:
+        ours = turns["ours"]
+        rates = {side: round(statistics.median(t["rows_per_s"] for t in own), 3) for side, own in turns.items() if own}
+        ratios, same = {}, {}
+        for side, own in turns.items():
+            if side == "ours" or not own:
+                continue
+            pairs = list(zip(ours, own, strict=False))
+            ratios[side] = round(statistics.median(our["rows_per_s"] / their["rows_per_s"] for our, their in pairs), 2)
+            texts = [our == their for our, their in zip(ours[0]["texts"], own[0]["texts"], strict=True)]
+            same[side] = round(sum(texts) / len(texts), 4)
+        return {"rows_per_s": rates, "ratios": ratios, **({"same_text": same} if mode == "greedy" else {})}
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"shapes": {}}
+        for shape in self.args.shapes:
+            modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
+            found["shapes"][shape] = {**self.prepared[shape], **modes}
+        seconds = self.run("idle")
+        found["idle"] = {**seconds, "ratio": round(seconds["ours"] / seconds["generate"], 3)}
+        seconds = self.run("candidates")
+        found["candidates"] = {**seconds, "ratio": round(seconds["n=8"] / seconds["n=1"], 3)}
+        settings = {"prompts": self.args.prompts, "threads": self.args.threads, "new_tokens": NEW_TOKENS}
+        return {**found, **settings, "repeats": self.args.repeats, "machine": machine()}
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr if self.quiet else sys.stdout, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    def some_of(*allowed: str) -> Any:
+        def read(text: str) -> list[str]:
+            if unknown := set(text.split(",")) - set(allowed):
+                raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(allowed)}")
+            return text.split(",")
+
+        return read
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", type=some_of(*SHAPES), default=list(SHAPES), help=",".join(SHAPES))
+    parser.add_argument("--modes", type=some_of(*MODES), default=list(MODES), help=",".join(MODES))
+    parser.add_argument("--sides", type=some_of(*SIDES), default=list(SIDES), help=",".join(SIDES))
+    parser.add_argument("--prompts", type=int, default=128, help="of each shape")
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
+    parser.add_argument("--json", action="store_true", help="nothing on stdout but the JSON line")
+    parser.add_argument(
+        "--save", type=Path, nargs="?", const=RESULTS, help=f"also write it; by itself to {RESULTS.name}"
+    )
+    parser.add_argument("--turn", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if "ours" not in args.sides:
+        parser.error("--sides leaves out `ours`, which the others are compared with")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    if args.turn:
+        turn = json.loads(args.turn)
+        print(json.dumps(TURNS[turn.pop("turn")](turn)))
+        return
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        sys.exit(f"{' and '.join(missing)} cannot be imported: pip install 'dspyc[local]'")
+    with tempfile.TemporaryDirectory(prefix="local-inference-") as folder:
+        try:
+            result = Bench(args, folder).result()
+        except TurnError as error:
+            sys.exit(str(error))
+    if args.save is not None:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        args.save.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
