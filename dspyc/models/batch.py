@@ -178,7 +178,7 @@ class CascadeBatch:
             span = Span(0, 0, count, done, base, shared, self._device)
             places = list(range(start, start + count))
             none = torch.empty(0, dtype=torch.long, device=self._device)
-            step = Step(1, none, none, 0, None, [], [span], store)
+            step = Step(1, none, none, None, 0, None, [], [span], store)
             self._read(list(ids[start : start + count]), places, step, [count - 1], [(adapter, count)])
             done += count
         layers = []
@@ -210,7 +210,8 @@ class CascadeBatch:
             if len(self._groups) > 8:
                 self._groups.clear()
             self._groups[key] = self._grouped(single)
-        return Step(slots, rows, where, width, mask, self._groups.get(key, []), spans, self._store)
+        everywhere = columns[0] if len(single) == slots and len(set(columns)) == 1 else None
+        return Step(slots, rows, where, everywhere, width, mask, self._groups.get(key, []), spans, self._store)
 
     def _grouped(self, single: list[int]) -> list[Group]:
         """The single rows by the prefix that they stand behind; with one prefix, all slots are its group."""

@@ -82,15 +82,23 @@ class Step:
     slots: int
     single: torch.Tensor  # slots, (rows,)
     columns: torch.Tensor  # where their tokens go in their slots, (rows,)
+    column: int | None  # the same, where it is one place for all slots
     width: int  # columns that are looked at
     own_mask: torch.Tensor | None  # (slots, 1, width), added to scores
     groups: list[Group]
     spans: list[Span]
     store: "Store"
 
-    @property
-    def all_single(self) -> bool:
-        return len(self.single) == self.slots
+    def __post_init__(self) -> None:
+        self.all_single = len(self.single) == self.slots
+        self.behind = [] if all(group.prefix is None for group in self.groups) else self.groups
+
+    def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
+        """Write what the single rows add, (rows, key heads, size), into their slots."""
+        if self.column is not None:
+            store[: self.slots, :, self.column] = new
+        else:
+            store[self.single, :, self.columns] = new
 
 
 class Store:
@@ -185,13 +193,17 @@ def attend(
     layer = step.store.layer(module.layer_idx, key, value)
     index = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, size)
-    found = queries.new_empty(*queries.shape[:2], value.shape[-1])
     rows = len(step.single)
+    queries = query[0].transpose(0, 1)  # (tokens, heads, size)
     if rows:
-        layer.keys[step.single, :, step.columns] = keys[:rows]
-        layer.values[step.single, :, step.columns] = values[:rows]
-        found[:rows] = _singles(step, layer, index, queries[:rows] * scale, key.shape[1])
+        step.put(layer.keys, key[0, :, :rows].transpose(0, 1))
+        step.put(layer.values, value[0, :, :rows].transpose(0, 1))
+        attended = _singles(step, layer, index, queries[:rows] * scale, key.shape[1])
+        if not step.spans:
+            return attended[None], None
+    found = queries.new_empty(*queries.shape[:2], value.shape[-1])
+    if rows:
+        found[:rows] = attended
     for span in step.spans:
         here, there = slice(span.offset, span.offset + span.length), slice(span.start, span.start + span.length)
         layer.keys[span.slot, :, there] = key[0, :, here]
@@ -213,7 +225,7 @@ def _singles(step: Step, layer: Layer, index: int, queries: torch.Tensor, heads:
     scores = torch.matmul(queries, own_keys.transpose(-1, -2))
     if step.own_mask is not None:
         scores += step.own_mask[:, None]
-    shared = [] if all(group.prefix is None for group in step.groups) else step.groups
+    shared = step.behind
     if not shared:
         weights = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
         found = torch.matmul(weights, own_values)
