@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dspyc"
 ORDER = (
     "errors",
+    "locks",
     "progress",
     "signatures",
     "models",

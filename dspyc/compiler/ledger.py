@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LedgerError
+from ..locks import FolderLock
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -122,20 +123,14 @@ class Ledger:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _bar_others(self) -> sqlite3.Connection:
-        """An exclusive transaction held for life: the system releases it when the process ends, however it ends."""
-        door = sqlite3.connect(self.run_dir / "lock.sqlite", timeout=0, check_same_thread=False, isolation_level=None)
+    def _bar_others(self) -> FolderLock:
         try:
-            door.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            door.close()
-            if "locked" not in str(error):
-                raise
+            return FolderLock(self.run_dir)
+        except BlockingIOError as error:
             raise LedgerError(
                 f"Another compile is using run folder {self.run_dir}.",
                 hint="Wait for it to end, or pass another `run_dir`.",
             ) from error
-        return door
 
     def _write(self, statement: str, *values: Any) -> None:
         with self._guard("write"):

@@ -16,6 +16,7 @@ from transformers import TrainerState, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
+from ..locks import FolderLock
 from ..models.chat import ChatTokenizer
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
@@ -121,14 +122,15 @@ class _Run:
             )
         key = self._key(rows, validation)
         processes.join(cpu=self.device.type == "cpu")
-        if processes.is_main():
-            with guarded("start training", self.folder):
-                self._claim(key)
-        processes.wait()
-        done = self._finished()
-        processes.wait()  # all have read the same
-        if done is not None:
-            return done
+        with self._claimed(key):
+            processes.wait()
+            done = self._finished()
+            processes.wait()  # all have read the same
+            return done or self._encode_and_train(rows, validation)
+
+    def _encode_and_train(
+        self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
+    ) -> TrainingResult:
         tokenizer = load_tokenizer(self.base)
         chat, limit = ChatTokenizer(tokenizer), row_limit(self.base, tokenizer, self.config.max_length)
         encoded, report = encode_rows(rows, chat, limit)
@@ -153,6 +155,27 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
         }
 
+    @contextmanager
+    def _claimed(self, key: dict[str, Any]) -> Iterator[None]:
+        """Let nobody else train in the folder meanwhile. Raises ConfigError where it is another run's, or somebody does."""
+        if not processes.is_main():
+            yield
+            return
+        with guarded("start training", self.folder):
+            self._claim(key)
+            try:
+                lock = FolderLock(self.folder)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"Another training is going on in {self.folder}.",
+                    hint="Wait for it to end, or use another output_dir.",
+                ) from error
+        with lock:
+            with guarded("start training", self.folder):
+                for folder in (self.folder, self.store.folder):
+                    clear_unfinished(folder)
+            yield
+
     def _claim(self, key: dict[str, Any]) -> None:
         """Make the folder this run's, or raise ConfigError where it is another's."""
         path = self.folder / "key.json"
@@ -173,8 +196,6 @@ class _Run:
                 hint="Use another output_dir, or remove this one.",
             )
         self.store.folder.mkdir(exist_ok=True)
-        for folder in (self.folder, self.store.folder):
-            clear_unfinished(folder)
 
     def _finished(self) -> TrainingResult | None:
         """The result of this very run, if it ended and its weights are as they were written."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dspyc.errors import TrainingError
+from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, train
 from dspyc.training.events import read_events
 
@@ -171,3 +171,20 @@ t.run(sys.argv[1], Path({str(closed)!r}), "lora")
     assert "TrainingError: Cannot start training in" in done.stderr
     assert "Permission denied" in done.stderr
     assert list(closed.iterdir()) == []
+
+
+def test_two_runs_never_write_into_one_folder(base: Path, tmp_path: Path) -> None:
+    def start(*callbacks: Callback) -> None:
+        config = TrainingConfig(method="lora", max_steps=2)
+        train(str(base), small.rows(8), config=config, output_dir=tmp_path, callbacks=callbacks, device="cpu")
+
+    class Again(Callback):
+        def on_start(self, report: dict[str, Any]) -> None:
+            with pytest.raises(ConfigError, match=r"Another training is going on in .*use another output_dir"):
+                start()
+            seen.append(report)
+
+    seen: list[dict[str, Any]] = []
+    start(Again())
+    assert len(seen) == 1
+    start()  # the folder is free again

@@ -1,0 +1,37 @@
+"""One process at a time in a folder."""
+
+import sqlite3
+from pathlib import Path
+
+
+class FolderLock:
+    """Held until it is closed or its process ends, however it ends: it is an open transaction of a database in the folder.
+
+    Raises:
+        BlockingIOError: It is held already, by another process or by this one.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._door = sqlite3.connect(
+                folder / "lock.sqlite", timeout=0, check_same_thread=False, isolation_level=None
+            )
+        except sqlite3.OperationalError as error:
+            raise OSError(str(error)) from error
+        try:
+            self._door.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            self._door.close()
+            if "locked" in str(error):
+                raise BlockingIOError(f"{folder} is in use") from error
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._door.close()
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
