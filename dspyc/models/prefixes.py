@@ -13,7 +13,8 @@ import numpy as np
 
 from .cascade import Prefix
 
-_SHARED = 32  # tokens that a prefix of several prompts has to save each of them
+_SAVED = 256  # tokens that a prefix of several prompts has to save in all, since every prefix makes a step slower
+_SHARED = 32  # and for each of them
 _COPIED = 8  # and at least one for so many that are copied from another prefix
 _LONG = 128  # tokens of one prompt that become a prefix, if there are half as many as those of the prefix before them
 
@@ -66,9 +67,13 @@ class PrefixCache:
 
 
 def shared_length(ids: np.ndarray, others: Iterable[np.ndarray], matched: int) -> int:
-    """How many first tokens of a prompt are worth a prefix as `others` have them too; 0 if the `matched` ones will do."""
-    most = max((common(tokens, ids[:-1]) for tokens in others), default=0)
-    return most if most - matched >= max(_SHARED, matched // _COPIED) else 0
+    """How many first tokens of a prompt are worth a prefix as `others` have them too; 0 if the `matched` ones will do.
+
+    That is the length that saves the most tokens in all.
+    """
+    lengths = sorted((common(tokens, ids[:-1]) for tokens in others), reverse=True)
+    saved, best = max((((length - matched) * count, length) for count, length in enumerate(lengths, 1)), default=(0, 0))
+    return best if saved >= _SAVED and best - matched >= max(_SHARED, matched // _COPIED) else 0
 
 
 def long_length(ids: np.ndarray, matched: int) -> int:
