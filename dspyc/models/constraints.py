@@ -32,6 +32,8 @@ from .chat import THOUGHT_END, ChatTokenizer
 from .vocabulary import Vocabulary
 
 _KEPT = 128  # grammars of one tokenizer that stay compiled
+_REMEMBERED = 4  # tokens before a forced text that its own tokens may depend on
+_MOST_FORCED = 10_000  # forced texts of a grammar, with what stood before them, whose tokens are kept
 _LONGEST_CUT = 24  # bytes before the end of a forced text in which a token that goes beyond it may begin
 
 
@@ -87,6 +89,7 @@ class CompiledGrammar:
         self._farthest: dict[int, int] = {}
         self._closings: dict[int, list[int]] = {}
         self._cuts: dict[int, list[int]] = {}
+        self._forced: dict[tuple[int, tuple[int, ...]], tuple[list[int], int]] = {}
         self._lock = threading.RLock()
 
     def mask(self, state: int) -> torch.Tensor:
@@ -133,17 +136,39 @@ class CompiledGrammar:
             for at, (name, _) in enumerate(automaton.fields)
         ]
 
-    def cuts(self, state: int) -> list[int]:
-        """Where in the text that `state` forces a token may begin that ends beyond it, by bytes from its start.
+    def forced(self, state: int, written: list[int]) -> tuple[list[int], int]:
+        """The tokens of the text that `state` forces behind the reply so far, and the state after them.
+
+        They are those that stay whatever follows the text: where what follows may join its end, the model decides.
+        """
+        key = state, tuple(written[-_REMEMBERED:])
+        with self._lock:
+            found = self._forced.get(key)
+            if found is None:
+                if len(self._forced) >= _MOST_FORCED:
+                    self._forced.clear()
+                found = self._forced[key] = self._forced_ids(state, written)
+            return found
+
+    def _forced_ids(self, state: int, written: list[int]) -> tuple[list[int], int]:
+        text, after = self.automaton.forced(state)
+        ids = self.vocabulary.ids(text, written)
+        if self.automaton.closed(after):
+            return ids, after
+        if state not in self._cuts:
+            self._cuts[state] = self._cuts_of(text, after)
+        for at in self._cuts[state]:
+            other = self.vocabulary.ids(text[:at], written)
+            ids = ids[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))]
+        return ids, self.automaton.run(state, self.vocabulary.spelled(ids))
+
+    def _cuts_of(self, text: bytes, after: int) -> list[int]:
+        """Where in a forced text a token may begin that ends beyond it, by bytes from its start.
 
         A tokenizer may put its boundary at any of these places, as what follows decides.
         """
-        with self._lock:
-            if state not in self._cuts:
-                text, after = self.automaton.forced(state)
-                places = range(max(0, len(text) - _LONGEST_CUT), len(text))
-                self._cuts[state] = [at for at in places if self._is_cut(text[at:], after)]
-            return self._cuts[state]
+        places = range(max(0, len(text) - _LONGEST_CUT), len(text))
+        return [at for at in places if self._is_cut(text[at:], after)]
 
     def _is_cut(self, start: bytes, after: int) -> bool:
         tokens = self.vocabulary.going_on_from(start)
@@ -193,10 +218,7 @@ class GrammarConstraint:
         if not text:
             self._finished = automaton.closed(self._state)
             return []
-        ids = self._grammar.vocabulary.ids(text, self._ids)
-        if not automaton.closed(after):
-            ids = self._sure(text, ids)
-            after = automaton.run(self._state, self._grammar.vocabulary.spelled(ids))
+        ids, after = self._grammar.forced(self._state, self._ids)
         if len(ids) + len(self._grammar.closing(after)) > self._left:
             return self._closed()
         self._take(ids, after)
@@ -223,14 +245,6 @@ class GrammarConstraint:
             raise _too_short(self._grammar, left)
         # While there is a choice that fits, the model makes it: `allowed` keeps to what leaves room for the end.
         return None if self._grammar.mask_within(self._state, self._left).any() else self._closed()
-
-    def _sure(self, text: bytes, ids: list[int]) -> list[int]:
-        """The tokens of a forced text that stay whatever follows it; the model writes the others itself."""
-        words = self._grammar.vocabulary
-        for at in self._grammar.cuts(self._state):
-            other = words.ids(text[:at], self._ids)
-            ids = ids[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))]
-        return ids
 
     def _closed(self) -> list[int]:
         ids = self._grammar.closing(self._state)
