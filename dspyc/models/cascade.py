@@ -128,12 +128,6 @@ class Store:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
-    def fill(self, slot: int, at: int, keys: Sequence[Layer], start: int, stop: int) -> None:
-        """Copy tokens `start` to `stop` of a prefix's layers into a slot, from column `at` on."""
-        for layer, whole in zip(self.layers, keys, strict=True):
-            layer.keys[slot, :, at : at + stop - start] = whole.keys[:, start:stop]
-            layer.values[slot, :, at : at + stop - start] = whole.values[:, start:stop]
-
     def clear(self) -> None:
         self.layers, self.slots, self.room = [], 0, 0
 
