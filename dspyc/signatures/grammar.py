@@ -220,6 +220,8 @@ class _Lines(_Layout):
             text = e.alt(_WORD, e.json_string())
             return e.alt(*(text if member is str else self.of_type(field, member, by_alias) for member in members))
         _refuse_unwritable(annotation)
+        if annotation is Any:
+            return e.alt(_WORD, self.json.value(annotation))
         return self.of_schema(annotation, by_alias)
 
     def of_schema(self, annotation: Any, by_alias: bool) -> Expression:
