@@ -1,6 +1,7 @@
 """Every test session has its own caches, so that nothing it finds was left by another."""
 
 import os
+import signal
 import tempfile
 
 _home = tempfile.mkdtemp(prefix="dspyc-tests-")
@@ -10,3 +11,5 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Small matrices gain nothing from threads, and lose much where tests share the cores with anything else.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -297,7 +297,7 @@ class _Run:
         with bar(f"Training {Path(self.model).name}", trainer.total_steps(), show=self.show) as advance:
             trainer.advance = advance
             try:
-                with processes.left_to_main():
+                with trainer.interrupts, processes.left_to_main():
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except KeyboardInterrupt:
                 trainer.save_if_settled()

@@ -33,6 +33,7 @@ from .checkpoint import (
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
+from .interrupts import Interrupts
 from .loss import Learner
 from .probe import Forecast, forecast
 from .rows import EncodedRow
@@ -79,6 +80,7 @@ class RowTrainer(Trainer):
         self.advance = advance or (lambda *_, **__: None)
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
+        self.interrupts = Interrupts()
         self._settled: RandomState | None = None
         self._speed = _Speed()
         if autocast is torch.float16:
@@ -305,10 +307,20 @@ class RowTrainer(Trainer):
     def settle(self) -> None:
         """The step is done and noted: a checkpoint may be taken, unless an evaluation belongs to it."""
         if not self.control.should_evaluate and not float(self.state.epoch or 0.0).is_integer():
-            self._settled = RandomState.capture()
+            self.settled()
+
+    def settled(self) -> None:
+        """A checkpoint may be taken: Ctrl-C is answered."""
+        self._settled = RandomState.capture()
+        self.interrupts.release()
+
+    def unsettled(self) -> None:
+        """From here on a checkpoint would hold half a step: Ctrl-C waits."""
+        self.interrupts.hold()
+        self._settled = None
 
     def save_if_settled(self) -> None:
-        """On the way out: a checkpoint of this step, unless an update or an evaluation was under way."""
+        """On the way out: a checkpoint of this step, unless an update or an evaluation was under way (Ctrl-C twice, an error)."""
         if self._settled is not None and self.state.global_step not in self.store.steps():
             self.save(self._settled)
 
@@ -371,10 +383,10 @@ class _Timing(TrainerCallback):
         self.trainer.advance(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._settled = RandomState.capture()
+        self.trainer.settled()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._settled = None
+        self.trainer.unsettled()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, train
@@ -99,6 +101,53 @@ def test_ctrl_c_keeps_the_step_that_it_stopped_at(base: Path, uninterrupted: dic
     assert "KeyboardInterrupt" in said
     assert (out / "checkpoints" / "checkpoint-7").exists()
     assert run(str(base), out, "lora") == uninterrupted["lora"]
+
+
+class InTheMiddle:
+    """Sends this process a real Ctrl-C from within the update of one step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def __call__(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(
+    base: Path, uninterrupted: dict[str, bytes], tmp_path: Path, capfd: Any
+) -> None:
+    hook = register_optimizer_step_post_hook(InTheMiddle(7))
+    with pytest.raises(KeyboardInterrupt):
+        run(str(base), tmp_path, "lora")
+    hook.remove()
+    assert "Stopping as soon as this step is kept" in capfd.readouterr().err
+    assert (tmp_path / "checkpoints" / "checkpoint-7").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(str(base), tmp_path, "lora") == uninterrupted["lora"]
+
+
+class Evaluated(Callback):
+    """Sends this process Ctrl-C from within the evaluation of one step, so often."""
+
+    def __init__(self, step: int, times: int) -> None:
+        self.step, self.times = step, times
+
+    def on_evaluate(self, progress: Progress) -> None:
+        for _ in range(self.times if progress.step == self.step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, 10), (2, 9)])
+def test_ctrl_c_in_an_evaluation_waits_for_its_end_once(
+    base: Path, uninterrupted: dict[str, bytes], tmp_path: Path, times: int, kept: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(str(base), tmp_path, "lora", Evaluated(10, times))
+    assert max(int(p.name.split("-")[1]) for p in (tmp_path / "checkpoints").glob("checkpoint-*")) == kept
+    assert run(str(base), tmp_path, "lora") == uninterrupted["lora"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.json", "rng.safetensors", "manifest.json"])
