@@ -320,7 +320,7 @@ class RowTrainer(Trainer):
         self._settled = None
 
     def save_if_settled(self) -> None:
-        """On the way out: a checkpoint of this step, unless an update or an evaluation was under way (Ctrl-C twice, an error)."""
+        """On the way out: a checkpoint of this step, unless a second Ctrl-C cut its update or its evaluation short."""
         if self._settled is not None and self.state.global_step not in self.store.steps():
             self.save(self._settled)
 
