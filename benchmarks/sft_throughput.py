@@ -17,7 +17,7 @@ step: no imports, loading, tokenising or warm-up. Ratios are medians over the re
 measured in every precision that it multiplies natively, a GPU in bf16; what counts is the one in which trl is faster.
 
 In the JSON, `ratio` is rows/s, ours over trl's. `memory_ratio` is peak memory, ours over trl's, on the rows of `cot`: of the
-whole process with all that it imports on a CPU, of torch's allocations on a GPU. `growth_mib` is the peak less what the
+whole process with all that its side needs on a CPU, of torch's allocations on a GPU. `growth_mib` is the peak less what the
 process held when everything was imported and nothing loaded.
 """
 
@@ -164,6 +164,8 @@ def figures(ends: Sequence[float], rows: int, device: str, before: int) -> dict[
 
 
 def ours(turn: dict[str, Any]) -> dict[str, Any]:
+    # trl needs `datasets`, dspyc does not; transformers loads it, with pandas and pyarrow, wherever it is installed.
+    sys.modules["datasets"] = None  # type: ignore[assignment]
     from dspyc.training import TrainingConfig, train
 
     rows = json.loads(Path(turn["rows_file"]).read_text())
