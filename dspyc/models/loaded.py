@@ -4,6 +4,7 @@ Engines that name the same base weights, device and dtype share one `LoadedModel
 it.
 """
 
+import atexit
 import threading
 import time
 import weakref
@@ -35,6 +36,7 @@ class LoadedModel:
         self._forgotten: set[str] = set()
         self._thread: threading.Thread | None = None
         self._release = False
+        self._leaving = False
         self._model: Any = None
         self._scheduler: Scheduler | None = None
         self._together = 0  # the most requests that were answered at once since the model last had none
@@ -66,8 +68,13 @@ class LoadedModel:
         """Queue prompts that belong together; each future gives its reply, or the error that stopped it.
 
         Cancelling a future ends the work on its reply, whether it has begun or not.
+
+        Raises:
+            ModelError: The process is ending.
         """
         with self._condition:
+            if self._leaving:
+                raise ModelError(f"The process is ending, and {self.path.name} answers no more.")
             self._arrived.extend(jobs)
             self._start()
             self._condition.notify_all()
@@ -88,13 +95,22 @@ class LoadedModel:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def leave(self) -> None:
+        """End the thread after the step that it is computing; what is queued gets no answer. For the end of the process."""
+        with self._condition:
+            self._leaving = True
+            self._condition.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"dspyc {self.path.name}", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        while True:
+        while not self._leaving:
             live = self._scheduler.live if self._scheduler is not None else 0
             jobs = self._take(live)
             if not jobs and not live:
@@ -109,7 +125,7 @@ class LoadedModel:
         """The requests that came since the last step. Where none is live this waits; none at all ends the thread."""
         with self._condition:
             if not live:
-                self._condition.wait_for(lambda: self._arrived or self._release, timeout=_IDLE)
+                self._condition.wait_for(lambda: self._arrived or self._release or self._leaving, timeout=_IDLE)
                 if not self._arrived:
                     if self._release:
                         self._model, self._scheduler, self._release = None, None, False
@@ -191,6 +207,13 @@ def loaded(path: Path, device: str, dtype: str) -> LoadedModel:
         if found is None:
             found = _shared[key] = LoadedModel(path, key[0], device, dtype)
         return found
+
+
+@atexit.register
+def _leave() -> None:
+    """A thread that is within torch when Python ends aborts the whole process."""
+    for model in list(_shared.values()):
+        model.leave()
 
 
 def _configured_stops(model: Any) -> set[int]:

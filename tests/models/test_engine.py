@@ -4,6 +4,8 @@ import asyncio
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from dspyc.models.replies import reply_message
 from dspyc.signatures.terse import TerseAdapter
 from tests.models import small
 
+ROOT = Path(__file__).parent.parent.parent
 QUESTIONS = ["Hello", "How are you today?" * 3, "0123456789", "x", "yes or no, " * 20, "Hello there, how are you?"]
 
 
@@ -332,3 +335,30 @@ def test_the_bundle_moves_without_changing_its_name(llama: Path, tmp_path: Path,
     shutil.copytree(llama, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "README.md").write_text("A card.")
     assert LocalEngine(tmp_path / "elsewhere").identity == engine.identity
+
+
+ENDING = """
+import sys, threading, time
+from dspyc.models import LocalEngine
+from tests.models.test_engine import lm_of
+
+lm = lm_of(LocalEngine(sys.argv[1]), temperature=1.0)
+lm("Hello")
+begun = threading.Event()
+
+def ask():
+    while True:
+        lm("Hello")
+        begun.set()
+
+for _ in range(8):
+    threading.Thread(target=ask, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_that_ends_while_requests_are_answered_ends_in_peace(llama: Path) -> None:
+    command = [sys.executable, "-c", ENDING, str(llama)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "terminate called" not in done.stderr
