@@ -1,9 +1,8 @@
 """Runs of a program over many examples, concurrent, recorded and resumable."""
 
-import contextvars
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import dspy
@@ -14,7 +13,8 @@ from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors
 from .calls import durable
 from .ledger import Ledger
-from .trace import Subject, Trace, run_example
+from .pool import Pool
+from .trace import Subject, Trace
 
 
 def observe(
@@ -56,24 +56,19 @@ def bootstrap(
         BootstrapError: `max_errors` examples failed; what was paid for stays in the ledger.
         LedgerError: The ledger cannot be written.
     """
-    keys = example_keys(examples)
-    pending = [
-        (example, Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, i, key.split("#")[0]))
-        for i, (example, key) in enumerate(zip(examples, keys, strict=True))
-    ]
+    pending = enumerate(zip(examples, example_keys(examples), strict=True))
     done: list[Trace] = []
     errors: list[Trace] = []
     with (
-        bar(f"{subject.role}: running {len(pending)} examples", len(pending), show=show_progress) as advance,
-        ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="dspyc") as pool,
+        bar(f"{subject.role}: running {len(examples)} examples", len(examples), show=show_progress) as advance,
+        Pool(ledger, metric=metric, num_threads=num_threads) as pool,
     ):
-        queue = iter(pending)
         running: set[Future[Trace]] = set()
 
         def start_next() -> None:
-            if (item := next(queue, None)) is not None:
-                context = contextvars.copy_context()  # DSPy's settings live in the context
-                running.add(pool.submit(context.run, run_example, subject, item[0], item[1], metric, ledger))
+            if (item := next(pending, None)) is not None:
+                index, (example, key) = item
+                running.add(pool.submit(subject, example, key, index))
 
         for _ in range(num_threads):
             start_next()
