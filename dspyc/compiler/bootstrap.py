@@ -24,10 +24,12 @@ def observe(
     identity: str,
     lm: dspy.BaseLM | None = None,
     adapter: dspy.Adapter | None = None,
+    traced: bool = True,
 ) -> Subject:
     """A copy of `program` whose language models remember their calls; the program itself is not changed.
 
     `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
+    `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does.
     """
     copied = copy_program(program)
     memory: dict[int, dspy.BaseLM] = {}
@@ -35,7 +37,7 @@ def observe(
         if predictor.lm is not None:
             predictor.lm = memory.setdefault(id(predictor.lm), durable(predictor.lm))
     shared = lm if lm is not None else dspy.settings.lm
-    return Subject(copied, role, identity, durable(shared) if shared is not None else None, adapter)
+    return Subject(copied, role, identity, durable(shared) if shared is not None else None, adapter, traced)
 
 
 def bootstrap(

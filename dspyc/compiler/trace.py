@@ -81,6 +81,7 @@ class Subject:
     fingerprint: str
     lm: dspy.BaseLM | None = None  # for predictors that have none of their own
     adapter: dspy.Adapter | None = None
+    traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
 
 
 def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, ledger: Ledger) -> Trace:
@@ -102,7 +103,7 @@ def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: M
         settings["adapter"] = subject.adapter
     started = time.monotonic()
     with dspy.context(**settings):
-        _run_and_score(subject.program, example, trace, metric)
+        _run_and_score(subject, example, trace, metric)
     trace.seconds = time.monotonic() - started
     if ledger.failure:
         raise ledger.failure
@@ -110,16 +111,17 @@ def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: M
     return trace
 
 
-def _run_and_score(program: dspy.Module, example: dspy.Example, trace: Trace, metric: Metric | None) -> None:
+def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None) -> None:
     try:
-        trace.prediction = program(**example.inputs())
+        trace.prediction = subject.program(**example.inputs())
     except Exception as error:  # a bad example is an event, not the end
         trace.error, trace.blame = _describe(error), "program"
         return
     if metric is None:
         return
     try:
-        trace.score = call_metric(metric, example, trace.prediction, list(dspy.settings.trace or []))
+        taken = list(dspy.settings.trace or []) if subject.traced else None
+        trace.score = call_metric(metric, example, trace.prediction, taken)
     except Exception as error:
         trace.error, trace.blame = _describe(error), "metric"
 

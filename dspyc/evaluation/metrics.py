@@ -12,8 +12,8 @@ from ..errors import ConfigError
 Metric = Callable[..., Any]
 
 
-def call_metric(metric: Metric, example: dspy.Example, prediction: Any, trace: list[Any]) -> float:
-    """The metric's score of one run; it is given the run's DSPy trace when it takes a third argument.
+def call_metric(metric: Metric, example: dspy.Example, prediction: Any, trace: list[Any] | None) -> float:
+    """The metric's score of one run; it is given the run's DSPy trace, or None, when it takes a third argument.
 
     Raises:
         ConfigError: The metric answered with something that is no score.

@@ -262,7 +262,7 @@ class _Sitting:
         traces: list[Trace] = []
         for one in teachers:
             traces += self._observe(
-                one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors
+                one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors, traced=True
             )
         return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
 
@@ -281,10 +281,17 @@ class _Sitting:
         return self._observe(program, role, program_fingerprint(program), examples, None) if examples else []
 
     def _observe(
-        self, program: dspy.Module, role: str, identity: str, examples: list[dspy.Example], max_errors: int | None
+        self,
+        program: dspy.Module,
+        role: str,
+        identity: str,
+        examples: list[dspy.Example],
+        max_errors: int | None,
+        *,
+        traced: bool = False,
     ) -> list[Trace]:
         traces = bootstrap(
-            observe(program, role, identity=identity),
+            observe(program, role, identity=identity, traced=traced),
             examples,
             metric=self.options.metric,
             ledger=self.ledger,
