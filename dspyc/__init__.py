@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .models import ScriptedLM, choice_probabilities
-    from .optimizers import BootstrapFinetune
+    from .optimizers import BootstrapFewShot, BootstrapFinetune, LabeledFewShot
     from .providers import LocalLM, LocalProvider
     from .signatures import TerseAdapter
     from .training import TrainingConfig
@@ -40,11 +40,13 @@ __version__ = "0.1.0"
 _ROOMS = {
     "ArtifactError": "errors",
     "BootstrapError": "errors",
+    "BootstrapFewShot": "optimizers",
     "BootstrapFinetune": "optimizers",
     "CompileReport": "compiler",
     "ConfigError": "errors",
     "DataError": "errors",
     "DspycError": "errors",
+    "LabeledFewShot": "optimizers",
     "LedgerError": "errors",
     "LocalLM": "providers",
     "LocalProvider": "providers",
@@ -64,11 +66,13 @@ _ROOMS = {
 __all__ = [
     "ArtifactError",
     "BootstrapError",
+    "BootstrapFewShot",
     "BootstrapFinetune",
     "CompileReport",
     "ConfigError",
     "DataError",
     "DspycError",
+    "LabeledFewShot",
     "LedgerError",
     "LocalLM",
     "LocalProvider",

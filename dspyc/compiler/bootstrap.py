@@ -87,12 +87,12 @@ def bootstrap(
                     continue
                 start_next()
     if max_errors is not None and len(errors) >= max_errors:
-        raise _too_many(errors, len(done), max_errors, subject.role)
+        raise too_many(errors, len(done), max_errors, subject.role)
     return sorted(done, key=lambda trace: trace.index)
 
 
-def check_examples(examples: Any, name: str, *, allow_empty: bool = False) -> list[dspy.Example]:
-    """The examples as a list, each with its inputs named.
+def check_examples(examples: Any, name: str, *, allow_empty: bool = False, inputs: bool = True) -> list[dspy.Example]:
+    """The examples as a list, each with its inputs named unless `inputs=False`.
 
     Raises:
         DataError: Nothing, or something other than examples with inputs, arrived.
@@ -109,7 +109,7 @@ def check_examples(examples: Any, name: str, *, allow_empty: bool = False) -> li
                 hint="Write dspy.Example(**row).with_inputs('question').",
             )
         try:
-            empty = not example.inputs().keys()
+            empty = inputs and not example.inputs().keys()
         except ValueError:
             empty = True
         if empty:
@@ -155,7 +155,8 @@ def _stable(value: Any) -> Any:
     return f"{type(value).__qualname__}:{value!s}"
 
 
-def _too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:
+def too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:
+    """What to raise once `errors` of `finished` examples stop a bootstrap."""
     kinds = Counter(f"{trace.blame} raised {trace.error}" for trace in errors)
     shown = "; ".join(f"{count} × {text[:300]}" for text, count in kinds.most_common(3))
     return BootstrapError(

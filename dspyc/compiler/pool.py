@@ -1,6 +1,7 @@
 """Runs of examples that go on at once, each recorded before it counts."""
 
 import contextvars
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import dspy
@@ -21,18 +22,33 @@ class Pool:
     """
 
     def __init__(self, ledger: Ledger, *, metric: Metric | None, num_threads: int) -> None:
-        self.num_threads = num_threads
-        self._ledger, self._metric = ledger, metric
+        self.ledger, self.num_threads = ledger, num_threads
+        self._metric = metric
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="dspyc")
+        self._going: dict[str, Future[Trace]] = {}
+        self._lock = threading.Lock()
 
     def submit(self, subject: Subject, example: dspy.Example, key: str, index: int = 0) -> "Future[Trace]":
         """The run of `subject` on `example`, whose key is one of `example_keys`; a run that was recorded makes no call.
 
+        A run that is going on is not begun twice: whoever submits it gets the same future, which any of them may cancel.
         What goes wrong with the example is in the trace. The future raises LedgerError where nothing can be recorded.
         """
         trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, key.split("#")[0])
         context = contextvars.copy_context()  # DSPy's settings live in the context
-        return self._threads.submit(context.run, run_example, subject, example, trace, self._metric, self._ledger)
+        with self._lock:
+            going = self._going.get(trace.id)
+            if going is not None and not going.cancelled():
+                return going
+            run = self._threads.submit(context.run, run_example, subject, example, trace, self._metric, self.ledger)
+            self._going[trace.id] = run
+        run.add_done_callback(lambda _: self._forget(trace.id, run))
+        return run
+
+    def _forget(self, trace: str, run: "Future[Trace]") -> None:
+        with self._lock:
+            if self._going.get(trace) is run:
+                del self._going[trace]
 
     def __enter__(self) -> "Pool":
         return self

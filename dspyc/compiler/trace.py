@@ -7,6 +7,7 @@ threads or not at all. Steps come from DSPy's module callbacks; the calls inside
 import copy
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ class Trace:
 
     `score` is None without a metric or after an error. `error` names the exception; `blame` says whether the program
     or the metric raised it. `example` identifies the example by content, so that its rows stay together.
+    `taken` is DSPy's own trace.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Trace:
     index: int
     example: str
     steps: list[Step] = field(default_factory=list)
+    taken: "Taken" = field(default_factory=lambda: Taken())
     prediction: Any = None
     score: float | None = None
     error: str | None = None
@@ -68,8 +71,36 @@ class Trace:
             }
             for step in self.steps
         ]
-        facts = {k: v for k, v in vars(self).items() if k not in ("steps", "prediction")}
+        facts = {k: v for k, v in vars(self).items() if k not in ("steps", "taken", "prediction")}
         return {**facts, "steps": steps, "prediction": _readable(self.prediction)}
+
+
+class Taken(list[tuple[Any, dict[str, Any], Any]]):
+    """DSPy's trace of a run: (predictor, inputs, outputs) of each call that succeeded.
+
+    `given` has each call's predictor by name, None where the program made it in the run, and the inputs as they were; those
+    in the list itself are the program's own objects, which it may have changed since. `names` are by `id`.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None) -> None:
+        super().__init__()
+        self.given: list[tuple[str | None, dict[str, Any]]] = []
+        self._names = names or {}
+        self._lock = threading.Lock()
+
+    def append(self, call: tuple[Any, dict[str, Any], Any]) -> None:
+        with self._lock:
+            self.given.append((self._names.get(id(call[0])), _snapshot(call[1])))
+            super().append(call)
+
+    def extend(self, calls: Iterable[tuple[Any, dict[str, Any], Any]]) -> None:
+        for call in calls:
+            self.append(call)
+
+    def pop(self, index: Any = -1) -> tuple[Any, dict[str, Any], Any]:
+        with self._lock:
+            self.given.pop(index)
+            return super().pop(index)
 
 
 @dataclass(frozen=True)
@@ -90,10 +121,12 @@ def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: M
     Raises:
         LedgerError: The record cannot be kept; nothing further may be paid for.
     """
-    recorder = _Recorder({id(p): name for name, p in predictors(subject.program).items()}, trace)
+    names = {id(p): name for name, p in predictors(subject.program).items()}
+    recorder = _Recorder(names, trace)
+    trace.taken = Taken(names)
     settings: dict[str, Any] = {
         "callbacks": [*(dspy.settings.get("callbacks") or []), recorder],
-        "trace": [],
+        "trace": trace.taken,
         "disable_history": False,
         "dspyc_run": Run(trace.id, subject.role, ledger, recorder.on_call),
     }
@@ -120,7 +153,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
     if metric is None:
         return
     try:
-        taken = list(dspy.settings.trace or []) if subject.traced else None
+        taken = list(trace.taken) if subject.traced else None
         trace.score = call_metric(metric, example, trace.prediction, taken)
     except Exception as error:
         trace.error, trace.blame = _describe(error), "metric"

@@ -6,6 +6,8 @@ compiled.report.table()            # before, teacher, after, and how sure the di
 """
 
 from ..compiler.report import CompileReport
+from .bootstrap_few_shot import BootstrapFewShot
 from .bootstrap_finetune import BootstrapFinetune
+from .labeled_few_shot import LabeledFewShot
 
-__all__ = ["BootstrapFinetune", "CompileReport"]
+__all__ = ["BootstrapFewShot", "BootstrapFinetune", "CompileReport", "LabeledFewShot"]

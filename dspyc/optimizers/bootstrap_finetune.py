@@ -5,13 +5,11 @@ the training examples, keep the runs that the metric accepts, turn each predicto
 fine-tune. The passes are in `dspyc.compiler`; this file says in which order they run.
 """
 
-import hashlib
 import logging
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -26,7 +24,6 @@ from ..compiler.trace import Trace
 from ..errors import ConfigError
 from ..evaluation import metric_fingerprint
 from ..evaluation.metrics import Metric
-from ..providers.local import home
 from ..signatures import (
     adapt,
     adapter_of,
@@ -38,6 +35,7 @@ from ..signatures import (
     predictors,
     program_fingerprint,
 )
+from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
 
@@ -140,7 +138,7 @@ class BootstrapFinetune(Teleprompter):
         teachers = self._teachers(student, teacher, train)
         threads = check_threads(self.num_threads)
         identity = self._identity(student, teachers, train)
-        run_dir = Path(self.run_dir) if self.run_dir is not None else _default_run_dir(identity)
+        run_dir = run_folder(self.run_dir, identity)
         with Ledger(run_dir) as ledger:
             ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out))
             sitting = _Sitting(self, ledger, threads)
@@ -163,7 +161,11 @@ class BootstrapFinetune(Teleprompter):
                 run_dir=str(run_dir),
                 seed=self.seed,
                 kept_student=kept,
-                fingerprints={"compile": identity, "student": program_fingerprint(student), "data": _data(train)},
+                fingerprints={
+                    "compile": identity,
+                    "student": program_fingerprint(student),
+                    "data": data_fingerprint(train),
+                },
             )
             ledger.event("report", **report.to_dict())
         return self._decide(student, compiled, report)
@@ -216,7 +218,7 @@ class BootstrapFinetune(Teleprompter):
             [
                 program_fingerprint(student),
                 [one.identity for one in teachers],
-                _data(train),
+                data_fingerprint(train),
                 metric_fingerprint(self.metric),
                 self.metric_threshold,
                 self.seed,
@@ -305,11 +307,3 @@ class _Sitting:
         if costs:
             self.cost = (self.cost or 0.0) + sum(costs)
         return traces
-
-
-def _default_run_dir(identity: str) -> Path:
-    return home() / "runs" / identity
-
-
-def _data(examples: Sequence[dspy.Example]) -> str:
-    return hashlib.sha256("\n".join(example_keys(examples)).encode()).hexdigest()[:16]

@@ -1,0 +1,325 @@
+"""BootstrapFewShot: a teacher's good runs become demos in a student's prompts.
+
+The method is DSPy's (Khattab et al., 2023, arXiv 2310.03714): run a teacher over the training examples in their order,
+take from each run that the metric accepts one call of every predictor as a demo, and fill up with labelled examples.
+The teacher runs on many examples at once, and every call is in a ledger before the next.
+"""
+
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from ..compiler import artifact
+from ..compiler.attempts import Attempt, Begin, first_good
+from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.demos import demos_of
+from ..compiler.ledger import Ledger
+from ..compiler.pool import Pool
+from ..compiler.report import CompileReport
+from ..compiler.trace import Subject, Trace
+from ..compiler.withheld import withheld, withhold
+from ..errors import BootstrapError, ConfigError, ProgramError
+from ..evaluation import metric_fingerprint
+from ..evaluation.metrics import Metric
+from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
+from .labeled_few_shot import LabeledFewShot, blank_copy, check_count
+from .runs import data_fingerprint, run_folder
+from .teachers import choose_teachers
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many demos a predictor gets, and how hard they are tried for; the names are BootstrapFewShot's."""
+
+    max_bootstrapped_demos: int = 4
+    max_labeled_demos: int = 16
+    max_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """A program with its new demos, and the attempts that they come from, in the order of the training examples."""
+
+    program: dspy.Module
+    attempts: list[Attempt]
+
+
+def demonstrate(
+    student: dspy.Module,
+    teacher: dspy.Module,
+    trainset: Sequence[dspy.Example],
+    *,
+    pool: Pool,
+    sizes: Sizes,
+    metric_threshold: float | None = None,
+    max_errors: int | None = None,
+    teacher_settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Demonstrated:
+    """A copy of `student` with demos from `teacher`'s good runs, made in an open pool; what is passed is not changed.
+
+    Several threads may call this on one pool. A run that two of them need, one teacher with the same demos on the same
+    example, is made once, and later from the ledger.
+
+    Args:
+        student: The program that gets the demos.
+        teacher: A program whose every predictor has an LM, as `choose_teachers` makes it. Unless it is compiled, it runs
+            with labelled demos, `sizes.max_labeled_demos` of them; a run is never shown its own example.
+        trainset: Examples with inputs, in the order in which they are tried; `check_examples` has seen them.
+        pool: Runs the teacher and scores by its metric. Fewer than `pool.num_threads` examples are run beyond those
+            that are needed, and none while every run is good.
+        sizes: How many demos, and how many rounds.
+        metric_threshold: The lowest score of a good run. None: any above 0.
+        max_errors: Failed runs that stop it. None: DSPy's setting.
+        teacher_settings: DSPy settings that the teacher runs under, such as `{"rm": …}`.
+        seed: Of the labelled demos' draw; 0 draws as DSPy does.
+
+    Raises:
+        BootstrapError: No run was good, or `max_errors` failed.
+        LedgerError: The ledger cannot be written.
+    """
+    with dspy.context(**(teacher_settings or {})):
+        rounds = _rounds(_with_labels(teacher, trainset, sizes.max_labeled_demos, seed), sizes.max_rounds)
+        attempts = first_good(
+            _begin(rounds, trainset, pool),
+            len(trainset),
+            wanted=sizes.max_bootstrapped_demos,
+            max_rounds=sizes.max_rounds,
+            good=lambda run: _is_good(run, metric_threshold),
+            ledger=pool.ledger,
+            num_threads=pool.num_threads,
+            max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
+        )
+    if attempts and not any(attempt.good for attempt in attempts):
+        raise _nothing_good(attempts, trainset, metric_threshold)
+    shown = [demos_of(attempt.runs[-1]) for attempt in attempts if attempt.good]
+    good = {attempt.index for attempt in attempts if attempt.good}
+    unused = [example for i, example in enumerate(trainset) if i not in good]
+    return Demonstrated(_with_demos(student, shown, unused, sizes, seed), attempts)
+
+
+class BootstrapFewShot(Teleprompter):
+    """Compose demos for every predictor of a student from a teacher's good runs and from labelled examples.
+
+    Args:
+        metric: `metric(example, prediction, trace=None)` as a bool or number, higher is better. None takes every run that
+            ends without an error.
+        metric_threshold: The lowest score of a run that becomes a demo, 0 included. Default: any score above 0.
+        teacher_settings: DSPy settings that the teacher runs under. Its `lm` serves the teacher's predictors that have no
+            language model of their own; where no teacher is given it runs the student's program.
+        max_bootstrapped_demos: Good runs to find; each predictor gets at most one demo from each.
+        max_labeled_demos: Demos of a predictor in all, filled up with examples that gave no good run. An uncompiled teacher
+            runs with so many labelled examples, never its own among them.
+        max_rounds: Runs of an example until one is good; from the second on at temperature 1.
+        max_errors: Failed runs that stop the compile. Default: DSPy's setting.
+        num_threads: Examples that run at once. Default: DSPy's setting, else 8. Fewer than `num_threads` examples are run
+            beyond those that are needed, and none while every run is good.
+        run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
+            folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
+        seed: Of the draw of labelled examples. The demos of seed 0 are those that DSPy's own class chooses.
+        show_progress: Whether a bar is drawn on a terminal or notebook.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | None = None,
+        metric_threshold: float | None = None,
+        teacher_settings: Mapping[str, Any] | None = None,
+        max_bootstrapped_demos: int = 4,
+        max_labeled_demos: int = 16,
+        max_rounds: int = 1,
+        max_errors: int | None = None,
+        *,
+        num_threads: int | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if metric is not None and not callable(metric):
+            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        check_count("max_bootstrapped_demos", max_bootstrapped_demos)
+        check_count("max_labeled_demos", max_labeled_demos)
+        check_count("max_rounds", max_rounds, least=1)
+        if max_errors is not None:
+            check_count("max_errors", max_errors, least=1)
+        self.metric, self.metric_threshold = metric, metric_threshold
+        self.teacher_settings = dict(teacher_settings or {})
+        self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
+        self.max_rounds, self.max_errors = max_rounds, max_errors
+        self.num_threads, self.run_dir = num_threads, run_dir
+        self.seed, self.show_progress = seed, show_progress
+
+    def compile(
+        self, student: dspy.Module, *, teacher: dspy.Module | None = None, trainset: Sequence[dspy.Example]
+    ) -> dspy.Module:
+        """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
+
+        With no teacher the student's own program teaches, run by `teacher_settings["lm"]` if that is given.
+
+        Raises:
+            DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
+        """
+        started = time.monotonic()
+        train = check_examples(trainset, "trainset")
+        threads = check_threads(self.num_threads)
+        program = choose_teacher(student, teacher, self.teacher_settings)
+        sizes = Sizes(self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds)
+        identity = fingerprint(
+            [
+                *(program_fingerprint(student), program_fingerprint(program), data_fingerprint(train)),
+                *(metric_fingerprint(self.metric), self.metric_threshold, asdict(sizes), self.seed),
+            ]
+        )
+        folder = run_folder(self.run_dir, identity)
+        with Ledger(folder) as ledger, Pool(ledger, metric=self.metric, num_threads=threads) as pool:
+            ledger.event("compile", identity=identity, train=len(train))
+            made = demonstrate(
+                student,
+                program,
+                train,
+                pool=pool,
+                sizes=sizes,
+                metric_threshold=self.metric_threshold,
+                max_errors=self.max_errors,
+                teacher_settings=self.teacher_settings,
+                seed=self.seed,
+            )
+            report = _report(made, ledger, started, self.seed, {"compile": identity, "data": data_fingerprint(train)})
+            ledger.event("report", **report.to_dict())
+        return artifact.attach(made.program, report)
+
+
+def choose_teacher(
+    student: dspy.Module, teacher: dspy.Module | None, teacher_settings: Mapping[str, Any]
+) -> dspy.Module:
+    """The program that teaches, each of its predictors with a language model.
+
+    Raises:
+        ProgramError: The student is compiled, or the teacher is not its equal or has no language model.
+    """
+    with dspy.context(**teacher_settings):
+        chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
+    check_equivalent(student, chosen[0].program)
+    if student._compiled:
+        raise ProgramError(
+            f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",
+            hint="Pass the program that it was compiled from, or set `_compiled = False` on a copy.",
+        )
+    return chosen[0].program
+
+
+def _with_labels(teacher: dspy.Module, trainset: Sequence[dspy.Example], number: int, seed: int) -> dspy.Module:
+    if not number or teacher._compiled:
+        return teacher
+    return LabeledFewShot(number, seed=seed).compile(teacher, trainset=trainset)
+
+
+def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
+    """The teacher as each round runs it: after the first with other replies, which no cache has."""
+    identity = program_fingerprint(teacher)
+    rounds = []
+    for at in range(number):
+        program, shared = copy_program(teacher), dspy.settings.lm
+        if at:
+            for predictor in predictors(program).values():
+                predictor.lm = predictor.lm.copy(rollout_id=at, temperature=1.0)
+            shared = shared.copy(rollout_id=at, temperature=1.0) if shared is not None else None
+        subject = observe(program, "teacher", identity=fingerprint([identity, at]), lm=shared)
+        withhold(subject.program)
+        rounds.append(subject)
+    return rounds
+
+
+def _begin(rounds: list[Subject], trainset: Sequence[dspy.Example], pool: Pool) -> Begin:
+    keys = example_keys(trainset)
+
+    def begin(index: int, at: int) -> "Future[Trace]":
+        with dspy.context(**withheld(trainset[index])):
+            return pool.submit(rounds[at], trainset[index], keys[index], index)
+
+    return begin
+
+
+def _is_good(run: Trace, threshold: float | None) -> bool:
+    if run.error is not None:
+        return False
+    if run.score is None:  # there is no metric
+        return True
+    return run.score > 0 if threshold is None else run.score >= threshold
+
+
+def _with_demos(
+    student: dspy.Module,
+    shown: list[dict[str, dspy.Example]],
+    unused: list[dspy.Example],
+    sizes: Sizes,
+    seed: int,
+) -> dspy.Module:
+    compiled = blank_copy(student)
+    random.Random(seed).shuffle(unused)
+    rng = random.Random(seed)
+    for name, predictor in predictors(compiled, frozen=False).items():
+        taught = [demos[name] for demos in shown if name in demos]
+        number = max(0, min(sizes.max_labeled_demos - len(taught), len(unused)))
+        predictor.demos = taught + [example.copy() for example in rng.sample(unused, number)]
+    compiled._compiled = True
+    return compiled
+
+
+def _nothing_good(attempts: list[Attempt], trainset: Sequence[dspy.Example], threshold: float | None) -> BootstrapError:
+    shown = "\n".join(f"  {_failure(attempt.runs[-1], trainset[attempt.index])}" for attempt in attempts[:3])
+    bar = "above 0" if threshold is None else f"{threshold} or more"
+    return BootstrapError(
+        f"No run of the teacher on {len(attempts)} examples was good, which is a score of {bar}. Among them:\n{shown}\n",
+        hint="Look at these with the metric in mind: mend the metric or the examples' labels, lower `metric_threshold`, "
+        "raise `max_rounds`, or pass a stronger teacher: teacher_settings={'lm': dspy.LM(...)}.",
+    )
+
+
+def _failure(run: Trace, example: dspy.Example) -> str:
+    asked = _short(dict(example.inputs().items()))
+    if run.error is not None:
+        return f"{asked}: {run.blame} raised {_short(run.error)}"
+    return (
+        f"{asked}: scored {run.score:g} with {_short(run.prediction)}, labels {_short(dict(example.labels().items()))}"
+    )
+
+
+def _short(value: Any, limit: int = 300) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _report(
+    made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str]
+) -> CompileReport:
+    runs = [run for attempt in made.attempts for run in attempt.runs]
+    calls = [call for run in runs for call in run.calls]
+    costs = [call.cost for call in calls if call.cost is not None]
+    named = predictors(made.program, frozen=False)
+    return CompileReport(
+        verdict=None,
+        calls=ledger.calls(),
+        replayed=sum(call.replayed for call in calls),
+        cost=sum(costs) if costs else None,
+        seconds=time.monotonic() - started,
+        rows={},
+        dataset={
+            "runs": len(runs),
+            "failed": sum(run.error is not None for run in runs),
+            "bootstrapped": sum(attempt.good for attempt in made.attempts),
+            "demos": {name: len(predictor.demos) for name, predictor in named.items()},
+        },
+        training=[],
+        run_dir=str(ledger.run_dir),
+        seed=seed,
+        fingerprints=fingerprints,
+    )

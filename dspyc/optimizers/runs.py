@@ -1,0 +1,21 @@
+"""Where a compile keeps its record."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import dspy
+
+from ..compiler.bootstrap import example_keys
+from ..providers.local import home
+
+
+def run_folder(run_dir: str | os.PathLike[str] | None, identity: str) -> Path:
+    """The folder that was asked for; else one named after the compile, so that the same compile finds it again."""
+    return Path(run_dir) if run_dir is not None else home() / "runs" / identity
+
+
+def data_fingerprint(examples: Sequence[dspy.Example]) -> str:
+    """16 hex digits that name examples and their order."""
+    return hashlib.sha256("\n".join(example_keys(examples)).encode()).hexdigest()[:16]
