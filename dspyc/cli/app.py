@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .compile import compile_program
+from .data import data
 from .demo import demo
 from .eval import evaluate
 from .failures import debug as show_tracebacks
@@ -47,3 +48,4 @@ app.command("compile")(compile_program)
 app.command("eval")(evaluate)
 app.command("run")(run)
 app.command("train")(train)
+app.add_typer(data)

@@ -1,0 +1,99 @@
+"""dspyc data: rows looked at before anybody pays for them."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import DataError
+from .failures import explained
+from .output import console, emit
+
+if TYPE_CHECKING:
+    from ..providers.costs import CostEstimate
+    from ..providers.rows import Refusal, RowReport
+
+_SHOWN = 50  # refused rows on a screen; --json has all of them
+
+data = typer.Typer(name="data", help="Look at training rows.", no_args_is_help=True)
+
+
+class Target(str, Enum):
+    """Whose rules: the names of `dspyc.providers.rows`."""
+
+    openai = "openai"
+    azure = "azure"
+    nova = "bedrock-nova"
+    bedrock = "bedrock"
+    databricks = "databricks"
+    databricks_chat = "databricks-chat"
+    databricks_instruction = "databricks-instruction"
+    together = "together"
+    fireworks = "fireworks"
+    vertex = "vertex"
+
+
+@data.command()
+@explained
+def check(
+    rows: Annotated[Path, typer.Argument(help="JSONL, one row a line: messages, or prompt and response.")],
+    provider: Annotated[Target, typer.Option("--for", help="Whose rules to hold the rows to.")],
+    model: Annotated[str, typer.Option(help="The base model, for its price.")] = "",
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows, for the price.")] = 3,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Fail where training costs more.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Let it cost more than --max-usd, or what nobody knows.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+) -> None:
+    """Which rows a provider would refuse, and why; and what training on the others costs."""
+    from ..providers.costs import estimate_cost
+
+    report = _report(rows, provider.value)
+    cost = estimate_cost(report.rows, provider.value, model, epochs)
+    _tell(rows, report, cost, as_json)
+    if not report.ok:
+        raise typer.Exit(1)
+    cost.check(max_usd, confirmed=yes)
+
+
+def _report(path: Path, name: str) -> "RowReport":
+    """The file's rows by the provider's rules; lines that hold no row at all are refused like the others."""
+    from dataclasses import replace
+
+    from ..providers.rows import Refusal, formatter
+    from ..training.formats import chat_row, read_objects
+
+    readable: list[tuple[int, dict[str, Any]]] = []
+    unreadable: list[Refusal] = []
+    for number, row in read_objects(path):
+        try:
+            readable.append((number, row if "messages" in row else chat_row(row, "it")))
+        except DataError as error:
+            unreadable.append(Refusal(number, (error.message,)))
+    report = formatter(name).format_numbered(readable)
+    refused = sorted((*report.refused, *unreadable), key=lambda refusal: refusal.number)
+    return replace(report, refused=tuple(refused))
+
+
+def _tell(path: Path, report: "RowReport", cost: "CostEstimate", as_json: bool) -> None:
+    screen = console(as_json)
+    for refusal in report.refused[:_SHOWN]:
+        screen.print(f"Line {refusal.number}: {_listed(refusal)}", markup=False, highlight=False, soft_wrap=True)
+    if len(report.refused) > _SHOWN:
+        screen.print(f"And {len(report.refused) - _SHOWN:,} more; --json lists them all.")
+    verdict = f"{len(report.rows):,} rows can be sent, {len(report.refused):,} would be refused."
+    if report.problem:
+        verdict += f" {report.problem}."
+    screen.print(f"{report.formatter.name}: {verdict}", markup=False, highlight=False, soft_wrap=True)
+    screen.print(cost.describe(), markup=False, highlight=False, soft_wrap=True)
+    if not report.ok:
+        screen.print(f"Rules: {report.formatter.source}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        refused = [{"line": refusal.number, "reasons": list(refusal.reasons)} for refusal in report.refused]
+        counts = {"ok": report.ok, "rows": len(report.rows), "refused": refused, "problem": report.problem}
+        money = {"tokens": cost.tokens, "epochs": cost.epochs, "usd": cost.usd}
+        emit({"file": str(path), "provider": report.formatter.name, **counts, **money})
+
+
+def _listed(refusal: "Refusal") -> str:
+    return "; ".join(refusal.reasons)

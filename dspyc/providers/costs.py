@@ -1,0 +1,74 @@
+"""What training will cost, said before it starts: tokens × epochs × the provider's list price, where one is published.
+
+estimate = estimate_cost(rows, "openai", "gpt-4.1-mini-2025-04-14", epochs=3)
+print(estimate.describe())                             # About 41,000 tokens × 3 epochs: about 0.62 USD.
+estimate.check(max_usd=5)                              # ConfigError where it is more
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+
+_BYTES_A_TOKEN = 4  # of JSON in English; a provider's own tokenizer counts some 20 % more or less
+
+# USD for a million trained tokens, by the beginning of the base model's name, longest first; list prices of November 2026.
+_PRICES = {
+    "openai": {
+        "gpt-4.1-nano": 1.5,
+        "gpt-4.1-mini": 5.0,
+        "gpt-4.1": 25.0,
+        "gpt-4o-mini": 3.0,
+        "gpt-4o": 25.0,
+        "gpt-3.5-turbo": 8.0,
+    },
+    "bedrock": {"amazon.nova-micro": 1.0, "amazon.nova-lite": 2.0, "amazon.nova-pro": 8.0},
+}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """Tokens of one pass over the rows, the passes, and USD in all: None where no price is known."""
+
+    tokens: int
+    epochs: float
+    usd: float | None
+    model: str
+
+    def describe(self) -> str:
+        """A sentence for people."""
+        price = f"no price is known here for {self.model or 'this model'}"
+        said = price if self.usd is None else f"about {self.usd:,.2f} USD at the list price, without what serving costs"
+        return f"About {self.tokens:,} tokens × {self.epochs:g} epochs: {said}."
+
+    def check(self, max_usd: float | None, *, confirmed: bool = False) -> None:
+        """Stop before more is spent than the caller allows.
+
+        Raises:
+            ConfigError: More than `max_usd`, or an unknown price beside one, and not `confirmed`.
+        """
+        if max_usd is None or confirmed:
+            return
+        if self.usd is None:
+            raise ConfigError(
+                f"{self.describe()} The limit is {max_usd:g} USD.", hint="Pass --yes to start all the same."
+            )
+        if self.usd > max_usd:
+            raise ConfigError(
+                f"{self.describe()} The limit is {max_usd:g} USD.", hint="Raise --max-usd, or pass --yes to start."
+            )
+
+
+def estimate_cost(rows: Sequence[Mapping[str, Any]], provider: str, model: str = "", epochs: float = 3) -> CostEstimate:
+    """The cost of training on rows; they are counted by their length, since providers count with their own tokenizers."""
+    size = sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows)
+    tokens = max(1, round(size / _BYTES_A_TOKEN)) if rows else 0
+    price = _price(provider, model.rpartition("/")[2])
+    return CostEstimate(tokens, epochs, None if price is None else tokens * epochs * price / 1e6, model)
+
+
+def _price(provider: str, model: str) -> float | None:
+    known = _PRICES.get("bedrock" if provider.startswith("bedrock") else provider, {})
+    return next((known[name] for name in sorted(known, key=len, reverse=True) if model.startswith(name)), None)

@@ -1,0 +1,38 @@
+"""Chat rows in each provider's form, checked by its published rules before anything is uploaded.
+
+    report = formatter("bedrock-nova").format(rows)        # rows are {"messages": [...], "tools": [...]}
+    for refusal in report.refused: ...                     # its row's number, and every reason
+    taken = report.accepted()                              # all of them, or a DataError that names those refused
+
+One file a provider; what they have in common is data (`ChatRules`).
+"""
+
+from ...errors import ConfigError
+from . import bedrock, databricks, fireworks, openai, together, vertex
+from .formatter import Formatter, Refusal, RowReport
+
+__all__ = ["FORMATTERS", "Formatter", "Refusal", "RowReport", "formatter"]
+
+_ALL = (
+    openai.OPENAI,
+    bedrock.NOVA,
+    bedrock.TEXT,
+    databricks.RUNTIME,
+    databricks.CHAT,
+    databricks.INSTRUCTION,
+    together.TOGETHER,
+    fireworks.FIREWORKS,
+    vertex.VERTEX,
+)
+FORMATTERS: dict[str, Formatter] = {one.name: one for one in _ALL} | {"azure": openai.OPENAI}
+
+
+def formatter(name: str) -> Formatter:
+    """A provider's formatter.
+
+    Raises:
+        ConfigError: No provider of that name.
+    """
+    if name not in FORMATTERS:
+        raise ConfigError(f"There are no rows for {name!r}.", hint=f"Use one of {', '.join(FORMATTERS)}.")
+    return FORMATTERS[name]
