@@ -6,8 +6,11 @@ DspycError
 ├── RenderError        a call that cannot be written as a training row
 ├── DataError          examples or rows that cannot be used
 ├── BootstrapError     more bad examples than `max_errors` allows
+├── BudgetError        a limit that is reached: no further call may be paid for
 ├── LedgerError        a run folder that cannot be read or written
 ├── ModelError         weights that cannot be found, read or run
+├── ProviderError      a provider that refuses, or that cannot be reached
+│   └── TransientError a fault that may pass: a rate limit, a server's own error, a lost connection
 ├── TrainingError      a training run that cannot start or go on
 ├── RegressionError    the compiled program is worse, and `on_regression="raise"`
 └── ArtifactError      a saved program that cannot be written, read or trusted
@@ -50,12 +53,26 @@ class BootstrapError(DspycError):
     """More bad examples than `max_errors` allows."""
 
 
+class BudgetError(DspycError):
+    """A limit that is reached: no further call may be paid for."""
+
+
 class LedgerError(DspycError):
     """A run folder that cannot be read or written."""
 
 
 class ModelError(DspycError):
     """Weights that cannot be found, read or run."""
+
+
+class ProviderError(DspycError):
+    """A provider that refuses, or that cannot be reached."""
+
+
+class TransientError(ProviderError):
+    """A fault that may pass. `retry_after`: the seconds that the provider asks to wait, where it does."""
+
+    retry_after: float | None = None
 
 
 class TrainingError(DspycError):

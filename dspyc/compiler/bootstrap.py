@@ -7,7 +7,7 @@ from typing import Any
 
 import dspy
 
-from ..errors import BootstrapError, ConfigError, DataError
+from ..errors import BootstrapError, BudgetError, ConfigError, DataError
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors
@@ -50,17 +50,19 @@ def bootstrap(
     max_errors: int | None = None,
     show_progress: bool = True,
 ) -> list[Trace]:
-    """One trace for each example, in the examples' order. A trace counts once it is in the ledger.
+    """One trace for each example, in the examples' order; where the ledger's budget is spent, for as many as it allowed.
 
     `max_errors` bad examples stop the bootstrap; None lets every example fail, as a gate does.
 
     Raises:
+        BudgetError: It did not allow one.
         BootstrapError: `max_errors` examples failed; what was paid for stays in the ledger.
         LedgerError: The ledger cannot be written.
     """
     pending = enumerate(zip(examples, example_keys(examples), strict=True))
     done: list[Trace] = []
     errors: list[Trace] = []
+    refused: BudgetError | None = None
     with (
         bar(f"{subject.role}: running {len(examples)} examples", len(examples), show=show_progress) as advance,
         Pool(ledger, metric=metric, num_threads=num_threads) as pool,
@@ -77,7 +79,12 @@ def bootstrap(
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                trace = future.result()
+                try:
+                    trace = future.result()
+                except BudgetError as error:  # examples that the ledger knows still count
+                    refused = error
+                    start_next()
+                    continue
                 done.append(trace)
                 if trace.error:
                     errors.append(trace)
@@ -88,6 +95,8 @@ def bootstrap(
                 start_next()
     if max_errors is not None and len(errors) >= max_errors:
         raise too_many(errors, len(done), max_errors, subject.role)
+    if refused and not done:
+        raise refused
     return sorted(done, key=lambda trace: trace.index)
 
 

@@ -10,16 +10,21 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import dspy
 
-from ..errors import redact
+from ..errors import DspycError, redact
 from ..signatures import fingerprint
-from .ledger import Ledger
+from ..signatures.fingerprints import stable
+from .ledger import Answer, CallKey, Ledger
+from .limiter import Limiter, limiter_of
+from .prices import is_paid, price_of
 
 _SECRET_KEY = re.compile(r"key|token(?!s)|secret|password|header|credential|^api_|^aws_", re.IGNORECASE)
 
@@ -45,20 +50,30 @@ class Call:
 
 @dataclass
 class Run:
-    """The run of one example that is going on; DSPy's settings carry it into every thread that the program starts."""
+    """The run of one example that is going on; DSPy's settings carry it into every thread that the program starts.
 
-    trace: str
+    `example` is the example's `call_key`. `refusal` is set when a call was not allowed: a program may swallow the exception
+    that says so.
+    """
+
     role: str
+    example: str
     ledger: Ledger
     on_call: Callable[[Call], None]
+    refusal: DspycError | None = None
     _seen: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def occurrence(self, request: str) -> int:
-        """How often this trace has made this very request before."""
+        """How often this run has made this very request before."""
         with self._lock:
             self._seen[request] += 1
             return self._seen[request] - 1
+
+
+def call_key(example: dspy.Example, repeat: str = "") -> str:
+    """Names an example for its calls: by its inputs, whatever its labels, and by `repeat` among equal examples."""
+    return fingerprint([stable(dict(example.inputs())), repeat])
 
 
 def current_run() -> Run | None:
@@ -80,6 +95,15 @@ class _Durable:
     model: str
     kwargs: dict[str, Any]
 
+    @property
+    def num_retries(self) -> int:
+        """The LM's own, and none while the limiter does the retrying: the two must not multiply."""
+        return 0 if _limited.get() else int(vars(self).get("num_retries") or 0)
+
+    @num_retries.setter
+    def num_retries(self, number: int) -> None:
+        vars(self)["num_retries"] = number
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         run = current_run()
         if run is None or _is_typed(prompt, kwargs):
@@ -87,7 +111,9 @@ class _Durable:
         pending = _Pending(self, run, prompt, messages, kwargs)
         if not pending.known():
             with pending:
-                pending.replies = super().__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+                for attempt in pending.limiter.attempts(retries=self.num_retries, stopped=pending.stopped):
+                    with attempt, _no_other_retries():
+                        pending.replies = super().__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
         return pending.finish()
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
@@ -97,7 +123,9 @@ class _Durable:
         pending = _Pending(self, run, prompt, messages, kwargs)
         if not pending.known():
             with pending:
-                pending.replies = await super().acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+                async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
+                    with attempt, _no_other_retries():
+                        pending.replies = await super().acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
         return pending.finish()
 
     def update_history(self, entry: dict[str, Any]) -> None:
@@ -106,7 +134,17 @@ class _Durable:
 
 
 _last_entry: ContextVar[dict[str, Any] | None] = ContextVar("dspyc_last_entry", default=None)
+_limited: ContextVar[bool] = ContextVar("dspyc_limited", default=False)
 _classes: dict[type, type] = {}
+
+
+@contextmanager
+def _no_other_retries() -> Iterator[None]:
+    token = _limited.set(True)
+    try:
+        yield
+    finally:
+        _limited.reset(token)
 
 
 def _durable_class(kind: type) -> type:
@@ -118,52 +156,74 @@ def _durable_class(kind: type) -> type:
 
 
 class _Pending:
-    """A call between its request and the moment its answer is safe."""
+    """A call between its request and the moment its answer is safe. As a context it is the paying for it."""
 
     def __init__(self, lm: Any, run: Run, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> None:
-        self.run = run
+        self.lm, self.run = lm, run
         self.call = Call(lm.model, messages or [{"role": "user", "content": prompt}], [])
+        self.bodies = [json.dumps(message, sort_keys=True, default=_name) for message in self.call.messages]
         settings = {k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _SECRET_KEY.search(k)}
-        self.call.request = fingerprint(json.loads(json.dumps([lm.model, self.call.messages, settings], default=_name)))
+        asked = json.dumps([lm.model, settings], sort_keys=True, default=_name)
+        self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]
         self.call.nth = run.occurrence(self.call.request)
+        self.key = CallKey(run.role, run.example, self.call.request, self.call.nth)
         self.replies: Any = None
 
+    @property
+    def limiter(self) -> Limiter:
+        return limiter_of(self.lm.model, str(self.lm.kwargs.get("api_base") or self.lm.kwargs.get("base_url") or ""))
+
+    def stopped(self) -> bool:
+        return self.run.ledger.stopped
+
     def known(self) -> bool:
-        record = self.run.ledger.recall(self.run.trace, self.call.request, self.call.nth)
-        if record is None:
+        answer = self.run.ledger.recall(self.key)
+        if answer is None:
             return False
-        self.replies = record["replies"]
-        self.call.usage, self.call.cost, self.call.seconds = record["usage"], record["cost"], record["seconds"]
         self.call.replayed = True
+        self._take(answer)
         return True
 
     def __enter__(self) -> None:
-        self.run.ledger.check_room()
+        ledger = self.run.ledger
+        try:
+            ledger.check_room()
+            self.paid = is_paid(self.lm)
+            if self.paid:
+                ledger.meter.admit(self.lm.model, priced=ledger.meter.wants_prices and price_of(self.lm) is not None)
+        except DspycError as error:
+            self.run.refusal = error
+            raise
         _last_entry.set(None)
         self.started = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        ledger = self.run.ledger
         if kind is not None:
+            if self.paid:
+                ledger.meter.release()
+            if ledger.stopped and isinstance(error, DspycError):
+                self.run.refusal = error
             return
         entry = _last_entry.get() or {}
-        self.call.seconds = time.monotonic() - self.started
-        self.call.usage, self.call.cost = dict(entry.get("usage") or {}), entry.get("cost")
-        record = {
-            "model": self.call.model,
-            "messages": self.call.messages,
-            "replies": self.replies,
-            "usage": self.call.usage,
-            "cost": self.call.cost,
-            "seconds": self.call.seconds,
-        }
+        usage = dict(entry.get("usage") or {})  # empty where DSPy's cache answered
+        cost = entry.get("cost") if usage else None
+        facts = {"usage": usage, "cost": cost, "seconds": time.monotonic() - self.started}
+        tokens = int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
+        if self.paid:
+            ledger.meter.settle(tokens, cost or 0.0)
         # One JSON round trip now: a replay returns exactly what the first sitting returned.
-        self.replies = json.loads(json.dumps(self.replies, default=str))
-        self.run.ledger.record_call(self.run.trace, self.call.request, self.call.nth, self.run.role, record)
+        answer = Answer(json.dumps(self.replies, default=str), facts)
+        self._take(ledger.record_call(self.key, self.lm.model, self.bodies, answer, paid=self.paid, tokens=tokens))
 
     def finish(self) -> Any:
-        self.call.replies = self.replies
         self.run.on_call(self.call)
-        return self.replies
+        return self.call.replies
+
+    def _take(self, answer: Answer) -> None:
+        self.call.replies = json.loads(answer.replies)
+        facts = answer.facts
+        self.call.usage, self.call.cost, self.call.seconds = facts["usage"], facts["cost"], facts["seconds"]
 
 
 def _is_typed(prompt: Any, kwargs: dict[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 import contextvars
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import dspy
 
 from ..evaluation.metrics import Metric
 from ..signatures import fingerprint
 from .ledger import Ledger
+from .threads import Threads
 from .trace import Subject, Trace, run_example
 
 
@@ -18,13 +19,14 @@ class Pool:
         with Pool(ledger, metric=metric, num_threads=8) as pool:
             trace = pool.submit(subject, example, key).result()
 
-    Leaving it waits for the runs that have begun and forgets those that have not.
+    Leaving it waits for the runs that have begun and forgets those that have not. Ctrl-C lets no further call begin and
+    gives those under way a second to be answered and recorded.
     """
 
     def __init__(self, ledger: Ledger, *, metric: Metric | None, num_threads: int) -> None:
         self.ledger, self.num_threads = ledger, num_threads
         self._metric = metric
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="dspyc")
+        self._threads = Threads(num_threads)
         self._going: dict[str, Future[Trace]] = {}
         self._lock = threading.Lock()
 
@@ -32,15 +34,18 @@ class Pool:
         """The run of `subject` on `example`, whose key is one of `example_keys`; a run that was recorded makes no call.
 
         A run that is going on is not begun twice: whoever submits it gets the same future, which any of them may cancel.
-        What goes wrong with the example is in the trace. The future raises LedgerError where nothing can be recorded.
+        What goes wrong with the example is in the trace. The future raises LedgerError where nothing can be recorded, and
+        BudgetError where a call is not allowed.
         """
-        trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, key.split("#")[0])
+        content, _, repeat = key.partition("#")
+        trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, content)
         context = contextvars.copy_context()  # DSPy's settings live in the context
         with self._lock:
             going = self._going.get(trace.id)
             if going is not None and not going.cancelled():
                 return going
-            run = self._threads.submit(context.run, run_example, subject, example, trace, self._metric, self.ledger)
+            task = (run_example, subject, example, trace, self._metric, self.ledger, repeat)
+            run = self._threads.submit(context.run, *task)
             self._going[trace.id] = run
         run.add_done_callback(lambda _: self._forget(trace.id, run))
         return run
@@ -53,5 +58,8 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        if interrupted:
+            self.ledger.stopped = True
+        self._threads.end(abandon=interrupted)

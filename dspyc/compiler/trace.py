@@ -19,7 +19,7 @@ from ..errors import redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
-from .calls import Call, Run
+from .calls import Call, Run, call_key
 from .ledger import Ledger
 
 
@@ -54,6 +54,7 @@ class Trace:
     error: str | None = None
     blame: str | None = None
     seconds: float = 0.0
+    asked: str = ""  # what its calls know its example by in the ledger
 
     @property
     def calls(self) -> list[Call]:
@@ -115,20 +116,25 @@ class Subject:
     traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
 
 
-def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, ledger: Ledger) -> Trace:
-    """Run, score and record one example; what goes wrong with it is kept in the trace.
+def run_example(
+    subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, ledger: Ledger, repeat: str = ""
+) -> Trace:
+    """Run, score and record one example; what goes wrong with it is kept in the trace. `repeat` tells equal examples apart.
 
     Raises:
         LedgerError: The record cannot be kept; nothing further may be paid for.
+        BudgetError: A call was not allowed, so this is no finished run; its calls so far are recorded.
     """
     names = {id(p): name for name, p in predictors(subject.program).items()}
     recorder = _Recorder(names, trace)
     trace.taken = Taken(names)
+    trace.asked = call_key(example, repeat)
+    run = Run(subject.role, trace.asked, ledger, recorder.on_call)
     settings: dict[str, Any] = {
         "callbacks": [*(dspy.settings.get("callbacks") or []), recorder],
         "trace": trace.taken,
         "disable_history": False,
-        "dspyc_run": Run(trace.id, subject.role, ledger, recorder.on_call),
+        "dspyc_run": run,
     }
     if subject.lm is not None:
         settings["lm"] = subject.lm
@@ -138,8 +144,8 @@ def run_example(subject: Subject, example: dspy.Example, trace: Trace, metric: M
     with dspy.context(**settings):
         _run_and_score(subject, example, trace, metric)
     trace.seconds = time.monotonic() - started
-    if ledger.failure:
-        raise ledger.failure
+    if stop := ledger.failure or run.refusal:
+        raise stop
     ledger.record_trace(trace.id, trace.role, trace.score, trace.error, trace.to_record())
     return trace
 

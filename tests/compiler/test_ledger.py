@@ -6,14 +6,31 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from dspyc.compiler.ledger import Ledger
+from dspyc.compiler.ledger import Answer, CallKey, Ledger
 from dspyc.errors import LedgerError
 
-RECORD = {"replies": ["yes"], "usage": {}, "cost": None, "seconds": 0.1}
+ANSWER = Answer('["yes"]', {"usage": {}, "cost": None, "seconds": 0.1})
+KEEP = """
+from dspyc.compiler.ledger import Answer, CallKey
+
+def keep(ledger, nth=0, reply="yes"):
+    answer = Answer('["%s"]' % reply, {"usage": {}, "cost": None, "seconds": 0.1})
+    return ledger.record_call(CallKey("teacher", "e", "r", nth), "m", ['{"role": "user"}'], answer)
+"""
+
+
+def key(role: str = "teacher", example: str = "e", request: str = "r", nth: int = 0) -> CallKey:
+    return CallKey(role, example, request, nth)
+
+
+def keep(ledger: Ledger, key: CallKey, answer: Answer = ANSWER) -> Answer:
+    return ledger.record_call(key, "m", ['{"role": "user"}'], answer)
 
 
 def run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -21,15 +38,56 @@ def run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_what_is_recorded_is_recalled_by_trace_request_and_occurrence(tmp_path: Path) -> None:
+def test_what_is_recorded_is_recalled_by_content(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
-        assert ledger.recall("t", "r", 0) is None
-        ledger.record_call("t", "r", 0, "teacher", RECORD)
-        assert ledger.recall("t", "r", 0) == RECORD
-        assert ledger.recall("t", "r", 1) is None
-        assert ledger.recall("u", "r", 0) is None
-        ledger.record_call("t", "r", 1, "student", RECORD)
-        assert ledger.calls() == {"teacher": 1, "student": 1}
+        assert ledger.recall(key()) is None
+        assert keep(ledger, key()) == ANSWER
+        assert ledger.recall(key()) == ANSWER
+        for other in (key(nth=1), key(example="f"), key(request="s"), key(role="student")):
+            assert ledger.recall(other) is None
+        keep(ledger, key(nth=1))
+        keep(ledger, key(role="student"))
+        assert ledger.calls() == {"teacher": 2, "student": 1}
+
+
+def test_of_two_answers_to_one_call_the_first_is_kept(tmp_path: Path) -> None:
+    """Two programs of a search may ask the same at once; a resume has to give both what the first sitting gave."""
+    later = Answer('["no"]', ANSWER.facts)
+    with Ledger(tmp_path) as ledger:
+        keep(ledger, key())
+        assert keep(ledger, key(), later) == ANSWER
+        assert ledger.recall(key()) == ANSWER
+        assert ledger.calls() == {"teacher": 1}
+
+
+def test_threads_share_commits_and_every_write_is_kept(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        barrier = threading.Barrier(8)
+
+        def write(thread: int) -> None:
+            barrier.wait()
+            for nth in range(25):
+                keep(ledger, key(example=str(thread), nth=nth))
+                assert ledger.recall(key(example=str(thread), nth=nth)) == ANSWER
+                ledger.event("kept", nth=nth)
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert ledger.calls() == {"teacher": 200}
+        assert len(ledger.events("kept")) == 200
+
+
+def test_a_message_that_many_calls_send_is_stored_once(tmp_path: Path) -> None:
+    long = '{"role": "system", "content": "%s"}' % ("x" * 100_000)
+    with Ledger(tmp_path) as ledger:
+        for nth in range(50):
+            ledger.record_call(key(nth=nth), "m", [long, f'"{nth}"'], ANSWER)
+    with Ledger(tmp_path) as ledger:
+        ledger.record_call(key(nth=50), "m", [long], ANSWER)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_000_000
 
 
 def test_a_call_survives_kill_9_at_once(tmp_path: Path) -> None:
@@ -38,12 +96,12 @@ def test_a_call_survives_kill_9_at_once(tmp_path: Path) -> None:
     from pathlib import Path
     from dspyc.compiler.ledger import Ledger
     ledger = Ledger(Path(sys.argv[1]))
-    ledger.record_call("t", "r", 0, "teacher", {"replies": ["yes"]})
+    keep(ledger)
     os.kill(os.getpid(), signal.SIGKILL)
     """
-    assert run(code, str(tmp_path)).returncode == -signal.SIGKILL
+    assert run(KEEP + textwrap.dedent(code), str(tmp_path)).returncode == -signal.SIGKILL
     with Ledger(tmp_path) as ledger:  # and the lock of the dead process is gone
-        assert ledger.recall("t", "r", 0) == {"replies": ["yes"]}
+        assert ledger.recall(key()) == ANSWER
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
@@ -73,7 +131,7 @@ def test_a_full_disk_stops_before_the_next_call_and_keeps_what_was_paid(tmp_path
     for nth in range(1000):
         try:
             ledger.check_room()
-            ledger.record_call("t", "r", nth, "teacher", {"replies": ["x" * 2000]})
+            keep(ledger, nth, "x" * 2000)
         except LedgerError as error:
             print(nth, error)
             break
@@ -82,7 +140,7 @@ def test_a_full_disk_stops_before_the_next_call_and_keeps_what_was_paid(tmp_path
     except LedgerError:
         print("refused")
     """
-    done = run(code, str(tmp_path))
+    done = run(KEEP + textwrap.dedent(code), str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "nothing recorded so far is lost" in done.stdout
     assert done.stdout.splitlines()[-1] == "refused"
@@ -104,6 +162,47 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="ledger") as caught:
         Ledger(tmp_path)
     assert "damaged" in caught.value.hint
+
+
+def test_a_truncated_ledger_is_named(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for nth in range(300):
+            keep(ledger, key(nth=nth), Answer(f'["{"x" * 500}"]', ANSWER.facts))
+    path = tmp_path / "ledger.sqlite"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(LedgerError, match="ledger") as caught:
+        Ledger(tmp_path)
+    assert "damaged" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [0, 7])
+def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path, version: int) -> None:
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        db.execute("CREATE TABLE calls (trace TEXT)")
+        db.execute(f"PRAGMA user_version={version}")
+    with pytest.raises(
+        LedgerError, match=f"has version {version or 1}; this dspyc reads and writes version 2"
+    ) as caught:
+        Ledger(tmp_path)
+    assert "run_dir" in caught.value.hint
+    with pytest.raises(LedgerError, match="has version"):  # and the folder is not left locked
+        Ledger(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall() == [("calls",)]
+
+
+def test_a_ledger_that_another_program_locks_is_named(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    with (
+        closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other,
+        Ledger(tmp_path) as ledger,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="database is locked") as caught:
+            keep(ledger, key())
+        assert "Another program holds the file" in caught.value.hint
+        other.execute("ROLLBACK")
 
 
 def test_a_person_can_read_it_with_sqlite(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""What a compile may spend, and what it has spent.
+
+    optimizer = dspyc.BootstrapFinetune(metric=exact, teacher_lm=teacher, budget=dspyc.Budget(usd=5, seconds=3600))
+
+A limit is on the whole run, over all its sittings; only `seconds` begin anew with each. What the ledger answers costs
+nothing, and neither do models that run on this machine.
+"""
+
+import math
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import BudgetError, ConfigError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard limits; what is None is not limited.
+
+    No call begins once a limit is reached, so `calls` is never exceeded, and the others by the calls under way at most.
+
+    Args:
+        calls: Answers of language models elsewhere.
+        tokens: Their prompts and replies together, as their providers count them.
+        usd: Their price. A model whose price is unknown is refused.
+        seconds: Wall time of a sitting, after which no call begins.
+
+    Raises:
+        ConfigError: A limit is not a positive number, or there is none.
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = {name: limit for name, limit in asdict(self).items() if limit is not None}
+        if not limits:
+            raise ConfigError("This Budget limits nothing.", hint="Give it one of calls=, tokens=, usd= and seconds=.")
+        for name, limit in limits.items():
+            whole = name in ("calls", "tokens")
+            kinds = (int,) if whole else (int, float)
+            if isinstance(limit, bool) or not isinstance(limit, kinds) or not limit > 0 or not math.isfinite(limit):
+                raise ConfigError(
+                    f"Budget({name}={limit!r}) allows no call; a {'whole ' if whole else ''}number above 0 is allowed.",
+                    hint=f"Leave `{name}` out for no limit. To see what a compile would spend, call `optimizer.plan(…)`.",
+                )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Answers, tokens, and USD as far as prices are known."""
+
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def plus(self, tokens: int, usd: float) -> "Spent":
+        return Spent(self.calls + 1, self.tokens + tokens, self.usd + usd)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Meter:
+    """Counts what a run spends, and refuses what its budget does not allow. Threads share it."""
+
+    def __init__(self, budget: Budget | None, spent: Spent) -> None:
+        self.budget, self.spent = budget, spent
+        self.exhausted: str | None = None  # the limit that was reached, in words
+        self._under_way = 0
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+
+    @property
+    def wants_prices(self) -> bool:
+        """Whether a limit in USD is to be kept."""
+        return self.budget is not None and self.budget.usd is not None
+
+    def admit(self, model: str, *, priced: bool) -> None:
+        """Allow one call, which `settle` or `release` must end.
+
+        Raises:
+            BudgetError: A limit is reached, or the limit is in USD and the model has no known price.
+        """
+        with self._lock:
+            if self.budget is not None:
+                self._check(self.budget, model, priced)
+            self._under_way += 1
+
+    def settle(self, tokens: int, usd: float) -> None:
+        """A call that was allowed has been answered."""
+        with self._lock:
+            self._under_way -= 1
+            self.spent = self.spent.plus(tokens, usd)
+
+    def release(self) -> None:
+        """A call that was allowed got no answer."""
+        with self._lock:
+            self._under_way -= 1
+
+    def _check(self, budget: Budget, model: str, priced: bool) -> None:
+        if budget.usd is not None and not priced:
+            raise BudgetError(
+                f"The price of {model!r} is unknown, so Budget(usd={budget.usd:g}) cannot be kept.",
+                hint="Limit `calls` or `tokens` instead.",
+            )
+        reached = self._reached(budget)
+        if reached is not None:
+            self.exhausted = reached
+            raise BudgetError(
+                f"The budget is spent: {reached}.",
+                hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
+            )
+
+    def _reached(self, budget: Budget) -> str | None:
+        if budget.calls is not None and self.spent.calls + self._under_way >= budget.calls:
+            return f"{budget.calls:,} calls"
+        if budget.tokens is not None and self.spent.tokens >= budget.tokens:
+            return f"{self.spent.tokens:,} tokens of {budget.tokens:,}"
+        if budget.usd is not None and self.spent.usd >= budget.usd:
+            return f"{self.spent.usd:.4f} USD of {budget.usd:g}"
+        if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
+            return f"{budget.seconds:g} seconds"
+        return None
