@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from .models import ScriptedLM, choice_probabilities
     from .optimizers import BootstrapFewShot, BootstrapFinetune, LabeledFewShot
-    from .providers import LocalLM, LocalProvider
+    from .providers import LM, LocalLM, LocalProvider
     from .signatures import TerseAdapter
     from .training import TrainingConfig
 
@@ -46,6 +46,7 @@ _ROOMS = {
     "ConfigError": "errors",
     "DataError": "errors",
     "DspycError": "errors",
+    "LM": "providers",
     "LabeledFewShot": "optimizers",
     "LedgerError": "errors",
     "LocalLM": "providers",
@@ -63,7 +64,7 @@ _ROOMS = {
     "save": "compiler",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (in plain order)
     "ArtifactError",
     "BootstrapError",
     "BootstrapFewShot",
@@ -72,6 +73,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DspycError",
+    "LM",
     "LabeledFewShot",
     "LedgerError",
     "LocalLM",

@@ -1,0 +1,355 @@
+"""A training job elsewhere: started once, kept by its id, followed to its end from any process.
+
+    job = lm.finetune(rows, TrainDataFormat.CHAT, {"n_epochs": 3})   # returns when the remote id is on the disk
+    job.status(), job.events(), job.metrics()
+    tuned = job.result()                                             # a dspy.LM, or the reason why there is none
+    attach(job.id).cancel()                                          # here, or in another process
+
+What a provider has to implement for this is in `remote.py`; what is kept on the disk, in `store.py`.
+"""
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import dspy
+from dspy.clients.provider import TrainingJob
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
+from ..signatures import fingerprint
+from ..signatures.fingerprints import stable
+from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider
+from .settings import check_names, refuse_secrets
+from .store import JobRecord
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class RemoteJob(TrainingJob):
+    """DSPy's training job over a record and a provider. Making one starts the remote job, or finds the one that was started
+    for the same rows and settings; `lm.finetune` makes it before it returns.
+
+    Raises:
+        ConfigError: A setting, a secret among the settings, or a price above `max_usd`.
+        DataError: Rows that the provider would refuse.
+        ProviderError: The provider refused, or could not be reached for long.
+    """
+
+    def __init__(
+        self,
+        provider: RemoteProvider,
+        thread: threading.Thread | None = None,
+        model: str | None = None,
+        train_data: Sequence[dict[str, Any]] | None = None,
+        train_data_format: TrainDataFormat | str | None = None,
+        train_kwargs: Mapping[str, Any] | None = None,
+        *,
+        record: JobRecord | None = None,
+    ) -> None:
+        super().__init__(thread, model, list(train_data or []), train_data_format, dict(train_kwargs or {}))
+        self.thread: threading.Thread | None = thread
+        self.provider = provider
+        self._look_now = threading.Event()
+        self._starting = threading.Lock()
+        self.record = record or submit(provider, model or "", self.train_data, train_data_format, self.train_kwargs)
+        if thread is not None:
+            thread.daemon = True  # a script may end while the job goes on: `attach` finds it again
+
+    @property
+    def id(self) -> str:
+        """The job's id here, for `attach` and the command line."""
+        return self.record.id
+
+    @property
+    def remote_id(self) -> str:
+        """The job's id at the provider."""
+        return str(self.record.remote_id)
+
+    def status(self) -> JobStatus:
+        """Where the job stands, asked of the provider unless it is over.
+
+        Raises:
+            ProviderError: The provider cannot say.
+        """
+        if not JobStatus(self.record.status).over:
+            self._look()
+        return JobStatus(self.record.status)
+
+    def result(self, timeout: float | None = None) -> dspy.LM:
+        """The tuned model, once there is one.
+
+        Raises:
+            TimeoutError: Not within `timeout` seconds; the job goes on.
+            TrainingError: The job failed or was cancelled; the provider's reason is in the message.
+            ProviderError: The provider cannot say how it stands; the job goes on.
+        """
+        self._follow_in_a_thread()
+        return super().result(timeout)
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Wait for the job's end; how it ended.
+
+        Raises:
+            TimeoutError: Not within `timeout` seconds; the job goes on.
+            ProviderError: The provider cannot say how it stands; the job goes on.
+        """
+        self._follow_in_a_thread()
+        if not concurrent.futures.wait([self], timeout).done:
+            raise TimeoutError(f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on.")
+        error = self.exception()
+        status = JobStatus(self.record.status)
+        if error is not None and not (status.over and isinstance(error, TrainingError)):
+            raise error
+        return status
+
+    def cancel(self) -> bool:
+        """Cancel the job, at the provider too. False where it was over already."""
+        if self.status().over:
+            return False
+        self._patiently(lambda: self.provider.stop(self.record), retries=3)
+        self._look()
+        self._look_now.set()
+        return self.record.status != JobStatus.succeeded
+
+    def pause(self) -> None:
+        """Pause the job, where the provider can."""
+        self.provider.pause(self.record)
+        self._look()
+
+    def resume(self) -> None:
+        """Go on with a paused job."""
+        self.provider.resume(self.record)
+        self._look()
+
+    def events(self) -> list[JobEvent]:
+        """What happened at the provider so far, oldest first."""
+        return self.provider.events(self.record)
+
+    def metrics(self) -> dict[str, Any]:
+        """What the provider measured so far, by its own names."""
+        return self.provider.metrics(self.record)
+
+    def start_endpoint(self) -> str:
+        """Start what serves the tuned model; the model string."""
+        return self.provider.start_endpoint(self.record)
+
+    def stop_endpoint(self) -> None:
+        """End what serves the tuned model, and its cost."""
+        self.provider.stop_endpoint(self.record)
+
+    def follow(self) -> str:
+        """Look until the job is over; the tuned model's string, with the model ready to be called.
+
+        Raises:
+            TrainingError: It failed, was cancelled, or took longer than `timeout` in its settings.
+            ProviderError: The provider cannot say how it stands.
+        """
+        if self.record.tuned is not None:
+            return self.record.tuned
+        limit = self.train_kwargs.get("timeout")
+        end = None if limit is None else time.monotonic() + limit
+        looks = 0
+        look = self._patiently(self._look)
+        while not look.status.over:
+            if end is not None and time.monotonic() >= end:
+                raise TrainingError(
+                    f"Job {self.id} ({self.remote_id}) is {look.status.value} after its timeout of {limit:g} s.",
+                    hint=f"It goes on at {self.provider.name}: wait again, or `dspyc jobs cancel {self.id}`.",
+                )
+            pause = self.provider.polling.wait(looks, look.retry_after)
+            self._look_now.wait(pause if end is None else min(pause, max(0.0, end - time.monotonic())))
+            self._look_now.clear()
+            looks += 1
+            look = self._patiently(self._look)
+        return self._end(look)
+
+    def set_result(self, result: Any) -> None:
+        """As DSPy's thread calls it, but a failure is raised by `result()` rather than returned."""
+        if isinstance(result, BaseException):
+            self.set_exception(result)
+        else:
+            super().set_result(result.copy(**self.provider.served(self.record)))
+
+    def _end(self, look: Look) -> str:
+        if look.status is not JobStatus.succeeded:
+            reason = look.error or "the provider gives no reason"
+            how = "was cancelled" if look.status is JobStatus.cancelled else f"failed: {reason}"
+            raise TrainingError(
+                f"Job {self.id} ({self.remote_id}) for {self.record.model} {how}.",
+                hint="Order it again to start another.",
+            )
+        if look.model is None:
+            raise ProviderError(f"Job {self.id} ({self.remote_id}) succeeded, and {self.provider.name} names no model.")
+        model = look.model
+        tuned = self._patiently(lambda: self.provider.serve(self.record, model))
+        self.provider.store.update(self.record, tuned=tuned)
+        return tuned
+
+    def _look(self) -> Look:
+        look = self.provider.look(self.record)
+        if (look.status.value, look.error) != (self.record.status, self.record.error):
+            self.provider.store.update(self.record, status=look.status.value, error=look.error)
+        return look
+
+    def _patiently(self, ask: Callable[[], _T], retries: int | None = None) -> _T:
+        return patiently(self.provider, ask, retries)
+
+    def _follow_in_a_thread(self) -> None:
+        with self._starting:
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._finish, daemon=True, name=self.id)
+                self.thread.start()
+
+    def _finish(self) -> None:
+        from .lm import LM
+
+        try:
+            tuned = self.follow()
+            self.set_result(LM(tuned, provider=self.provider, **self.provider.connection, **self.provider.secrets))
+        except Exception as error:
+            self.set_exception(error)
+
+
+def submit(
+    provider: RemoteProvider,
+    model: str,
+    rows: Sequence[dict[str, Any]],
+    data_format: TrainDataFormat | str | None,
+    train_kwargs: Mapping[str, Any],
+) -> JobRecord:
+    """Start the job for these rows and settings, or find the one that was started, by whatever process, and goes on or
+    succeeded. Its remote id is on the disk when this returns."""
+    check_order(provider, model, train_kwargs)
+    order = make_order(model, rows, data_format, train_kwargs)
+    if order.validation and not provider.validates:
+        raise ConfigError(f"{provider.name} takes no validation rows.", hint="Leave `validation_data` out.")
+    provider.check_rows(order)
+    record = _record_of(provider, order)
+    store = provider.store
+    with store.alone(record.id):
+        known = store.get(record.id)
+        if known is not None and known.state == "created" and known.status not in ("failed", "cancelled"):
+            logger.info("Job %s was started before (%s): attached to it.", known.id, known.remote_id)
+            return known
+        if known is not None and known.state != "created":
+            record = known  # a process died between its beginning and its id
+        elif known is not None:
+            record.attempt = known.attempt + 1
+        estimate = provider.estimate(order)
+        estimate.check(train_kwargs.get("max_usd"))
+        record.estimate = estimate.describe()
+        logger.info("%s", record.estimate)
+        store.put(record)
+        _create(provider, order, record)
+    logger.info("Job %s was started: %s.", record.id, record.remote_id)
+    return record
+
+
+def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
+    """Upload and create, each once; an answer that was lost is looked for before another job is made."""
+    store = provider.store
+    patiently(provider, lambda: provider.upload(order, record))
+
+    def once() -> str:
+        found = provider.find(order, record) if record.state == "creating" else None
+        if found is None:
+            store.update(record, state="creating")
+            found = provider.create(order, record)
+        return found
+
+    remote_id = patiently(provider, once)
+    store.update(record, state="created", remote_id=remote_id)
+
+
+def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str, Any]) -> None:
+    """Everything that can be found wrong before there are rows.
+
+    Raises:
+        ConfigError: A secret among the settings, an unknown or wrong setting, a base model that cannot be trained.
+    """
+    refuse_secrets(train_kwargs, provider.credentials)
+    check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
+    provider.check_settings(model, {k: v for k, v in train_kwargs.items() if k not in COMMON})
+
+
+def make_order(
+    model: str,
+    rows: Sequence[dict[str, Any]],
+    data_format: TrainDataFormat | str | None,
+    train_kwargs: Mapping[str, Any],
+) -> Order:
+    """The order in DSPy's own types.
+
+    Raises:
+        ConfigError: A format that DSPy does not have.
+        DataError: No rows.
+    """
+    try:
+        kind = TrainDataFormat.CHAT if data_format is None else TrainDataFormat(data_format)
+    except ValueError:
+        kinds = ", ".join(one.value for one in TrainDataFormat)
+        raise ConfigError(f"The training data's format is {data_format!r}.", hint=f"Use one of {kinds}.") from None
+    if not rows:
+        raise DataError("There are no rows to train on.", hint="Pass rows of the form {'messages': [...]}.")
+    settings = {k: v for k, v in train_kwargs.items() if k not in COMMON}
+    return Order(model, list(rows), kind, settings, list(train_kwargs.get("validation_data") or ()))
+
+
+def attach(id: str) -> RemoteJob:
+    """A job that was started here, in any process: `id` is its own or the provider's. Credentials come from the provider's
+    own environment variables.
+
+    Raises:
+        ConfigError: No such job is known.
+    """
+    from .catalog import provider_class
+    from .store import JobStore
+
+    record = JobStore().find(id)
+    if record.remote_id is None:
+        raise ConfigError(
+            f"Job {record.id} was never answered by {record.provider}: its process ended while it was being started.",
+            hint="Run the same compile again: it finds out whether the job exists, and starts it if not.",
+        )
+    provider = provider_class(record.provider)(record.connection)
+    return RemoteJob(provider, model=record.model, record=record)
+
+
+def patiently(provider: RemoteProvider, ask: Callable[[], _T], retries: int | None = None) -> _T:
+    """Ask again after faults that may pass, at growing intervals, up to the provider's patience or `retries`.
+
+    Raises:
+        ProviderError: The last fault.
+    """
+    polling, began, faults = provider.polling, time.monotonic(), 0
+    while True:
+        try:
+            return ask()
+        except TransientError as error:
+            wait = polling.wait(faults, error.retry_after)
+            if time.monotonic() + wait - began > polling.patience or faults == retries:
+                raise
+            logger.warning("%s Asking again in %.0f s.", error.message, wait)
+            faults += 1
+            time.sleep(wait)
+
+
+def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
+    data = fingerprint([list(order.rows), list(order.validation), order.format.value])
+    settings = stable(dict(order.settings))
+    key = fingerprint([provider.name, stable(provider.connection), order.model, data, settings])
+    return JobRecord(
+        id=f"{provider.name}-{key}",
+        provider=provider.name,
+        connection=provider.connection,
+        model=order.model,
+        settings=settings,
+        data=data,
+        rows=len(order.rows),
+    )

@@ -1,0 +1,22 @@
+"""How often a remote job is looked at: soon at first, later at most once a minute, and when the provider says."""
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Polling:
+    """Exponential waits with jitter, in seconds. `patience`: how long faults that may pass are borne, one after another."""
+
+    first: float = 0.5
+    growth: float = 1.5
+    most: float = 60.0
+    jitter: float = 0.2  # share of a wait that is left to chance, so that many jobs do not ask at once
+    patience: float = 900.0
+
+    def wait(self, looks: int, retry_after: float | None = None) -> float:
+        """Seconds before the next look after `looks` of them; never sooner than the provider asked."""
+        steps = min(looks, 100)  # beyond, a float would overflow
+        usual = min(self.most, self.first * self.growth**steps)
+        usual *= 1 + random.uniform(-self.jitter, self.jitter)
+        return max(min(usual, self.most), retry_after or 0.0)

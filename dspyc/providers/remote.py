@@ -1,0 +1,236 @@
+"""What a provider elsewhere implements, so that one job, one store and one command line serve them all.
+
+To plug a provider in, subclass `RemoteProvider` in a file of its own and name the class in `catalog.py`:
+
+    class AcmeProvider(RemoteProvider):
+        name = "acme"                                  # in ids, records and messages
+        connects = ("acme_region",)                    # arguments of dspyc.LM that say where; kept in the record
+        secret = ("api_key",)                          # arguments of dspyc.LM that are kept in memory only
+        credentials = "Set ACME_API_KEY, or pass api_key to dspyc.LM."
+        allowed = ("epochs", "suffix")                 # names in train_kwargs, beside `COMMON`
+
+        def check_settings(self, model, settings): ... # refuse at no cost; no network
+        def check_rows(self, order): ...               # the same for the data
+        def upload(self, order, record): ...           # self.keep(record, file_id=…) as soon as there is one
+        def find(self, order, record): ...             # the id of a job that a crash made us forget, or None
+        def create(self, order, record): ...           # start the job, return its id
+        def look(self, record): ...                    # Look(JobStatus.running)
+        def stop(self, record): ...                    # cancel remotely
+
+The calls come in this order, each step durable before the next: the checks → `upload` → (`find` when an earlier `create` had no
+answer) → `create` → `look` again and again → `serve`. `upload` must pass over what `record.facts` says is done. `create` gets
+the same `record.token` whenever it is called for one attempt: pass it as the provider's idempotency token where there is
+one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
+
+Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
+again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neither may be chained to an SDK's exception, which
+may hold keys and rows: catch it, leave the `except` block, and raise then.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any, ClassVar, NoReturn
+
+from dspy.clients.provider import Provider
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from ..errors import ConfigError
+from .costs import CostEstimate, estimate_cost
+from .polling import Polling
+from .store import JobRecord, JobStore
+
+# Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
+COMMON = ("max_usd", "timeout", "validation_data")
+
+
+class JobStatus(str, Enum):
+    """Where a job stands. Equal to DSPy's `TrainingStatus` of the same name."""
+
+    pending = "pending"
+    validating = "validating"
+    running = "running"
+    paused = "paused"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change it."""
+        return self in (JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained: rows as DSPy has them, and the provider's own settings, without those in `COMMON`."""
+
+    model: str  # the base model's string, as given to dspyc.LM
+    rows: Sequence[dict[str, Any]]
+    format: TrainDataFormat
+    settings: Mapping[str, Any]
+    validation: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a remote job. `error`: the provider's reason, of a job that failed. `model`: the provider's id of the tuned
+    model, of one that succeeded. `retry_after`: seconds to the next look, where the provider says."""
+
+    status: JobStatus
+    model: str | None = None
+    error: str | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened at the provider. `at`: seconds since 1970."""
+
+    at: float
+    message: str
+    level: str = "info"
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class RemoteProvider(Provider, ABC):
+    """DSPy's provider over a trainer elsewhere. The module's docstring says how to write one.
+
+    Args:
+        connection: Values of the arguments that `connects` names.
+        secrets: Values of those that `secret` names: never written, shown, copied to a file or pickled.
+        polling: How often a job is looked at, and how long faults are borne.
+        store: Where jobs are recorded. Default: in dspyc's own folder.
+    """
+
+    name: ClassVar[str]
+    connects: ClassVar[tuple[str, ...]] = ()
+    secret: ClassVar[tuple[str, ...]] = ()
+    credentials: ClassVar[str] = "Use the provider's own environment variables."
+    allowed: ClassVar[tuple[str, ...]] = ()
+    validates: ClassVar[bool] = False  # whether `order.validation` is of use
+
+    def __init__(
+        self,
+        connection: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        *,
+        polling: Polling | None = None,
+        store: JobStore | None = None,
+    ) -> None:
+        from .job import RemoteJob
+
+        super().__init__()
+        self.finetunable = True
+        self.TrainingJob = partial(RemoteJob, self)
+        self.connection = dict(connection or {})
+        self.secrets = dict(secrets or {})
+        self.polling = polling or Polling()
+        self._store = store
+
+    @property
+    def store(self) -> JobStore:
+        return self._store or JobStore()
+
+    def keep(self, record: JobRecord, **facts: Any) -> None:
+        """Add to `record.facts`, for good, before this returns."""
+        self.store.update(record, facts=facts)
+
+    @abstractmethod
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        """Refuse, before a teacher is called, what cannot be ordered: an unsupported base model, a missing or wrong setting.
+        Names have been checked against `allowed`. No network.
+
+        Raises:
+            ConfigError: It says what arrived, what is allowed, what to do.
+        """
+
+    @abstractmethod
+    def check_rows(self, order: Order) -> None:
+        """Refuse rows or a format that the provider would refuse. No network.
+
+        Raises:
+            ConfigError: The format.
+            DataError: The rows, each with its number and reason.
+        """
+
+    def estimate(self, order: Order) -> CostEstimate:
+        """What the training will cost."""
+        return estimate_cost(order.rows, self.name, order.model, self.epochs(order.settings))
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        """Passes over the rows, as far as is known before the start."""
+        return 3
+
+    @abstractmethod
+    def upload(self, order: Order, record: JobRecord) -> None:
+        """Send the rows, and `keep` what `create` needs of them; pass over what `record.facts` has already."""
+
+    @abstractmethod
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        """The id of the job that an unanswered `create` of this attempt made; None where it made none, or where `create`
+        is idempotent by its token."""
+
+    @abstractmethod
+    def create(self, order: Order, record: JobRecord) -> str:
+        """Start the job once, without retries of its own; its id at the provider."""
+
+    @abstractmethod
+    def look(self, record: JobRecord) -> Look:
+        """Where the job stands now."""
+
+    @abstractmethod
+    def stop(self, record: JobRecord) -> None:
+        """Cancel the job remotely. One that is over is no error."""
+
+    def events(self, record: JobRecord) -> list[JobEvent]:
+        """What happened so far, oldest first."""
+        return []
+
+    def metrics(self, record: JobRecord) -> dict[str, Any]:
+        """What the provider measured so far, by its own names."""
+        return {}
+
+    def pause(self, record: JobRecord) -> None:
+        self._cannot("pause jobs")
+
+    def resume(self, record: JobRecord) -> None:
+        self._cannot("resume jobs")
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        """Bring the tuned model where DSPy can call it; its model string. It is called again after a crash, so it looks in
+        `record.facts` for what was begun. `model` is what `look` gave."""
+        return model
+
+    def served(self, record: JobRecord) -> dict[str, Any]:
+        """Arguments of `dspyc.LM` that the tuned model needs and the base did not."""
+        return {}
+
+    def start_endpoint(self, record: JobRecord) -> str:
+        """Start what serves the tuned model, and say what it costs; the model string."""
+        self._cannot("start endpoints")
+
+    def stop_endpoint(self, record: JobRecord) -> None:
+        """End what serves the tuned model, and its cost."""
+        self._cannot("stop endpoints")
+
+    def finetune(self, job: Any, **_: Any) -> str:
+        """DSPy's own hook, in the job's thread: wait for the job that was started when it was made."""
+        return str(job.follow())
+
+    def _cannot(self, what: str) -> NoReturn:
+        raise ConfigError(f"{self.name} does not {what}.")
+
+    def __deepcopy__(self, memo: object) -> "RemoteProvider":
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.connection})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"connection": self.connection, "polling": self.polling, "_store": None, "secrets": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, state["connection"], polling=state["polling"])

@@ -1,0 +1,46 @@
+"""What may stand in `train_kwargs`: names that the provider has, and never a secret, for settings are kept and shown."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import ConfigError, is_secret_name, redact
+
+_COUNTS = re.compile(r"(^|_)(max|min|num|n|total|trained)(_.*)?_?tokens$")  # of tokens, which are no secrets
+
+
+def refuse_secrets(train_kwargs: Mapping[str, Any], credentials: str) -> None:
+    """Raises ConfigError where a setting, at any depth, is a secret by its name or by its look; it names the setting only."""
+    for path, value in _leaves(train_kwargs, ""):
+        name = re.split(r"[.\[]", path)[-1] if path else ""
+        named = is_secret_name(name) and not _COUNTS.search(name) and value is not None
+        if named or (isinstance(value, str) and redact(value) != value):
+            raise ConfigError(
+                f"`{path}` in train_kwargs is a secret: settings are kept on the disk, and in artifacts.",
+                hint=credentials,
+            )
+
+
+def check_names(train_kwargs: Mapping[str, Any], allowed: Sequence[str], provider: str) -> None:
+    """Raises ConfigError where a setting has a name that the provider does not know; it says which one may be meant."""
+    for name in train_kwargs:
+        if name in allowed:
+            continue
+        near = difflib.get_close_matches(str(name), allowed, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{provider} has no setting {name!r}.{meant}", hint=f"It has {', '.join(sorted(allowed))}.")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that is not a container. `validation_data` holds rows, which are not settings."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not path and name == "validation_data":
+                continue
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{i}]")
+    else:
+        yield path, value

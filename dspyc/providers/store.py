@@ -1,0 +1,147 @@
+"""The durable record of training jobs elsewhere: `jobs/jobs.sqlite` in dspyc's own folder.
+
+A job is named by what it trains: provider, connection, base model, rows and settings. So the same order finds the same
+record in any process, after any crash. Records hold ids, settings and fingerprints; neither rows nor secrets.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, LedgerError
+from ..locks import FolderLock
+from .local import home
+
+State = Literal["new", "creating", "created"]
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, record TEXT NOT NULL, created_at REAL NOT NULL)"
+_LOCK_POLL = 0.1  # seconds
+
+
+@dataclass
+class JobRecord:
+    """What is known of one job. Times are seconds since 1970."""
+
+    id: str
+    provider: str
+    connection: dict[str, Any]  # what another process needs to reach the provider; no secrets
+    model: str  # the base model's string, as DSPy calls it
+    settings: dict[str, Any]
+    data: str  # the fingerprint of rows, validation rows and their format
+    rows: int
+    attempt: int = 1  # a job that failed or was cancelled may be ordered again
+    state: State = "new"  # "creating" from before the request that makes the remote job until its answer is kept
+    remote_id: str | None = None
+    status: str = "pending"
+    error: str | None = None
+    tuned: str | None = None  # the model string of what was trained
+    estimate: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # the provider's own: ids of files, endpoints, versions
+    created_at: float = field(default_factory=time.time)
+    updated_at: float = field(default_factory=time.time)
+
+    @property
+    def token(self) -> str:
+        """Names this attempt at the provider: an idempotency token, and a part of names. Letters, digits and hyphens."""
+        return f"dspyc-{self.id.rpartition('-')[2]}-{self.attempt}"
+
+
+class JobStore:
+    """All records of one folder. Threads and processes share it; every write is on the disk before its call returns.
+
+    Raises:
+        LedgerError: The folder cannot be made, read or written.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or home() / "jobs"
+        self._lock = threading.Lock()
+        with self._guard():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                self.folder / "jobs.sqlite", timeout=30, check_same_thread=False, isolation_level=None
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(_SCHEMA)
+
+    def get(self, id: str) -> JobRecord | None:
+        """The record of a job by its own id."""
+        with self._guard():
+            row = self._db.execute("SELECT record FROM jobs WHERE id=?", (id,)).fetchone()
+        return JobRecord(**json.loads(row[0])) if row else None
+
+    def find(self, id: str) -> JobRecord:
+        """The record of a job by its own id or by the provider's.
+
+        Raises:
+            ConfigError: No such job was started with this store.
+        """
+        found = self.get(id) or next((r for r in reversed(self.all()) if r.remote_id == id), None)
+        if found is None:
+            raise ConfigError(
+                f"No job {id!r} is known in {self.folder}.", hint="`dspyc jobs list` shows those that are."
+            )
+        return found
+
+    def all(self) -> list[JobRecord]:
+        """Every record, oldest first."""
+        with self._guard():
+            rows = self._db.execute("SELECT record FROM jobs ORDER BY created_at").fetchall()
+        return [JobRecord(**json.loads(row[0])) for row in rows]
+
+    def put(self, record: JobRecord) -> None:
+        """Keep a whole record, new or begun anew."""
+        with self._guard():
+            text = json.dumps(asdict(record), ensure_ascii=True)
+            self._db.execute("INSERT OR REPLACE INTO jobs VALUES (?,?,?)", (record.id, text, record.created_at))
+
+    def update(self, record: JobRecord, *, facts: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Change some fields and facts, in the store and in `record`, and leave what other processes wrote meanwhile."""
+        with self._guard():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                row = self._db.execute("SELECT record FROM jobs WHERE id=?", (record.id,)).fetchone()
+                now = JobRecord(**json.loads(row[0])) if row else record
+                for name, value in {**fields, "updated_at": time.time()}.items():
+                    setattr(now, name, value)
+                now.facts |= facts or {}
+                self._db.execute(
+                    "INSERT OR REPLACE INTO jobs VALUES (?,?,?)", (now.id, json.dumps(asdict(now)), now.created_at)
+                )
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        vars(record).update(vars(now))
+
+    @contextmanager
+    def alone(self, id: str) -> Iterator[None]:
+        """Submit one job in one process at a time: a second waits here, and then finds the first one's record."""
+        folder = self.folder / "locks" / id
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                lock = FolderLock(folder)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_POLL)
+        with lock:
+            yield
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerError(
+                f"The record of training jobs in {self.folder} cannot be used: {error}.",
+                hint="Free some space, or set DSPYC_HOME to a folder that you may write to.",
+            ) from error
