@@ -78,17 +78,21 @@ def calls(shape: str, count: int) -> list[tuple[dict[str, str], dict[str, str]]]
     return made
 
 
-def render(shape: str, count: int) -> list[dict[str, Any]]:
-    """So many chat rows of a shape, as DSPy writes them; the same ones every time."""
+def predictor(shape: str) -> dspy.Predict:
+    """The predictor of a shape, without demos."""
     intent = Literal[tuple(INTENTS)]  # type: ignore[valid-type]
     fields = {"message": (str, dspy.InputField()), "intent": (intent, dspy.OutputField())}
+    if shape == "classify":
+        return dspy.Predict(dspy.Signature(fields, "Name the intent of a customer's message."))
     meanings = [f"`{name}`: {meaning}." for name, meaning in INTENTS.items()]
     long = "\n".join(["Decide what a customer of our shop wants. There are ten intents.", *meanings, *RULES])
-    predictor = dspy.Predict(dspy.Signature(fields, "Name the intent of a customer's message."))
-    if shape != "classify":
-        predictor = dspy.ChainOfThought(dspy.Signature(fields, long)).predict
-    made = calls(shape, count + 4)
+    return dspy.ChainOfThought(dspy.Signature(fields, long)).predict
+
+
+def render(shape: str, count: int) -> list[dict[str, Any]]:
+    """So many chat rows of a shape, as DSPy writes them; the same ones every time."""
+    asked, made = predictor(shape), calls(shape, count + 4)
     if shape == "demos":
-        predictor.demos = [dspy.Example(**inputs, **outputs) for inputs, outputs in made[count:]]
+        asked.demos = [dspy.Example(**inputs, **outputs) for inputs, outputs in made[count:]]
     how: Any = {"adapter": dspy.ChatAdapter(), "lm": dspyc.LocalLM("dspyc/tiny")}
-    return [{"messages": row(predictor, *call, **how)["messages"]} for call in made[:count]]
+    return [{"messages": row(asked, *call, **how)["messages"]} for call in made[:count]]

@@ -6,8 +6,9 @@
 
 `dspy.Evaluate` runs with 32 threads over 128 prompts of each shape (see dspy_rows.py): DSPy's own renderings for `classify` (a
 short text, one Literal), `cot` (chain of thought behind a long system message) and `demos` (the same with four demos). The
-model is a Llama shape of 10.5 M random weights with the bundled tokenizer, in float32, so every reply is as long as it may be.
-All sides are engines of the same `dspy.LM`, get the same prompts, and have to give the same greedy texts:
+model is a Llama shape of 10.5 M random weights with the bundled tokenizer, in float32. Random weights do not end a reply, so
+each has as many tokens as the row's own reply. All sides are engines of the same `dspy.LM`, get the same prompts, and have to
+give the same greedy texts:
 
 - `ours`: `dspyc.LocalLM`, unconstrained
 - `single`: `generate`, once for each request
@@ -20,6 +21,10 @@ text, which loads the weights. In the JSON, `ratios` are rows/s of ours over eac
 turns beside each other; `same_text` is the share of greedy replies that equal ours (a side that pads, or multiplies in
 another order, may take the other of two tokens that score alike). `idle` is the time of one request to an idle engine over
 that of a bare `generate`, and `candidates` the time of n = 8 over n = 1 for a prompt of 500 tokens and 60 new ones.
+
+`constrained` compares ours with itself: seconds without constraints over seconds with them, in turns in one process. Students
+that were trained to know the replies to `classify` and `cot`, so that both ways write the same, are asked by 32 threads and by
+one; and `free_text` by random weights, where nothing is fixed (TerseAdapter, one text output).
 """
 
 import argparse
@@ -45,10 +50,12 @@ RESULTS = Path(__file__).parent / "results" / "local_inference.json"
 SHAPES = ("classify", "cot", "demos")  # of dspy_rows, which imports too much for the process that only starts others
 SIDES = ("ours", "single", "static", "continuous", "serve")
 MODES: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "n": 8}}
-THREADS, STATIC_ROWS, NEW_TOKENS = 32, 32, 48
+PARTS = ("speed", "idle", "candidates", "constrained")
+THREADS, STATIC_ROWS, NEW_TOKENS = 32, 32, 48  # NEW_TOKENS of `idle` and `free_text`
 GATHER = 0.01  # seconds without a new request after which a static batch starts
 LONG_PROMPT, LONG_REPLY = 500, 60  # tokens, of what `candidates` times
 IDLE_TURNS = 15
+TAUGHT_STEPS = 150
 
 # ------------------------------------------------------------------------------------------- turns: a process each
 
@@ -72,12 +79,15 @@ def prepare(turn: dict[str, Any]) -> dict[str, Any]:
     tokenizer.save_pretrained(turn["model"])
     chat, shapes = ChatTokenizer(tokenizer), {}
     for shape in turn["shapes"]:
-        prompts = [row["messages"][:-1] for row in render(shape, turn["prompts"])]
-        Path(turn["folder"], f"{shape}.json").write_text(json.dumps(prompts))
-        ids_of = [chat.prompt_ids(messages) for messages in prompts]
+        rows = [row["messages"] for row in render(shape, turn["prompts"])]
+        tokens = [len(ids) - prompt for ids, prompt in map(chat.row_ids, rows)]
+        asked = [{"messages": row[:-1], "max_tokens": most} for row, most in zip(rows, tokens, strict=True)]
+        Path(turn["folder"], f"{shape}.json").write_text(json.dumps(asked))
+        ids_of = [chat.prompt_ids(row["messages"]) for row in asked]
         same = next((at for at, column in enumerate(zip(*ids_of, strict=False)) if len(set(column)) > 1), None)
         mean = sum(map(len, ids_of)) / len(ids_of)
-        shapes[shape] = {"prompt_tokens": round(mean, 1), "prefix_of_all_prompts": same}
+        reply = round(sum(tokens) / len(tokens), 1)
+        shapes[shape] = {"prompt_tokens": round(mean, 1), "prefix_of_all_prompts": same, "reply_tokens": reply}
     return {"shapes": shapes}
 
 
@@ -91,7 +101,7 @@ def evaluate(turn: dict[str, Any]) -> dict[str, Any]:
 
     class Ask(dspy.Module):  # type: ignore[misc]
         def forward(self, number: int) -> Any:
-            texts[number] = lm(messages=prompts[number], max_tokens=NEW_TOKENS, **turn["mode"])
+            texts[number] = lm(**prompts[number], **turn["mode"])
             return dspy.Prediction(answer=texts[number])
 
     lm(messages=[{"role": "user", "content": "Hello"}], max_tokens=4)
@@ -140,7 +150,74 @@ def candidates(turn: dict[str, Any]) -> dict[str, Any]:
     return {f"n={n}": statistics.median(seconds[1:]) for n, seconds in found.items()}
 
 
-TURNS = {turn.__name__: turn for turn in (prepare, evaluate, idle, candidates)}
+def constrained(turn: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one `dspy.Evaluate` with and without constraints, and whether the replies were the same."""
+    import logging
+
+    import dspy
+    from dspy_rows import calls, predictor
+
+    import dspyc
+
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    free_text = turn["shape"] == "free_text"
+    model = turn["model"] if free_text else _taught(turn)
+    made = calls("classify" if free_text else turn["shape"], turn["prompts"])
+    rows = [dspy.Example(**inputs).with_inputs("message") for inputs, _ in made]
+    program = dspy.Predict("message -> answer") if free_text else predictor(turn["shape"])
+    # On random weights every text is cut at the same length; a student's texts end by themselves.
+    most, adapter = (NEW_TOKENS, dspyc.TerseAdapter()) if free_text else (200, dspy.ChatAdapter())
+    local = {"device": "cpu", "dtype": "float32", "cache": False, "max_tokens": most}
+    lms = [dspyc.LocalLM(model, constrained=each, **local) for each in (False, True)]  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    for threads in (turn["threads"], 1):
+        asked = rows if threads > 1 else rows[: max(1, len(rows) // 8)]
+        ratios = []
+        for _ in range(turn["repeats"] + 1):  # the first one compiles grammars and computes prefixes
+            seconds, said = [], []
+            for lm in lms:
+                texts: dict[str, str] = {}
+
+                def keep(row: Any, answer: Any, trace: Any = None, texts: dict[str, str] = texts) -> float:
+                    texts[row.message] = str(answer.toDict())
+                    return 1.0
+
+                program.set_lm(lm)
+                run = dspy.Evaluate(
+                    devset=asked, metric=keep, num_threads=threads, display_progress=False, max_errors=len(asked)
+                )
+                start = time.monotonic()
+                with dspy.context(adapter=adapter):
+                    run(program)
+                seconds.append(time.monotonic() - start)
+                said.append(texts)
+            ratios.append(seconds[0] / seconds[1])
+        same = sum(said[0].get(row.message) == said[1].get(row.message) for row in asked) / len(asked)
+        name = "many_threads" if threads > 1 else "one_thread"
+        found[name] = {"ratio": round(statistics.median(ratios[1:]), 3), "same_text": round(same, 4)}
+    return found
+
+
+def _taught(turn: dict[str, Any]) -> str:
+    """A model that knows the replies to a shape's prompts by heart."""
+    from dspy_rows import render
+
+    from dspyc.training import TrainingConfig, train
+
+    config = TrainingConfig(
+        method="full",
+        epochs=TAUGHT_EPOCHS,
+        batch_size=16,
+        learning_rate=2e-3,
+        scheduler="one_cycle",
+        save_steps=100_000,
+    )
+    out = f"{turn['folder']}/{turn['shape']}"
+    rows = render(turn["shape"], turn["prompts"])
+    return train(turn["model"], rows, config=config, output_dir=out, device="cpu", show_progress=False).path
+
+
+TURNS = {turn.__name__: turn for turn in (prepare, evaluate, idle, candidates, constrained)}
 
 # ------------------------------------------------------------------------------------------- sides, as engines of a dspy.LM
 
@@ -221,7 +298,7 @@ class Single(Generate):
 
 
 class Static(Generate):
-    """Padded batches of `generate`: whoever asks while one runs is in the next."""
+    """Padded batches of `generate`, up to the longest reply: whoever asks while one runs is in the next."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -239,9 +316,9 @@ class Static(Generate):
             with contextlib.suppress(queue.Empty):
                 while len(batch) < STATIC_ROWS:
                     batch.append(self._asked.get(timeout=GATHER))
-            _, most, temperature, _ = batch[0]
+            most, temperature = max(row[1] for row in batch), batch[0][2]
             for row, new in zip(batch, self.generate([row[0] for row in batch], most, temperature), strict=True):
-                row[3].set_result(new)
+                row[3].set_result(new[: row[1]])
 
 
 class Continuous(Generate):
@@ -344,14 +421,23 @@ class Bench:
         return {"rows_per_s": rates, "ratios": ratios, **({"same_text": same} if mode == "greedy" else {})}
 
     def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"shapes": {}}
-        for shape in self.args.shapes:
-            modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
-            found["shapes"][shape] = {**self.prepared[shape], **modes}
-        seconds = self.run("idle")
-        found["idle"] = {**seconds, "ratio": round(seconds["ours"] / seconds["generate"], 3)}
-        seconds = self.run("candidates")
-        found["candidates"] = {**seconds, "ratio": round(seconds["n=8"] / seconds["n=1"], 3)}
+        found: dict[str, Any] = {}
+        if "speed" in self.args.parts:
+            found["shapes"] = {}
+            for shape in self.args.shapes:
+                modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
+                found["shapes"][shape] = {**self.prepared[shape], **modes}
+        for part, over, under in (("idle", "ours", "generate"), ("candidates", "n=8", "n=1")):
+            if part in self.args.parts:
+                seconds = self.run(part)
+                found[part] = {**seconds, "ratio": round(seconds[over] / seconds[under], 3)}
+                self.say(f"{part:17}{found[part]['ratio']:.2f}")
+        if "constrained" in self.args.parts:
+            found["constrained"] = {}
+            for shape in ("classify", "cot", "free_text"):
+                asked = {"prompts": self.args.prompts, "threads": self.args.threads, "repeats": self.args.repeats}
+                found["constrained"][shape] = self.run("constrained", shape=shape, **asked)
+                self.say(f"constrained {shape}: {found['constrained'][shape]}")
         settings = {"prompts": self.args.prompts, "threads": self.args.threads, "new_tokens": NEW_TOKENS}
         return {**found, **settings, "repeats": self.args.repeats, "machine": machine()}
 
@@ -369,6 +455,7 @@ def arguments() -> argparse.Namespace:
         return read
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", type=some_of(*PARTS), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--shapes", type=some_of(*SHAPES), default=list(SHAPES), help=",".join(SHAPES))
     parser.add_argument("--modes", type=some_of(*MODES), default=list(MODES), help=",".join(MODES))
     parser.add_argument("--sides", type=some_of(*SIDES), default=list(SIDES), help=",".join(SIDES))
