@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
+from ..progress import Advance
 from .bootstrap import too_many
 from .ledger import Ledger
 from .trace import Trace
@@ -32,13 +33,14 @@ def first_good(
     ledger: Ledger,
     num_threads: int,
     max_errors: int,
+    advance: Advance,
 ) -> list[Attempt]:
     """Try examples until `wanted` of them have a good run; the attempts up to that one, in order.
 
-    `begin(index, round)` begins a run of an example. The answer is that of a search that makes one run after the other;
-    runs go on at once that are needed for sure, which are as many as good ones are missing, and beyond them so many as
-    the share of good ones so far calls for, at most `num_threads - 1`. So fewer than `num_threads` examples are run that
-    such a search would not have reached, and none while every run is good.
+    `begin(index, round)` begins a run of an example; `advance` hears of each good one. The answer is that of a search that
+    makes one run after the other. Runs go on at once that are needed for sure, which are as many as good ones are missing,
+    and beyond them so many as the share of good ones so far calls for, at most `num_threads - 1`. So fewer than
+    `num_threads` examples are run that such a search would not have reached, and none while every run is good.
 
     Raises:
         BootstrapError: `max_errors` runs failed before that.
@@ -56,6 +58,7 @@ def first_good(
             for attempt in search.next_decided(wanted - found):
                 decided.append(attempt)
                 found += attempt.good
+                advance(int(attempt.good), note=f"{len(decided)} examples")
                 for run in attempt.runs:
                     if not run.error:
                         continue

@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 from .report import CompileReport
+from .search_report import SearchReport
 
 
-def readme(name: str, facts: dict[str, Any], report: CompileReport | None) -> str:
+def readme(name: str, facts: dict[str, Any], report: CompileReport | SearchReport | None) -> str:
     """Markdown: what it is, what it scores, how to use it with dspyc and without, where it comes from."""
     parts = [f"# {name}", _what(facts), _scores(report), _use(name, facts), _origin(facts, report)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -22,7 +23,9 @@ def _what(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scores(report: CompileReport | None) -> str:
+def _scores(report: CompileReport | SearchReport | None) -> str:
+    if isinstance(report, SearchReport):
+        return f"## Scores\n\n{report.conclusion}"
     if report is None or report.verdict is None:
         return "## Scores\n\nNot compared on held-out examples."
     verdict = report.verdict
@@ -53,10 +56,12 @@ With plain DSPy: `program.load("{name}/program.json")` on a program of class `{s
 under `dspy.context(adapter=…)` of that class."""
 
 
-def _origin(facts: dict[str, Any], report: CompileReport | None) -> str:
+def _origin(facts: dict[str, Any], report: CompileReport | SearchReport | None) -> str:
     lines = ["## Origin", "", "Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + "."]
     if report is not None:
-        rows = ", ".join(f"{count} for `{key}`" for key, count in report.rows.items())
-        lines += [f"Seed {report.seed}. Training rows: {rows}.", f"Fingerprints: `{json.dumps(report.fingerprints)}`."]
+        trained_on = {} if isinstance(report, SearchReport) else report.rows
+        rows = [f"{count} for `{key}`" for key, count in trained_on.items()]
+        trained = f"Training rows: {', '.join(rows)}." if rows else ""
+        lines += [f"Seed {report.seed}. {trained}".rstrip(), f"Fingerprints: `{json.dumps(report.fingerprints)}`."]
     lines.append("`SHA256SUMS` lists every file; `dspyc.load` checks them all.")
     return "\n".join(lines)

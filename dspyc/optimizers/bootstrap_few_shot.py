@@ -19,7 +19,7 @@ from dspy.teleprompt import Teleprompter
 from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
 from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
-from ..compiler.demos import demos_of
+from ..compiler.demos import demos_of, labelled
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
 from ..compiler.report import CompileReport
@@ -28,19 +28,22 @@ from ..compiler.withheld import withheld, withhold
 from ..errors import BootstrapError, ConfigError, ProgramError
 from ..evaluation import metric_fingerprint
 from ..evaluation.metrics import Metric
+from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from .labeled_few_shot import LabeledFewShot, blank_copy, check_count
+from .labeled_few_shot import LabeledFewShot, blank_copy, check_count, check_fit, fitted
 from .runs import data_fingerprint, run_folder
 from .teachers import choose_teachers
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many demos a predictor gets, and how hard they are tried for; the names are BootstrapFewShot's."""
+    """How many demos a predictor gets, how they are tried for and which are chosen; the names are BootstrapFewShot's."""
 
     max_bootstrapped_demos: int = 4
     max_labeled_demos: int = 16
     max_rounds: int = 1
+    diverse: bool = False
+    fit_context: bool | int = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def demonstrate(
     max_errors: int | None = None,
     teacher_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    show_progress: bool = False,
 ) -> Demonstrated:
     """A copy of `student` with demos from `teacher`'s good runs, made in an open pool; what is passed is not changed.
 
@@ -80,29 +84,32 @@ def demonstrate(
         max_errors: Failed runs that stop it. None: DSPy's setting.
         teacher_settings: DSPy settings that the teacher runs under, such as `{"rm": …}`.
         seed: Of the labelled demos' draw; 0 draws as DSPy does.
+        show_progress: Whether a bar is drawn where a person can see it.
 
     Raises:
         BootstrapError: No run was good, or `max_errors` failed.
         LedgerError: The ledger cannot be written.
     """
-    with dspy.context(**(teacher_settings or {})):
+    wanted = sizes.max_bootstrapped_demos
+    with (
+        dspy.context(**(teacher_settings or {})),
+        bar(f"teacher: looking for {wanted} good runs", wanted, show=show_progress) as advance,
+    ):
         rounds = _rounds(_with_labels(teacher, trainset, sizes.max_labeled_demos, seed), sizes.max_rounds)
         attempts = first_good(
             _begin(rounds, trainset, pool),
             len(trainset),
-            wanted=sizes.max_bootstrapped_demos,
+            wanted=wanted,
             max_rounds=sizes.max_rounds,
             good=lambda run: _is_good(run, metric_threshold),
+            advance=advance,
             ledger=pool.ledger,
             num_threads=pool.num_threads,
             max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
         )
     if attempts and not any(attempt.good for attempt in attempts):
         raise _nothing_good(attempts, trainset, metric_threshold)
-    shown = [demos_of(attempt.runs[-1]) for attempt in attempts if attempt.good]
-    good = {attempt.index for attempt in attempts if attempt.good}
-    unused = [example for i, example in enumerate(trainset) if i not in good]
-    return Demonstrated(_with_demos(student, shown, unused, sizes, seed), attempts)
+    return Demonstrated(_with_demos(student, attempts, trainset, sizes, seed), attempts)
 
 
 class BootstrapFewShot(Teleprompter):
@@ -124,6 +131,10 @@ class BootstrapFewShot(Teleprompter):
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
             folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the draw of labelled examples. The demos of seed 0 are those that DSPy's own class chooses.
+        diverse: Choose labelled examples that are as unlike each other and the teacher's as can be, by the words of each
+            predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
+        fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
+            counted by its own tokenizer; a number of tokens sets the limit instead.
         show_progress: Whether a bar is drawn on a terminal or notebook.
     """
 
@@ -140,6 +151,8 @@ class BootstrapFewShot(Teleprompter):
         num_threads: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        diverse: bool = False,
+        fit_context: bool | int = False,
         show_progress: bool = True,
     ) -> None:
         super().__init__()
@@ -150,11 +163,13 @@ class BootstrapFewShot(Teleprompter):
         check_count("max_rounds", max_rounds, least=1)
         if max_errors is not None:
             check_count("max_errors", max_errors, least=1)
+        check_fit(fit_context)
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.max_errors = max_rounds, max_errors
         self.num_threads, self.run_dir = num_threads, run_dir
+        self.diverse, self.fit_context = diverse, fit_context
         self.seed, self.show_progress = seed, show_progress
 
     def compile(
@@ -171,7 +186,9 @@ class BootstrapFewShot(Teleprompter):
         train = check_examples(trainset, "trainset")
         threads = check_threads(self.num_threads)
         program = choose_teacher(student, teacher, self.teacher_settings)
-        sizes = Sizes(self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds)
+        sizes = Sizes(
+            self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds, self.diverse, self.fit_context
+        )
         identity = fingerprint(
             [
                 *(program_fingerprint(student), program_fingerprint(program), data_fingerprint(train)),
@@ -191,6 +208,7 @@ class BootstrapFewShot(Teleprompter):
                 max_errors=self.max_errors,
                 teacher_settings=self.teacher_settings,
                 seed=self.seed,
+                show_progress=self.show_progress,
             )
             report = _report(made, ledger, started, self.seed, {"compile": identity, "data": data_fingerprint(train)})
             ledger.event("report", **report.to_dict())
@@ -257,19 +275,22 @@ def _is_good(run: Trace, threshold: float | None) -> bool:
 
 
 def _with_demos(
-    student: dspy.Module,
-    shown: list[dict[str, dspy.Example]],
-    unused: list[dspy.Example],
-    sizes: Sizes,
-    seed: int,
+    student: dspy.Module, attempts: list[Attempt], trainset: Sequence[dspy.Example], sizes: Sizes, seed: int
 ) -> dspy.Module:
-    compiled = blank_copy(student)
+    good = {attempt.index for attempt in attempts if attempt.good}
+    shown = [demos_of(attempt.runs[-1]) for attempt in attempts if attempt.good]
+    unused = [example for i, example in enumerate(trainset) if i not in good]
     random.Random(seed).shuffle(unused)
     rng = random.Random(seed)
+    compiled = blank_copy(student)
     for name, predictor in predictors(compiled, frozen=False).items():
         taught = [demos[name] for demos in shown if name in demos]
         number = max(0, min(sizes.max_labeled_demos - len(taught), len(unused)))
-        predictor.demos = taught + [example.copy() for example in rng.sample(unused, number)]
+        demos = taught + labelled(predictor, unused, number, rng, diverse=sizes.diverse, beside=taught)
+        asked = [
+            step.inputs for attempt in attempts for run in attempt.runs for step in run.steps if step.predictor == name
+        ]
+        predictor.demos = fitted(name, predictor, demos, asked or trainset, sizes.fit_context)
     compiled._compiled = True
     return compiled
 

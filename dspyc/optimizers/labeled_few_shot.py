@@ -1,13 +1,15 @@
 """LabeledFewShot: training examples, as they are, become the demos of every predictor."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler.bootstrap import check_examples
+from ..compiler.demos import labelled
+from ..compiler.fitting import fitting
 from ..errors import ConfigError
 from ..signatures import copy_program, predictors
 
@@ -18,15 +20,20 @@ class LabeledFewShot(Teleprompter):
     Args:
         k: Demos for each predictor; all examples where there are fewer.
         seed: Of the draw; the demos of seed 0 are those that DSPy's own class draws.
+        diverse: Choose examples that are as unlike each other as can be, by the words of each predictor's inputs; needs
+            scikit-learn (`pip install "dspyc[search]"`).
+        fit_context: Leave out demos that would make a predictor's longest prompt too long for its language model's
+            context, counted by its own tokenizer; a number of tokens sets the limit instead.
     """
 
-    def __init__(self, k: int = 16, *, seed: int = 0) -> None:
+    def __init__(self, k: int = 16, *, seed: int = 0, diverse: bool = False, fit_context: bool | int = False) -> None:
         super().__init__()
         check_count("k", k)
-        self.k, self.seed = k, seed
+        check_fit(fit_context)
+        self.k, self.seed, self.diverse, self.fit_context = k, seed, diverse, fit_context
 
     def compile(self, student: dspy.Module, *, trainset: Sequence[dspy.Example], sample: bool = True) -> dspy.Module:
-        """A copy of `student` with new demos and its own language models; without `sample` the first `k` examples.
+        """A copy of `student` with new demos and its own language models; with `sample=False` they are the first `k`.
 
         Raises:
             ProgramError: `student` is no program.
@@ -35,11 +42,27 @@ class LabeledFewShot(Teleprompter):
         examples = check_examples(trainset, "trainset", allow_empty=True, inputs=False)
         rng = random.Random(self.seed)
         compiled = blank_copy(student)
-        for predictor in predictors(compiled, frozen=False).values():
-            number = min(self.k, len(examples))
-            chosen = rng.sample(examples, number) if sample else examples[:number]
-            predictor.demos = [example.copy() for example in chosen]
+        number = min(self.k, len(examples))
+        for name, predictor in predictors(compiled, frozen=False).items():
+            demos = [example.copy() for example in examples[:number]]
+            if sample:
+                demos = labelled(predictor, examples, number, rng, diverse=self.diverse)
+            predictor.demos = fitted(name, predictor, demos, examples, self.fit_context)
         return compiled
+
+
+def fitted(
+    name: str,
+    predictor: dspy.Predict,
+    demos: list[dspy.Example],
+    inputs: Sequence[Mapping[str, Any]] | Sequence[dspy.Example],
+    fit_context: bool | int,
+) -> list[dspy.Example]:
+    """The demos that fit beside the longest of `inputs`, by an optimizer's setting."""
+    if fit_context is False:
+        return demos
+    asked = [dict(given.items()) for given in inputs]
+    return fitting(name, predictor, demos, asked, limit=None if fit_context is True else fit_context)
 
 
 def blank_copy(program: dspy.Module) -> dspy.Module:
@@ -57,3 +80,9 @@ def check_count(name: str, value: Any, *, least: int = 0) -> None:
     """Raises ConfigError unless `value` is a whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"`{name}` is {value!r}; a whole number from {least} is allowed.")
+
+
+def check_fit(value: Any) -> None:
+    """Raises ConfigError unless `value` can say what prompts have to fit."""
+    if not isinstance(value, bool):
+        check_count("fit_context", value, least=1)
