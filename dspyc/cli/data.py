@@ -2,17 +2,16 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DataError
 from .failures import explained
 from .output import console, emit
 
 if TYPE_CHECKING:
     from ..providers.costs import CostEstimate
-    from ..providers.rows import Refusal, RowReport
+    from ..providers.rows import RowReport
 
 _SHOWN = 50  # refused rows on a screen; --json has all of them
 
@@ -47,8 +46,10 @@ def check(
 ) -> None:
     """Which rows a provider would refuse, and why; and what training on the others costs."""
     from ..providers.costs import estimate_cost
+    from ..providers.rows import formatter
+    from ..training.formats import read_objects
 
-    report = _report(rows, provider.value)
+    report = formatter(provider.value).format_numbered(read_objects(rows))
     cost = estimate_cost(report.rows, provider.value, model, epochs)
     _tell(rows, report, cost, as_json)
     if not report.ok:
@@ -56,29 +57,12 @@ def check(
     cost.check(max_usd, confirmed=yes)
 
 
-def _report(path: Path, name: str) -> "RowReport":
-    """The file's rows by the provider's rules; lines that hold no row at all are refused like the others."""
-    from dataclasses import replace
-
-    from ..providers.rows import Refusal, formatter
-    from ..training.formats import chat_row, read_objects
-
-    readable: list[tuple[int, dict[str, Any]]] = []
-    unreadable: list[Refusal] = []
-    for number, row in read_objects(path):
-        try:
-            readable.append((number, row if "messages" in row else chat_row(row, "it")))
-        except DataError as error:
-            unreadable.append(Refusal(number, (error.message,)))
-    report = formatter(name).format_numbered(readable)
-    refused = sorted((*report.refused, *unreadable), key=lambda refusal: refusal.number)
-    return replace(report, refused=tuple(refused))
-
-
 def _tell(path: Path, report: "RowReport", cost: "CostEstimate", as_json: bool) -> None:
     screen = console(as_json)
     for refusal in report.refused[:_SHOWN]:
-        screen.print(f"Line {refusal.number}: {_listed(refusal)}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(
+            f"Line {refusal.number}: {'; '.join(refusal.reasons)}", markup=False, highlight=False, soft_wrap=True
+        )
     if len(report.refused) > _SHOWN:
         screen.print(f"And {len(report.refused) - _SHOWN:,} more; --json lists them all.")
     verdict = f"{len(report.rows):,} rows can be sent, {len(report.refused):,} would be refused."
@@ -93,7 +77,3 @@ def _tell(path: Path, report: "RowReport", cost: "CostEstimate", as_json: bool) 
         counts = {"ok": report.ok, "rows": len(report.rows), "refused": refused, "problem": report.problem}
         money = {"tokens": cost.tokens, "epochs": cost.epochs, "usd": cost.usd}
         emit({"file": str(path), "provider": report.formatter.name, **counts, **money})
-
-
-def _listed(refusal: "Refusal") -> str:
-    return "; ".join(refusal.reasons)

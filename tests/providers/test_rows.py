@@ -72,6 +72,12 @@ def test_other_models_on_bedrock_take_prompts_with_completions() -> None:
     assert row == {"prompt": "Be brief.\n\n2+2?", "completion": "4"}
 
 
+@pytest.mark.parametrize("provider", ALL)
+def test_prompts_with_completions_are_rows_too(provider: str) -> None:
+    pair = formatter(provider).format([{"prompt": "2+2?", "completion": "4"}])
+    assert pair.rows == formatter(provider).format([turns(("user", "2+2?"), ("assistant", "4"))]).rows != ()
+
+
 def test_the_retired_instruction_task_of_databricks_takes_prompts_with_responses() -> None:
     (row,) = formatter("databricks-instruction").format([CHAT]).rows
     assert row == {"prompt": "Be brief.\n\n2+2?", "response": "4"}
@@ -116,7 +122,7 @@ def test_text_in_parts_becomes_one_string(provider: str) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({}, "it has no list of messages"),
+        ({}, "it has the fields [], and no row has those"),
         ({"messages": []}, "it has no list of messages"),
         ({"messages": ["hello"]}, "turn 1 is a JSON str"),
         (turns(("user", "2+2?"), ("assistant", "")), "turn 2 is empty"),
@@ -225,7 +231,7 @@ def test_every_row_and_every_reason_is_reported_with_its_number() -> None:
     assert [refusal.number for refusal in report.refused] == [2, 4]
     assert len(report.refused[0].reasons) == 5
     assert len(report.rows) == 2
-    with pytest.raises(DataError, match=r"refuse 2 of 4 rows\. Row 2: .*Row 4: it has no list of messages") as caught:
+    with pytest.raises(DataError, match=r"refuse 2 of 4 rows\. Row 2: .*Row 4: it has the fields") as caught:
         report.accepted()
     assert "fine-tune-prepare-data-understanding" in caught.value.hint
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
+from ...training.formats import chat_row
 
 _SHOWN = 20  # refused rows named in an error
 
@@ -30,15 +31,19 @@ class Formatter:
     source: str = ""
 
     def format(self, rows: Iterable[Mapping[str, Any]]) -> "RowReport":
-        """The rows in the provider's form, and those that it would refuse, numbered from 1."""
+        """The rows in the provider's form, and those that it would refuse, numbered from 1.
+
+        Rows without messages are read as `training.formats` has them: prompts with completions, instructions, texts.
+        """
         return self.format_numbered(enumerate(rows, start=1))
 
     def format_numbered(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> "RowReport":
         """As `format`, with the caller's own numbers: the lines of a file."""
         taken: list[dict[str, Any]] = []
         refused: list[Refusal] = []
-        for number, row in rows:
-            reasons = tuple(self.problems(row))
+        for number, given in rows:
+            row, unread = _chat(given)
+            reasons = (unread,) if unread else tuple(self.problems(row))
             if reasons:
                 refused.append(Refusal(number, reasons))
             else:
@@ -99,3 +104,13 @@ class RowReport:
         if self.problem:
             raise DataError(f"{self.problem}.", hint=hint)
         return self.rows
+
+
+def _chat(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The chat row that `row` is, or why it is none."""
+    if "messages" in row:
+        return row, ""
+    try:
+        return chat_row(row, "it"), ""
+    except DataError as error:
+        return row, error.message

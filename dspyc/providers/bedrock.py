@@ -1,0 +1,255 @@
+"""AWS Bedrock: rows to S3, a model customization job, and an endpoint that calls its model.
+
+lm = LM("bedrock/amazon.nova-lite-v1")
+job = lm.finetune(rows, TrainDataFormat.CHAT, {"s3_path": "s3://bucket/folder/", "role_arn": "arn:aws:iam::…:role/…"})
+tuned = job.result()                                   # bedrock/converse/<ARN of a deployment>
+job.stop_endpoint()                                    # ends what costs money
+"""
+
+import io
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ProviderError, TransientError
+from . import aws
+from .bedrock_settings import BedrockSettings, job_name, model_name, read_settings
+from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
+from .store import JobRecord
+
+logger = logging.getLogger(__name__)
+
+_STATUS = {
+    "InProgress": JobStatus.running,
+    "Stopping": JobStatus.running,
+    "Completed": JobStatus.succeeded,
+    "Failed": JobStatus.failed,
+    "Stopped": JobStatus.cancelled,
+}
+_STEPS = ("validationDetails", "dataProcessingDetails", "trainingDetails")
+_READY = ("Active", "InService")
+_ENDPOINT_PATIENCE = 7200.0  # seconds until an endpoint has to be up
+
+
+class BedrockProvider(RemoteProvider):
+    """Model customization jobs. `train_kwargs` are those of `bedrock_settings.read_settings`."""
+
+    name = "bedrock"
+    connects = ("aws_profile_name", "aws_region_name")
+    secret = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    credentials = aws.CREDENTIALS
+    allowed = (
+        "s3_path",
+        "role_arn",
+        "hyperparameters",
+        "job_name",
+        "aws_profile",
+        "aws_region",
+        "start_endpoint",
+        "model_units",
+        "commitment",
+        "tags",
+    )
+    validates = True
+
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        read_settings(model, settings)
+
+    def check_rows(self, order: Order) -> None:
+        formatter = read_settings(order.model, order.settings).family.formatter
+        formatter.format(order.rows).accepted()
+        if order.validation:
+            formatter.format(order.validation).accepted()
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        return float((settings.get("hyperparameters") or {}).get("epochCount", 3))
+
+    def upload(self, order: Order, record: JobRecord) -> None:
+        told = read_settings(order.model, order.settings)
+        self.keep(record, role_arn=told.role_arn)  # another process may not have the variable that named it
+        for name, rows in (("train", order.rows), ("validation", order.validation)):
+            if not rows or name in record.facts:
+                continue
+            lines = (json.dumps(row, ensure_ascii=False) for row in told.family.formatter.format(rows).accepted())
+            key = f"{_folder(told, record)}/{name}.jsonl"
+            body = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+            aws.ask(self._client("s3", told).upload_fileobj, Fileobj=body, Bucket=told.bucket, Key=key)
+            self.keep(record, **{name: f"s3://{told.bucket}/{key}"})
+
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        told = read_settings(order.model, order.settings)
+        try:
+            found = self._job(record, job_name(told.job_name or told.base, record.token))
+        except aws.MissingError:
+            return None
+        return str(found["jobArn"]) if found.get("clientRequestToken") in (None, record.token) else None
+
+    def create(self, order: Order, record: JobRecord) -> str:
+        told = read_settings(order.model, order.settings)
+        tags = [{"key": key, "value": value} for key, value in {**told.tags, "dspyc-job": record.id}.items()]
+        validation = record.facts.get("validation")
+        called = told.job_name or told.base
+        made = aws.ask(
+            self._client("bedrock", told).create_model_customization_job,
+            jobName=job_name(called, record.token),
+            customModelName=model_name(called, record.token),
+            roleArn=told.role_arn,
+            clientRequestToken=record.token,
+            baseModelIdentifier=told.base,
+            customizationType="FINE_TUNING",
+            trainingDataConfig={"s3Uri": record.facts["train"]},
+            outputDataConfig={"s3Uri": f"s3://{told.bucket}/{_folder(told, record)}/output/"},
+            hyperParameters=told.hyperparameters,
+            jobTags=tags,
+            customModelTags=tags,
+            **({"validationDataConfig": {"validators": [{"s3Uri": validation}]}} if validation else {}),
+        )
+        return str(made["jobArn"])
+
+    def look(self, record: JobRecord) -> Look:
+        found = self._job(record)
+        status = _STATUS[found["status"]]
+        begun = (found.get("statusDetails") or {}).get("trainingDetails", {}).get("status", "InProgress")
+        if status is JobStatus.running and begun == "NotStarted":
+            status = JobStatus.validating
+        return Look(status, model=found.get("outputModelArn"), error=found.get("failureMessage"))
+
+    def stop(self, record: JobRecord) -> None:
+        try:
+            aws.ask(self._bedrock(record).stop_model_customization_job, jobIdentifier=record.remote_id)
+        except aws.TakenError:
+            logger.info("Job %s was over before it could be stopped.", record.id)
+
+    def events(self, record: JobRecord) -> list[JobEvent]:
+        found = self._job(record)
+        made = [JobEvent(found["creationTime"].timestamp(), "created")]
+        for step in _STEPS:
+            details = (found.get("statusDetails") or {}).get(step) or {}
+            if details.get("lastModifiedTime"):
+                text = f"{step.removesuffix('Details')}: {details.get('status')}"
+                made.append(JobEvent(details["lastModifiedTime"].timestamp(), text))
+        if found.get("endTime"):
+            level = "error" if found["status"] == "Failed" else "info"
+            text = f"{found['status']} {found.get('failureMessage') or ''}".strip()
+            made.append(JobEvent(found["endTime"].timestamp(), text, level))
+        return sorted(made, key=lambda event: event.at)
+
+    def metrics(self, record: JobRecord) -> dict[str, Any]:
+        found = self._job(record)
+        validation = found.get("validationMetrics") or []
+        return dict(found.get("trainingMetrics") or {}) | ({"validation": validation} if validation else {})
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        self.keep(record, model_arn=model)
+        if _of(record).start_endpoint:
+            return self.start_endpoint(record)
+        logger.warning("%s can be called after `job.start_endpoint()` alone.", model)
+        return f"bedrock/converse/{model}"
+
+    def served(self, record: JobRecord) -> dict[str, Any]:
+        told = _of(record)
+        region = str(record.remote_id).split(":")[3]
+        profile = {"aws_profile_name": told.aws_profile} if told.aws_profile else {}
+        return {"aws_region_name": region} | profile
+
+    def start_endpoint(self, record: JobRecord) -> str:
+        """A deployment on demand where the model can have one, else provisioned throughput; returns when it can be called.
+
+        Raises:
+            ProviderError: There is no model yet, AWS refused, or the endpoint failed or did not come up.
+        """
+        told = _of(record)
+        if "model_arn" not in record.facts:
+            found = self._job(record).get("outputModelArn")
+            if not found:
+                raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.wait()`.")
+            self.keep(record, model_arn=found)
+        if not record.facts.get("endpoint"):
+            self._create_endpoint(told, record)
+        self._wait_for_endpoint(told, record)
+        return f"bedrock/converse/{record.facts['endpoint']}"
+
+    def stop_endpoint(self, record: JobRecord) -> None:
+        """End the endpoint, and its cost; none is no error. The model itself stays, and can be served again."""
+        endpoint = record.facts.get("endpoint")
+        if not endpoint:
+            return
+        client = self._bedrock(record)
+        try:
+            if _on_demand(endpoint):
+                aws.ask(client.delete_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
+            else:
+                aws.ask(client.delete_provisioned_model_throughput, provisionedModelId=endpoint)
+        except aws.MissingError:
+            logger.info("The endpoint %s was gone already.", endpoint)
+        self.keep(record, endpoint=None)
+
+    def _create_endpoint(self, told: BedrockSettings, record: JobRecord) -> None:
+        """Each start has a token of its own, kept before AWS is asked: one that is asked twice makes one endpoint."""
+        client, model = self._client("bedrock", told), record.facts["model_arn"]
+        token = f"{record.token}-e{record.facts.get('endpoints', 0) + 1}"
+        name = model_name(told.job_name or told.base, token)
+        if told.family.on_demand:
+            made = aws.ask(
+                client.create_custom_model_deployment,
+                modelDeploymentName=name,
+                modelArn=model,
+                clientRequestToken=token,
+            )
+            endpoint, cost = made["customModelDeploymentArn"], "Calls are paid by the token; idle, it costs nothing."
+        else:
+            made = aws.ask(
+                client.create_provisioned_model_throughput,
+                provisionedModelName=name,
+                modelId=model,
+                modelUnits=told.model_units,
+                clientRequestToken=token,
+                **({"commitmentDuration": told.commitment} if told.commitment else {}),
+            )
+            bound = f", for {told.commitment} at least" if told.commitment else ""
+            endpoint = made["provisionedModelArn"]
+            cost = f"{told.model_units} model unit(s) are paid by the hour{bound}, used or not, until `job.stop_endpoint()`."
+        self.keep(record, endpoint=endpoint, endpoints=record.facts.get("endpoints", 0) + 1)
+        logger.warning("Started %s. %s Storing the custom model costs by the month.", endpoint, cost)
+
+    def _wait_for_endpoint(self, told: BedrockSettings, record: JobRecord) -> None:
+        endpoint, client = record.facts["endpoint"], self._client("bedrock", told)
+        began, looks = time.monotonic(), 0
+        while time.monotonic() - began < _ENDPOINT_PATIENCE:
+            if _on_demand(endpoint):
+                found = aws.ask(client.get_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
+            else:
+                found = aws.ask(client.get_provisioned_model_throughput, provisionedModelId=endpoint)
+            if found["status"] in _READY:
+                return
+            if found["status"] == "Failed":
+                self.keep(record, endpoint=None)
+                raise ProviderError(f"{endpoint} failed: {found.get('failureMessage') or 'AWS gives no reason'}")
+            time.sleep(self.polling.wait(looks))
+            looks += 1
+        raise TransientError(f"{endpoint} is not up after {_ENDPOINT_PATIENCE / 60:.0f} minutes.")
+
+    def _job(self, record: JobRecord, identifier: str | None = None) -> Any:
+        return aws.ask(self._bedrock(record).get_model_customization_job, jobIdentifier=identifier or record.remote_id)
+
+    def _bedrock(self, record: JobRecord) -> Any:
+        return self._client("bedrock", _of(record))
+
+    def _client(self, service: str, told: BedrockSettings) -> Any:
+        profile = told.aws_profile or self.connection.get("aws_profile_name")
+        region = told.aws_region or self.connection.get("aws_region_name")
+        return aws.client(service, profile, region, self.secrets)
+
+
+def _of(record: JobRecord) -> BedrockSettings:
+    return read_settings(record.model, {"role_arn": record.facts.get("role_arn"), **record.settings})
+
+
+def _folder(told: BedrockSettings, record: JobRecord) -> str:
+    return "/".join(part for part in (told.prefix, record.token) if part)
+
+
+def _on_demand(endpoint: str) -> bool:
+    return ":custom-model-deployment/" in endpoint
