@@ -137,8 +137,9 @@ def measure(train: Rows, test: Rows, student: str | None, epochs: float, seed: i
     compiled = optimizer.compile(program, trainset=examples(train))
     trained = time.monotonic()
     print(f"trained on {len(train):,} rows in {trained - started:.0f} s", file=sys.stderr)
+    # Its bar would stand on stdout, before the JSON.
     evaluate = dspy.Evaluate(
-        devset=examples(test), metric=exact, num_threads=64, display_progress=True, max_errors=len(test) + 1
+        devset=examples(test), metric=exact, num_threads=64, display_progress=False, max_errors=len(test) + 1
     )
     scores = [bool(score) for _, _, score in evaluate(compiled).results]
     return {

@@ -206,7 +206,7 @@ def _taught(turn: dict[str, Any]) -> str:
 
     config = TrainingConfig(
         method="full",
-        epochs=TAUGHT_EPOCHS,
+        max_steps=TAUGHT_STEPS,
         batch_size=16,
         learning_rate=2e-3,
         scheduler="one_cycle",
