@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .models import ScriptedLM, choice_probabilities
-    from .optimizers import BootstrapFewShot, BootstrapFinetune, LabeledFewShot
+    from .optimizers import BootstrapFewShot, BootstrapFewShotWithRandomSearch, BootstrapFinetune, LabeledFewShot
     from .providers import LM, LocalLM, LocalProvider
     from .signatures import TerseAdapter
     from .training import TrainingConfig
@@ -41,6 +41,7 @@ _ROOMS = {
     "ArtifactError": "errors",
     "BootstrapError": "errors",
     "BootstrapFewShot": "optimizers",
+    "BootstrapFewShotWithRandomSearch": "optimizers",
     "BootstrapFinetune": "optimizers",
     "CompileReport": "compiler",
     "ConfigError": "errors",
@@ -68,6 +69,7 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "ArtifactError",
     "BootstrapError",
     "BootstrapFewShot",
+    "BootstrapFewShotWithRandomSearch",
     "BootstrapFinetune",
     "CompileReport",
     "ConfigError",

@@ -29,19 +29,23 @@ from . import rebuild
 from .checksums import check_sums, write_sums
 from .readme import readme
 from .report import CompileReport
+from .search_report import SearchReport
 
 FORMAT = 1
 _SECRET = re.compile(r"api_|key|secret|password|header|credential|(?<!max_)(?<!completion_)tokens?$", re.IGNORECASE)
 
 
+Report = CompileReport | SearchReport
+
+
 class CompiledMixin:
     """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
 
-    _dspyc_report: CompileReport | None
+    _dspyc_report: Report | None
     compiled_from: type[dspy.Module]  # the class without this mixin
 
     @property
-    def report(self) -> CompileReport | None:
+    def report(self) -> Report | None:
         """What the compile did, what it cost and what it proved."""
         return self._dspyc_report
 
@@ -53,7 +57,7 @@ class CompiledMixin:
             save(self, path, **options)
 
 
-def attach(program: dspy.Module, report: CompileReport | None) -> dspy.Module:
+def attach(program: dspy.Module, report: Report | None) -> dspy.Module:
     """Give `program`, in place, its report and its `save`."""
     kind = type(program)
     if not isinstance(program, CompiledMixin):
@@ -131,7 +135,7 @@ def load(
             )
         predictor.lm = lms[saved[name]["lm"]] if saved[name]["lm"] is not None else None
     loaded._compiled = True
-    return attach(loaded, CompileReport.from_dict(facts["report"]) if facts["report"] else None)
+    return attach(loaded, _read_report(facts["report"]) if facts["report"] else None)
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -245,6 +249,10 @@ def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, d
             hint="Pass base='folder of the right weights' to dspyc.load.",
         )
     return lm
+
+
+def _read_report(facts: dict[str, Any]) -> Report:
+    return SearchReport.from_dict(facts) if facts.get("report") == "search" else CompileReport.from_dict(facts)
 
 
 def _versions() -> dict[str, str]:

@@ -9,5 +9,12 @@ from ..compiler.report import CompileReport
 from .bootstrap_few_shot import BootstrapFewShot
 from .bootstrap_finetune import BootstrapFinetune
 from .labeled_few_shot import LabeledFewShot
+from .random_search import BootstrapFewShotWithRandomSearch
 
-__all__ = ["BootstrapFewShot", "BootstrapFinetune", "CompileReport", "LabeledFewShot"]
+__all__ = [
+    "BootstrapFewShot",
+    "BootstrapFewShotWithRandomSearch",
+    "BootstrapFinetune",
+    "CompileReport",
+    "LabeledFewShot",
+]

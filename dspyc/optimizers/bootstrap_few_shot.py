@@ -19,6 +19,7 @@ from dspy.teleprompt import Teleprompter
 from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
 from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.budget import Budget
 from ..compiler.demos import demos_of, labelled
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
@@ -65,6 +66,7 @@ def demonstrate(
     max_errors: int | None = None,
     teacher_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    ahead: bool = True,
     show_progress: bool = False,
 ) -> Demonstrated:
     """A copy of `student` with demos from `teacher`'s good runs, made in an open pool; what is passed is not changed.
@@ -84,10 +86,12 @@ def demonstrate(
         max_errors: Failed runs that stop it. None: DSPy's setting.
         teacher_settings: DSPy settings that the teacher runs under, such as `{"rm": …}`.
         seed: Of the labelled demos' draw; 0 draws as DSPy does.
+        ahead: Whether examples are run that may turn out not to be needed.
         show_progress: Whether a bar is drawn where a person can see it.
 
     Raises:
         BootstrapError: No run was good, or `max_errors` failed.
+        BudgetError: The ledger's budget did not allow one good run; where it allowed some, their demos are there.
         LedgerError: The ledger cannot be written.
     """
     wanted = sizes.max_bootstrapped_demos
@@ -104,7 +108,7 @@ def demonstrate(
             good=lambda run: _is_good(run, metric_threshold),
             advance=advance,
             ledger=pool.ledger,
-            num_threads=pool.num_threads,
+            num_threads=pool.num_threads if ahead else 1,
             max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
         )
     if attempts and not any(attempt.good for attempt in attempts):
@@ -126,6 +130,8 @@ class BootstrapFewShot(Teleprompter):
             runs with so many labelled examples, never its own among them.
         max_rounds: Runs of an example until one is good; from the second on at temperature 1.
         max_errors: Failed runs that stop the compile. Default: DSPy's setting.
+        budget: What the teacher may spend, a hard limit: at it the compile ends with the demos that it has, and its report
+            says so.
         num_threads: Examples that run at once. Default: DSPy's setting, else 8. Fewer than `num_threads` examples are run
             beyond those that are needed, and none while every run is good.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
@@ -148,6 +154,7 @@ class BootstrapFewShot(Teleprompter):
         max_rounds: int = 1,
         max_errors: int | None = None,
         *,
+        budget: Budget | None = None,
         num_threads: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
@@ -168,7 +175,7 @@ class BootstrapFewShot(Teleprompter):
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.max_errors = max_rounds, max_errors
-        self.num_threads, self.run_dir = num_threads, run_dir
+        self.budget, self.num_threads, self.run_dir = budget, num_threads, run_dir
         self.diverse, self.fit_context = diverse, fit_context
         self.seed, self.show_progress = seed, show_progress
 
@@ -196,7 +203,10 @@ class BootstrapFewShot(Teleprompter):
             ]
         )
         folder = run_folder(self.run_dir, identity)
-        with Ledger(folder) as ledger, Pool(ledger, metric=self.metric, num_threads=threads) as pool:
+        with (
+            Ledger(folder, budget=self.budget) as ledger,
+            Pool(ledger, metric=self.metric, num_threads=threads) as pool,
+        ):
             ledger.event("compile", identity=identity, train=len(train))
             made = demonstrate(
                 student,
@@ -338,6 +348,7 @@ def _report(
             "failed": sum(run.error is not None for run in runs),
             "bootstrapped": sum(attempt.good for attempt in made.attempts),
             "demos": {name: len(predictor.demos) for name, predictor in named.items()},
+            "budget_spent": ledger.meter.exhausted,
         },
         training=[],
         run_dir=str(ledger.run_dir),

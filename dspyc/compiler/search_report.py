@@ -1,0 +1,160 @@
+"""What a search over candidates saw, what it chose, and what that is worth on examples that it did not use."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from ..evaluation.estimates import mean_interval
+from .trace import Trace
+
+_COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
+
+
+@dataclass
+class Usage:
+    """What runs used: calls, those that the ledger answered instead, and USD where the providers say."""
+
+    calls: int = 0
+    replayed: int = 0
+    cost: float | None = None
+
+    def add(self, trace: Trace) -> None:
+        for call in trace.calls:
+            self.calls += 1
+            self.replayed += call.replayed
+            if call.cost is not None:
+                self.cost = (self.cost or 0.0) + call.cost
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean in the metric's unit, over so many examples, with its 95 % interval for examples not seen."""
+
+    mean: float
+    interval: tuple[float, float]
+    examples: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> "Score | None":
+        """None of no scores."""
+        if not len(scores):
+            return None
+        return cls(float(sum(scores)) / len(scores), mean_interval(scores), len(scores))
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any] | None) -> "Score | None":
+        return (
+            None
+            if facts is None
+            else cls(facts["mean"], (facts["interval"][0], facts["interval"][1]), facts["examples"])
+        )
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.mean:.3f}, {low:.3f} to {high:.3f}"
+
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """One candidate: its number, how it was made, its demos by predictor, its score, and how it ended.
+
+    Scores of candidates that left early are of fewer examples than the winner's: they are not to be compared with it.
+    """
+
+    number: int
+    made: str
+    demos: dict[str, int]
+    score: Score | None
+    failed: int
+    ended: str
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """Figures of one search.
+
+    `validation` says which examples chose; the winner's score on them is flattered, as the best of many is. `final` is its
+    score on examples that the search did not use, which `final_on` names, or why there is none. `stopped` says which limit
+    ended the search before it had compared all, if one did. `calls`, `replayed`, `cost`
+    and `seconds` are as in a CompileReport.
+    """
+
+    winner: int
+    candidates: list[CandidateReport]
+    validation: str
+    final: Score | None
+    final_on: str
+    calls: dict[str, int]
+    replayed: int
+    cost: float | None
+    seconds: float
+    run_dir: str
+    seed: int
+    stopped: str | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> CandidateReport:
+        return next(candidate for candidate in self.candidates if candidate.number == self.winner)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"report": "search", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "SearchReport":
+        """The report that `to_dict` wrote."""
+        candidates = [CandidateReport(**{**c, "score": Score.from_dict(c["score"])}) for c in facts["candidates"]]
+        known = {**facts, "candidates": candidates, "final": Score.from_dict(facts["final"])}
+        known.pop("report")
+        return cls(**known)
+
+    def table(self) -> Table:
+        """The candidates, the winner first, then by how far they came; for a terminal or a notebook."""
+        table = Table(title="Candidates", caption=self.conclusion, caption_justify="left")
+        for name in _COLUMNS:
+            table.add_column(name, justify="right" if name == "examples" else "left")
+        for candidate in self._ranked():
+            table.add_row(*_cells(candidate), style="bold" if candidate.number == self.winner else None)
+        return table
+
+    @property
+    def conclusion(self) -> str:
+        """A sentence or two: who won, on what, and what that is worth."""
+        final = (
+            f"On {self.final_on}: {self.final} (95 %)."
+            if self.final
+            else f"No score on unseen examples: {self.final_on}."
+        )
+        stopped = f" The search was not finished: {self.stopped}" if self.stopped else ""
+        return f"Candidate {self.winner} won on {self.validation}. {final}{stopped}"
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        rows = []
+        for candidate in self._ranked():
+            tag = "b" if candidate.number == self.winner else "span"
+            cells = "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in _cells(candidate))
+            rows.append(f"<tr>{cells}</tr>")
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{html.escape(self.conclusion)}</p>"
+
+    def _ranked(self) -> list[CandidateReport]:
+        def place(candidate: CandidateReport) -> tuple[Any, ...]:
+            score = candidate.score
+            return (candidate.number != self.winner, -score.examples if score else 0, -score.mean if score else 0.0)
+
+        return sorted(self.candidates, key=place)
+
+
+def _cells(candidate: CandidateReport) -> tuple[str, ...]:
+    score = candidate.score
+    shown = str(score) if score else "—"
+    demos = ", ".join(f"{name}: {count}" for name, count in candidate.demos.items())
+    examples = "0" if score is None else str(score.examples)
+    failed = f" ({candidate.failed} failed)" if candidate.failed else ""
+    return f"{candidate.number} {candidate.made}", demos, shown, examples + failed, candidate.ended

@@ -1,0 +1,326 @@
+"""BootstrapFewShotWithRandomSearch: many sets of demos, of which a race finds the best.
+
+The candidates are DSPy's (Khattab et al., 2023, arXiv 2310.03714): the student without demos, with labelled examples, and
+bootstrapped from the training examples in their own order and in shuffled ones. They are made and scored at the same time,
+over one pool; `compiler.race` says which are still worth a call.
+"""
+
+import contextvars
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from ..compiler import artifact
+from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.budget import Budget
+from ..compiler.ledger import Ledger
+from ..compiler.pool import Pool
+from ..compiler.race import Lane, Race, Rule, Withdrawn, percent
+from ..compiler.search_report import CandidateReport, Score, SearchReport
+from ..compiler.search_view import search_view
+from ..compiler.threads import Threads
+from ..compiler.trace import Subject, Trace
+from ..errors import BootstrapError, BudgetError, ConfigError
+from ..evaluation import metric_fingerprint
+from ..evaluation.metrics import Metric
+from ..signatures import check_student, fingerprint, predictors, program_fingerprint
+from .bootstrap_few_shot import Demonstrated, Sizes, choose_teacher, demonstrate
+from .folds import Folds, divide
+from .labeled_few_shot import LabeledFewShot, blank_copy, check_count
+from .runs import data_fingerprint, run_folder
+
+_MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
+
+
+class BootstrapFewShotWithRandomSearch(Teleprompter):
+    """Choose, of many sets of demos, the one with which a student scores best.
+
+    Args:
+        metric: `metric(example, prediction, trace=None)` as a bool or number, higher is better. It gets the trace while
+            demos are bootstrapped, and None while candidates are scored.
+        teacher_settings: DSPy settings that the teacher runs under, as in BootstrapFewShot.
+        max_bootstrapped_demos: The most good runs to find for a candidate; shuffled ones draw from 1 up to it.
+        max_labeled_demos: Demos of a predictor in all.
+        max_rounds: Teacher runs of an example until one is good.
+        num_candidate_programs: Shuffled candidates, besides three that are not.
+        num_threads: Examples that run at once. Default: DSPy's setting, else 8.
+        max_errors: Failed runs that put a candidate out, or stop its bootstrap; the search goes on while one is left.
+            Default: DSPy's setting.
+        stop_at_score: In percent: the search ends with a candidate that has it on all of `valset`.
+        metric_threshold: The lowest score of a run that becomes a demo. Default: any score above 0.
+        race: Let candidates that will not win leave. False scores all of them on all of `valset`, and chooses as DSPy does.
+        risk: The chance that a race loses a candidate to a given rival that it would have beaten on all of `valset`.
+        budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
+        run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
+            folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
+        seed: Of the race's order and of the examples that are kept aside. Candidates are numbered, and shuffled, as DSPy's.
+        show_progress: Whether a live view is drawn on a terminal or notebook.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        teacher_settings: Mapping[str, Any] | None = None,
+        max_bootstrapped_demos: int = 4,
+        max_labeled_demos: int = 16,
+        max_rounds: int = 1,
+        num_candidate_programs: int = 16,
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        stop_at_score: float | None = None,
+        metric_threshold: float | None = None,
+        *,
+        race: bool = True,
+        risk: float = 0.1,
+        budget: Budget | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if not callable(metric):
+            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        check_count("max_bootstrapped_demos", max_bootstrapped_demos, least=1)
+        check_count("max_labeled_demos", max_labeled_demos)
+        check_count("max_rounds", max_rounds, least=1)
+        check_count("num_candidate_programs", num_candidate_programs)
+        if max_errors is not None:
+            check_count("max_errors", max_errors, least=1)
+        self.rule = Rule(risk) if race else None
+        self.metric, self.metric_threshold = metric, metric_threshold
+        self.teacher_settings = dict(teacher_settings or {})
+        self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
+        self.max_rounds, self.num_candidate_programs = max_rounds, num_candidate_programs
+        self.num_threads, self.max_errors, self.stop_at_score = num_threads, max_errors, stop_at_score
+        self.budget, self.run_dir, self.seed, self.show_progress = budget, run_dir, seed, show_progress
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None = None,
+        restrict: Iterable[int] | None = None,
+        labeled_sample: bool = True,
+        testset: Sequence[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """The winner, with `candidate_programs` as DSPy has them, `report` and `save`; the arguments are left as they were.
+
+        `restrict` names the candidates to consider, by their numbers from -3; without `labeled_sample` candidate -2 has the
+        first labelled examples. `testset` is what the winner's final score is of. Without it a race keeps a fifth of
+        `valset` aside for that. Without a `valset`, folds of `trainset` are kept aside for both.
+
+        Raises:
+            DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
+        """
+        started = time.monotonic()
+        check_student(student)
+        train, racing = check_examples(trainset, "trainset"), self.rule is not None
+        folds = divide(train, valset, testset, keep_aside=racing, seed=self.seed)
+        numbers = self._numbers(restrict)
+        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        maker = _Maker(self, student, chosen, folds.train, labeled_sample, numbers)
+        threads = check_threads(self.num_threads)
+        identity = self._identity(maker, folds, numbers)
+        with Ledger(run_folder(self.run_dir, identity), budget=self.budget) as ledger:
+            # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that.
+            reports = ledger.events("report")
+            maker.ahead = all(report["fingerprints"].get("compile") != identity for report in reports)
+            ledger.event("compile", identity=identity, train=len(folds.train), validation=len(folds.validation))
+            with (
+                _threads(min(len(numbers), threads + 2)) as makers,
+                Pool(ledger, metric=self.metric, num_threads=threads) as pool,  # left first: makers wait for its runs
+                search_view(show=self.show_progress) as watch,
+            ):
+                race = Race(
+                    folds.validation,
+                    example_keys(folds.validation),
+                    pool,
+                    rule=self.rule,
+                    seed=self.seed,
+                    stop_at_score=self.stop_at_score,
+                    max_errors=maker.max_errors,
+                    ahead=maker.ahead,
+                    watch=watch,
+                )
+                winner = race.run({number: _start(makers, maker, number, pool) for number in numbers})
+                final = _run_all(winner, folds.final, pool) if race.refused is None else []
+            for trace in [*maker.runs, *final]:
+                race.usage.add(trace)
+            report = SearchReport(
+                winner=winner.number,
+                candidates=[_told(lane, maker, winner) for lane in race.lanes],
+                validation=folds.validation_name,
+                final=Score.of([trace.score or 0.0 for trace in final]),
+                final_on=folds.final_name if final or race.refused is None else "the budget was spent",
+                stopped=race.refused.message if race.refused else None,
+                calls=ledger.calls(),
+                replayed=race.usage.replayed,
+                cost=race.usage.cost,
+                seconds=time.monotonic() - started,
+                run_dir=str(ledger.run_dir),
+                seed=self.seed,
+                fingerprints={"compile": identity, "data": data_fingerprint(folds.train)},
+            )
+            ledger.event("report", **report.to_dict())
+        best = artifact.attach(maker.programs[winner.number], report)
+        best.candidate_programs = _candidate_programs(race, winner, final, folds, maker)
+        return best
+
+    def _numbers(self, restrict: Iterable[int] | None) -> list[int]:
+        every = range(-3, self.num_candidate_programs)
+        chosen = list(every) if restrict is None else sorted(set(restrict) & set(every))
+        if not chosen:
+            raise ConfigError(f"`restrict` names none of the candidates, which are -3 to {every[-1]}.")
+        return chosen
+
+    def _identity(self, maker: "_Maker", folds: Folds, numbers: list[int]) -> str:
+        settings = [self.metric_threshold, self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds]
+        return fingerprint(
+            [
+                *(program_fingerprint(maker.student), program_fingerprint(maker.teacher)),
+                *map(data_fingerprint, (folds.train, folds.validation, folds.final)),
+                *(metric_fingerprint(self.metric), settings, numbers, maker.labeled_sample, self.seed),
+            ]
+        )
+
+
+class _Maker:
+    """Makes the candidates of one compile, each once, in whatever thread asks."""
+
+    def __init__(
+        self,
+        options: BootstrapFewShotWithRandomSearch,
+        student: dspy.Module,
+        teacher: dspy.Module,
+        train: list[dspy.Example],
+        labeled_sample: bool,
+        numbers: list[int],
+    ) -> None:
+        self.options, self.student, self.teacher = options, student, teacher
+        self.train, self.labeled_sample = train, labeled_sample
+        self.max_errors: int = options.max_errors if options.max_errors is not None else dspy.settings.max_errors
+        self.ahead = True
+        self.programs: dict[int, dspy.Module] = {}
+        self.runs: list[Trace] = []  # the teacher's
+        self._to_bootstrap = sum(number >= -1 for number in numbers)
+        self._lock = threading.Lock()
+
+    def make(self, number: int, pool: Pool) -> Subject:
+        """The candidate as the race runs it.
+
+        Raises:
+            Withdrawn: Its bootstrap failed, and another's has not.
+            BootstrapError: All bootstraps have failed.
+        """
+        program = self._make(number, pool)
+        with self._lock:
+            self.programs[number] = program
+        return observe(program, "candidate", identity=program_fingerprint(program), traced=False)
+
+    def _make(self, number: int, pool: Pool) -> dspy.Module:
+        if number == -3:
+            return blank_copy(self.student)
+        if number == -2:
+            labels = LabeledFewShot(self.options.max_labeled_demos)
+            return labels.compile(self.student, trainset=self.train, sample=self.labeled_sample)
+        try:
+            made = self._bootstrap(number, pool)
+        except BootstrapError as error:
+            with self._lock:
+                self._to_bootstrap -= 1
+                if not self._to_bootstrap and not any(made >= -1 for made in self.programs):
+                    raise
+            raise Withdrawn(f"not made: {error.message.splitlines()[0]}") from error
+        with self._lock:
+            self.runs += [run for attempt in made.attempts for run in attempt.runs]
+        return made.program
+
+    def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:
+        o, train, most = self.options, list(self.train), self.options.max_bootstrapped_demos
+        if number >= 0:
+            random.Random(number).shuffle(train)
+            most = random.Random(number).randint(1, most)
+        return demonstrate(
+            self.student,
+            self.teacher,
+            train,
+            pool=pool,
+            sizes=Sizes(most, o.max_labeled_demos, o.max_rounds),
+            metric_threshold=o.metric_threshold,
+            max_errors=self.max_errors,
+            teacher_settings=o.teacher_settings,
+            ahead=self.ahead,
+        )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[Threads]:
+    threads = Threads(number)
+    try:
+        yield threads
+    except BaseException:
+        threads.end(abandon=True)
+        raise
+    threads.end(abandon=False)
+
+
+def _start(makers: Threads, maker: _Maker, number: int, pool: Pool) -> "Future[Subject]":
+    context = contextvars.copy_context()  # DSPy's settings live in the context
+    return makers.submit(context.run, maker.make, number, pool)
+
+
+def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> list[Trace]:
+    assert winner.subject is not None
+    keys = enumerate(zip(examples, example_keys(examples), strict=True))
+    runs = [pool.submit(winner.subject, example, key, i) for i, (example, key) in keys]
+    try:
+        return [run.result() for run in runs]
+    except BudgetError:  # a part of them would say less than it seems to
+        return []
+
+
+def _told(lane: Lane, maker: _Maker, winner: Lane) -> CandidateReport:
+    program = maker.programs.get(lane.number)
+    named = predictors(program, frozen=False) if program is not None else {}
+    return CandidateReport(
+        number=lane.number,
+        made=_MADE.get(lane.number, "bootstrapped, shuffled"),
+        demos={name: len(predictor.demos) for name, predictor in named.items()},
+        score=Score.of([float(score) for score in lane.judged]),
+        failed=sum(place < len(lane.judged) for place in lane.failed),
+        ended="won" if lane is winner else lane.left or f"scored no higher than candidate {winner.number} on all",
+    )
+
+
+def _candidate_programs(
+    race: Race, winner: Lane, final: list[Trace], folds: Folds, maker: _Maker
+) -> list[dict[str, Any]]:
+    """DSPy's list, by falling score, the winner first and then those that came further.
+
+    `subscores` are by the order of `valset`, None for examples that a candidate was not judged by; `score` is their mean.
+    """
+    entries = []
+    for lane in race.lanes:
+        subscores: list[float | None] = [None] * folds.size
+        for place, score in zip(folds.places[0], race.by_example(lane), strict=True):
+            subscores[place] = score
+        if lane is winner:
+            for place, trace in zip(folds.places[1], final, strict=False):
+                subscores[place] = trace.score or 0.0
+        known = [score for score in subscores if score is not None]
+        if known:
+            program = maker.programs[lane.number]
+            entry = {"score": percent(known), "subscores": subscores, "seed": lane.number, "program": program}
+            entries.append((lane is winner, len(known), entry))
+    entries.sort(key=lambda e: (e[0] and race.rule is not None, e[1], e[2]["score"]), reverse=True)
+    return [entry for *_, entry in entries]

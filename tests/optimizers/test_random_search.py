@@ -1,0 +1,289 @@
+"""BootstrapFewShotWithRandomSearch: DSPy's own choice without the race, a cheaper one with it, and what it reports."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler.budget import Budget
+from dspyc.errors import BootstrapError, BudgetError, ConfigError, DataError
+from dspyc.signatures import program_fingerprint
+
+from .simulated import questions, right, share, simulated_lm
+
+TRAIN, VALIDATION, TEST = questions(0, 40), questions(100, 60), questions(300, 50)
+SETTINGS: dict[str, Any] = {"metric": right, "num_candidate_programs": 6, "max_labeled_demos": 4, "num_threads": 8}
+
+
+def student(lm: dspy.LM) -> dspy.Predict:
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    return program
+
+
+def search(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFewShotWithRandomSearch:
+    return dspyc.BootstrapFewShotWithRandomSearch(**{**SETTINGS, "run_dir": tmp_path, **settings})
+
+
+def chosen(program: dspy.Module) -> list[dict[str, Any]]:
+    """What a search found, as plain values."""
+    return [
+        {**candidate, "program": [dict(demo) for demo in candidate["program"].demos]}
+        for candidate in program.candidate_programs
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ DSPy's own choice
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ({}, {}),
+        ({"max_bootstrapped_demos": 2, "max_labeled_demos": 0}, {}),
+        ({"num_candidate_programs": 3}, {"labeled_sample": False}),
+        ({}, {"restrict": [-2, 1, 4, 99]}),
+        ({"stop_at_score": 50}, {}),
+    ],
+)
+def test_without_the_race_everything_is_as_dspy_finds_it(
+    tmp_path: Path, settings: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    data = {"trainset": TRAIN, "valset": VALIDATION, **arguments}
+    lm = simulated_lm()
+    with dspy.context(lm=lm):
+        theirs = dspy.BootstrapFewShotWithRandomSearch(**{**SETTINGS, **settings}).compile(
+            dspy.Predict("question -> answer"), **data
+        )
+    ours = search(tmp_path, race=False, **settings).compile(student(lm), **data)
+    assert chosen(ours) == chosen(theirs)
+    assert [dict(demo) for demo in ours.demos] == [dict(demo) for demo in theirs.demos]
+    assert ours.report.final is None
+    assert "pass a `testset`" in ours.report.final_on
+
+
+def test_the_arguments_are_left_as_they_were(tmp_path: Path) -> None:
+    program = student(simulated_lm())
+    before = (list(TRAIN), list(VALIDATION), program_fingerprint(program))
+    compiled = search(tmp_path).compile(program, trainset=TRAIN, valset=VALIDATION)
+    assert (TRAIN, VALIDATION, program_fingerprint(program)) == before
+    assert compiled.lm is program.lm
+
+
+# ------------------------------------------------------------------------------------------------------------------ the race
+
+
+def test_the_race_finds_the_same_winner_with_fewer_calls(tmp_path: Path) -> None:
+    full, raced = simulated_lm(), simulated_lm()
+    all_of_them = search(tmp_path / "a", race=False).compile(student(full), trainset=TRAIN, valset=VALIDATION)
+    compiled = search(tmp_path / "b").compile(student(raced), trainset=TRAIN, valset=VALIDATION, testset=TEST)
+    assert compiled.report.winner == all_of_them.candidate_programs[0]["seed"]
+    assert [dict(demo) for demo in compiled.demos] == [dict(demo) for demo in all_of_them.demos]
+    assert len(raced.engine.asked) - len(TEST) < len(full.engine.asked) / 2
+    best = compiled.report.best
+    assert (best.ended, best.score.examples) == ("won", len(VALIDATION))
+    assert compiled.candidate_programs[0]["score"] == all_of_them.candidate_programs[0]["score"]
+
+
+def test_every_candidate_says_what_it_saw_and_why_it_left(tmp_path: Path) -> None:
+    report = search(tmp_path).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION, testset=TEST).report
+    assert [candidate.number for candidate in report.candidates] == list(range(-3, 6))
+    for candidate in report.candidates:
+        low, high = candidate.score.interval
+        assert low <= candidate.score.mean <= high
+        if candidate.score.examples < len(VALIDATION):
+            assert f"behind candidate {report.winner}" in candidate.ended
+    assert {candidate.score.examples for candidate in report.candidates} > {len(VALIDATION)}
+
+
+def test_the_same_seed_gives_the_same_search_however_fast_its_threads(tmp_path: Path) -> None:
+    reports = []
+    for threads in (1, 3, 16):
+        lm = simulated_lm()
+        compiled = search(tmp_path / str(threads), num_threads=threads, seed=5).compile(
+            student(lm), trainset=TRAIN, valset=VALIDATION
+        )
+        reports.append((compiled.report.candidates, compiled.report.final, chosen(compiled)))
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_a_score_that_is_enough_ends_the_race(tmp_path: Path) -> None:
+    lm = simulated_lm(base=0.9)
+    compiled = search(tmp_path, stop_at_score=70).compile(student(lm), trainset=TRAIN, valset=VALIDATION)
+    assert compiled.candidate_programs[0]["score"] >= 70
+    ended = [c.ended for c in compiled.report.candidates if c.number != compiled.report.winner]
+    assert any("reached `stop_at_score`" in reason for reason in ended)
+    assert all(c.score.examples < 48 for c in compiled.report.candidates if c.number != compiled.report.winner)
+
+
+# ----------------------------------------------------------------------------------------- what the winner is really worth
+
+
+def test_the_final_score_is_of_examples_that_the_search_did_not_use(tmp_path: Path) -> None:
+    lm = simulated_lm()
+    compiled = search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
+    asked = lm.engine.asked
+    assert sorted(q for q in asked if q in {e.question for e in TEST}) == sorted(e.question for e in TEST)
+    assert compiled.report.final.examples == len(TEST)
+    with dspy.context(lm=lm):
+        again = dspy.Evaluate(devset=TEST, metric=right, num_threads=4, display_progress=False)(compiled)
+    assert compiled.report.final.mean == pytest.approx(again.score / 100, abs=1e-4)
+
+
+def test_without_a_testset_a_fold_of_valset_is_kept_aside_and_the_winner_still_sees_all(tmp_path: Path) -> None:
+    compiled = search(tmp_path).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION)
+    assert compiled.report.final.examples == 12
+    assert compiled.report.validation == "48 of 60 examples of `valset`"
+    first, *others = compiled.candidate_programs
+    assert None not in first["subscores"]
+    assert all(other["subscores"].count(None) >= 12 for other in others)
+
+
+def test_without_a_valset_training_examples_are_kept_aside_for_it(tmp_path: Path) -> None:
+    lm = simulated_lm()
+    compiled = search(tmp_path).compile(student(lm), trainset=TRAIN)
+    assert compiled.report.validation == "16 examples of `trainset`, kept aside because there is no `valset`"
+    assert compiled.report.final.examples == 8
+    learned_from = {demo.question for c in compiled.candidate_programs for demo in c["program"].demos}
+    assert len(learned_from) <= 16
+
+
+def test_a_metric_gets_the_trace_in_a_bootstrap_and_none_in_a_score(tmp_path: Path) -> None:
+    seen: dict[str, set[bool]] = {}
+
+    def watching(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        seen.setdefault(example.question, set()).add(trace is not None)
+        return right(example, prediction)
+
+    search(tmp_path, metric=watching).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION)
+    assert set().union(*(seen[e.question] for e in VALIDATION)) == {False}
+    assert set().union(*(seen.get(e.question, {True}) for e in TRAIN)) == {True}
+
+
+# ------------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_bad_runs_score_nothing_and_are_told(tmp_path: Path) -> None:
+    def moody(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> Any:
+        return "good" if share("moody", example.question) < 0.1 else right(example, prediction)
+
+    compiled = search(tmp_path, metric=moody, race=False, max_errors=100).compile(
+        student(simulated_lm()), trainset=TRAIN, valset=VALIDATION
+    )
+    failed = sum(share("moody", example.question) < 0.1 for example in VALIDATION)
+    assert failed
+    assert {candidate.failed for candidate in compiled.report.candidates} == {failed}
+
+
+def test_a_metric_that_always_fails_ends_the_search_with_its_words(tmp_path: Path) -> None:
+    def broken(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(prediction.no_such_field)
+
+    with pytest.raises(BootstrapError, match="no_such_field"):
+        search(tmp_path, metric=broken).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION)
+
+
+def test_a_teacher_with_no_good_run_ends_the_search(tmp_path: Path) -> None:
+    def never(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return trace is None and right(example, prediction)
+
+    with pytest.raises(BootstrapError, match="No run of the teacher on 40 examples was good"):
+        search(tmp_path, metric=never).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION)
+
+
+def test_what_cannot_be_searched_is_refused_before_any_call(tmp_path: Path) -> None:
+    lm = simulated_lm()
+    for arguments, error, words in (
+        ({"restrict": [6, 7]}, ConfigError, "-3 to 5"),
+        ({"valset": []}, DataError, "valset"),
+        ({"trainset": TRAIN[:2], "valset": None}, DataError, "no `valset`"),
+        ({"testset": [1]}, DataError, "testset"),
+    ):
+        data: dict[str, Any] = {"trainset": TRAIN, "valset": VALIDATION, **arguments}
+        with pytest.raises(error, match=words):
+            search(tmp_path).compile(student(lm), **data)
+    with pytest.raises(ConfigError, match="risk"):
+        search(tmp_path, risk=0)
+    assert lm.engine.asked == []
+
+
+# ---------------------------------------------------------------------------------------------------------- going on later
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from tests.optimizers import test_random_search as t
+    lm = t.simulated_lm()
+    answer = lm.engine.complete
+
+    def complete(request):
+        if len(lm.engine.asked) >= 120:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(request)
+
+    lm.engine.complete = complete
+    t.search(Path(sys.argv[1])).compile(t.student(lm), trainset=t.TRAIN, valset=t.VALIDATION)
+"""
+
+
+def test_a_search_that_was_killed_goes_on_with_the_answers_that_it_had(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    here = Path(__file__).parent.parent.parent
+    assert subprocess.run(command, check=False, cwd=here).returncode == -signal.SIGKILL
+    resumed, fresh = simulated_lm(), simulated_lm()
+    one = search(tmp_path).compile(student(resumed), trainset=TRAIN, valset=VALIDATION)
+    two = search(tmp_path / "fresh").compile(student(fresh), trainset=TRAIN, valset=VALIDATION)
+    assert one.report.candidates == two.report.candidates
+    # The kill loses the calls that were under way; what is begun ahead of a look may be other runs than the first time.
+    looks, threads = 4, 8
+    assert len(resumed.engine.asked) <= len(fresh.engine.asked) - 120 + threads * (1 + looks)
+
+
+@pytest.mark.parametrize("calls", [1, 60, 150])
+def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: int) -> None:
+    lm = simulated_lm()
+    limited = search(tmp_path, budget=Budget(calls=calls))
+    if calls == 1:
+        with pytest.raises(BudgetError):
+            limited.compile(student(lm), trainset=TRAIN, valset=VALIDATION)
+    else:
+        compiled = limited.compile(student(lm), trainset=TRAIN, valset=VALIDATION)
+        assert f"{calls} calls" in compiled.report.stopped
+        assert compiled.report.final is None
+        assert "not finished" in compiled.report.conclusion
+    assert len(lm.engine.asked) <= calls
+    finished = search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION)
+    assert finished.report.stopped is None
+
+
+def test_a_finished_search_makes_no_call_again(tmp_path: Path) -> None:
+    first, second = simulated_lm(), simulated_lm()
+    one = search(tmp_path).compile(student(first), trainset=TRAIN, valset=VALIDATION)
+    two = search(tmp_path).compile(student(second), trainset=TRAIN, valset=VALIDATION)
+    assert second.engine.asked == []
+    assert one.report.candidates == two.report.candidates
+    assert two.report.replayed > 100
+
+
+# --------------------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_is_told_in_a_table_in_html_and_in_the_artifact(tmp_path: Path) -> None:
+    with dspy.context(lm=simulated_lm()):  # an artifact holds no language model that is DSPy's setting
+        compiled = search(tmp_path / "run", num_candidate_programs=2).compile(
+            dspy.Predict("question -> answer"), trainset=TRAIN, valset=VALIDATION
+        )
+    assert compiled.report.table().row_count == 5
+    assert "<td><b>" in compiled.report._repr_html_()
+    assert "12 examples of `valset` that the search did not use" in compiled.report.conclusion
+    compiled.save(tmp_path / "adder")
+    loaded = dspyc.load(tmp_path / "adder")
+    assert loaded.report == compiled.report
+    assert compiled.report.conclusion in (tmp_path / "adder" / "README.md").read_text()
