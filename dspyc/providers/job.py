@@ -9,6 +9,7 @@ What a provider has to implement for this is in `remote.py`; what is kept on the
 """
 
 import concurrent.futures
+import json
 import logging
 import threading
 import time
@@ -28,6 +29,7 @@ from .store import JobRecord
 
 logger = logging.getLogger(__name__)
 
+_RETRIES = 3  # of one question that a caller waits for
 _T = TypeVar("_T")
 
 
@@ -78,7 +80,7 @@ class RemoteJob(TrainingJob):
             ProviderError: The provider cannot say.
         """
         if not JobStatus(self.record.status).over:
-            self._look()
+            self._patiently(self._look, _RETRIES)
         return JobStatus(self.record.status)
 
     def result(self, timeout: float | None = None) -> dspy.LM:
@@ -112,28 +114,28 @@ class RemoteJob(TrainingJob):
         """Cancel the job, at the provider too. False where it was over already."""
         if self.status().over:
             return False
-        self._patiently(lambda: self.provider.stop(self.record), retries=3)
+        self._patiently(lambda: self.provider.stop(self.record), _RETRIES)
         self._look()
         self._look_now.set()
         return self.record.status != JobStatus.succeeded
 
     def pause(self) -> None:
         """Pause the job, where the provider can."""
-        self.provider.pause(self.record)
+        self._patiently(lambda: self.provider.pause(self.record), _RETRIES)
         self._look()
 
     def resume(self) -> None:
         """Go on with a paused job."""
-        self.provider.resume(self.record)
+        self._patiently(lambda: self.provider.resume(self.record), _RETRIES)
         self._look()
 
     def events(self) -> list[JobEvent]:
         """What happened at the provider so far, oldest first."""
-        return self.provider.events(self.record)
+        return self._patiently(lambda: self.provider.events(self.record), _RETRIES)
 
     def metrics(self) -> dict[str, Any]:
         """What the provider measured so far, by its own names."""
-        return self.provider.metrics(self.record)
+        return self._patiently(lambda: self.provider.metrics(self.record), _RETRIES)
 
     def start_endpoint(self) -> str:
         """Start what serves the tuned model; the model string."""
@@ -211,7 +213,9 @@ class RemoteJob(TrainingJob):
 
         try:
             tuned = self.follow()
-            self.set_result(LM(tuned, provider=self.provider, **self.provider.connection, **self.provider.secrets))
+            known = {**self.provider.connection, **self.provider.secrets}
+            settings = {k: v for k, v in known.items() if k not in self.provider.withheld}
+            self.set_result(LM(tuned, provider=self.provider, **settings))
         except Exception as error:
             self.set_exception(error)
 
@@ -342,8 +346,8 @@ def patiently(provider: RemoteProvider, ask: Callable[[], _T], retries: int | No
 
 def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
     data = fingerprint([list(order.rows), list(order.validation), order.format.value])
-    settings = stable(dict(order.settings))
-    key = fingerprint([provider.name, stable(provider.connection), order.model, data, settings])
+    settings = json.loads(json.dumps(dict(order.settings), default=str))  # as another process will read them
+    key = fingerprint([provider.name, stable(provider.connection), order.model, data, stable(settings)])
     return JobRecord(
         id=f"{provider.name}-{key}",
         provider=provider.name,

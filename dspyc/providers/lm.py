@@ -43,4 +43,5 @@ def LM(model: str, **settings: Any) -> dspy.LM:  # noqa: N802 (reads as a class)
             {k: settings[k] for k in kind.connects if settings.get(k) is not None},
             {k: settings[k] for k in kind.secret if settings.get(k) is not None},
         )
+        settings = {k: v for k, v in settings.items() if k not in kind.withheld}
     return dspy.LM(model, **settings)

@@ -108,6 +108,7 @@ class RemoteProvider(Provider, ABC):
     name: ClassVar[str]
     connects: ClassVar[tuple[str, ...]] = ()
     secret: ClassVar[tuple[str, ...]] = ()
+    withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
     validates: ClassVar[bool] = False  # whether `order.validation` is of use

@@ -1,0 +1,52 @@
+"""What an HTTP answer that is no success means: a fault that may pass, or one that will not; by its status and its words."""
+
+import time
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+
+from ..errors import ProviderError, TransientError, redact
+
+_PASSES = (408, 409, 425, 429)
+
+
+def http_fault(
+    what: str,
+    status: int,
+    reason: str,
+    headers: Mapping[str, str],
+    *,
+    credentials: str = "",
+    hint: str = "",
+    secrets: Iterable[str] = (),
+) -> ProviderError:
+    """The error to raise. `what` was asked, as in "OpenAI refused to start the job"; `credentials` says how to give them."""
+    message = redact(f"{what}: HTTP {status}: {reason}", secrets)
+    if status in _PASSES or status >= 500:
+        return transient(message, retry_after(headers))
+    if status in (401, 403):
+        return ProviderError(message, hint=hint or f"The credentials were not accepted. {credentials}".strip())
+    return ProviderError(message, hint=hint)
+
+
+def transient(message: str, wait: float | None = None) -> TransientError:
+    """A fault that may pass, with the seconds that the provider asked to wait."""
+    error = TransientError(message, hint="Try again later: what was started goes on, and is found again.")
+    error.retry_after = wait
+    return error
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `retry-after-ms` or `Retry-After` (a number or a date); None where there is neither."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) / unit)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,242 @@
+"""OpenAI, and every server that speaks its fine-tuning protocol: `LM("openai/…", api_base=…)`."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from ..errors import ConfigError, DataError, ProviderError
+from . import openai_settings
+from .costs import CostEstimate, estimate_cost
+from .faults import retry_after
+from .openai_client import Asker, make_client
+from .preferences import check_preferences
+from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
+from .rows import formatter
+from .store import JobRecord
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+_STATUSES = {
+    "validating_files": JobStatus.validating,
+    "queued": JobStatus.pending,
+    "pending": JobStatus.pending,  # Azure's word
+    "running": JobStatus.running,
+    "paused": JobStatus.paused,
+    "succeeded": JobStatus.succeeded,
+    "failed": JobStatus.failed,
+    "cancelled": JobStatus.cancelled,
+    "canceled": JobStatus.cancelled,
+}
+_METADATA_KEY = "dspyc"
+_MOST_LISTED = 1000  # jobs that are looked through for one of ours
+_MOST_EVENTS = 10_000
+_MOST_BYTES = 512 * 2**20  # of one file
+_CLOSED = (
+    "OpenAI itself takes no new fine-tuning customers since 2026-05-07 and no new jobs from 2027-01-06; models that were tuned "
+    "go on until their base retires. Elsewhere the same rows train at Azure OpenAI ('azure/…'), Bedrock, Databricks, Together, "
+    "Fireworks and Vertex, at any server that speaks the protocol (`api_base`), or on this machine (dspyc.LocalLM)."
+)
+
+
+class OpenAIProvider(RemoteProvider):
+    """Supervised fine-tuning and direct preference optimization through files and jobs."""
+
+    name: ClassVar[str] = "openai"
+    connects: ClassVar[tuple[str, ...]] = ("api_base",)
+    secret: ClassVar[tuple[str, ...]] = ("api_key",)
+    credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
+    allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
+    validates: ClassVar[bool] = True
+    marks: ClassVar[bool] = True  # whether jobs take metadata
+
+    def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
+        """As RemoteProvider. The address in the environment is kept: a job is at one server, whatever is set later."""
+        super().__init__({**self._environment(), **(connection or {})}, *args, **options)
+
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        openai_settings.check(settings)
+
+    def check_rows(self, order: Order) -> None:
+        for rows in (order.rows, order.validation):
+            if rows:
+                self._lines(order, rows, least=rows is order.rows)
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")
+        return 3 if given == "auto" else float(given)
+
+    def estimate(self, order: Order) -> CostEstimate:
+        priced = self.name if self.address() is None else ""  # other servers have other prices
+        return estimate_cost(order.rows, priced, order.model, self.epochs(order.settings))
+
+    def upload(self, order: Order, record: JobRecord) -> None:
+        for fact, rows in (("training_file", order.rows), ("validation_file", order.validation)):
+            if rows and fact not in record.facts:
+                name = f"{record.token}-{fact.partition('_')[0]}.jsonl"
+                self.keep(record, **{fact: self._send(name, self._lines(order, rows, least=False))})
+
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        """By our file, which no other job has."""
+        hint = (
+            "A job may have been started before its answer was lost: look there, and cancel it or wait for its model."
+        )
+        jobs = self._ask.ask(
+            "looking for the job that was begun",
+            lambda: list(islice(self._client.fine_tuning.jobs.list(limit=100), _MOST_LISTED)),
+            hint,
+        )
+        file = record.facts.get("training_file")
+        return next((job.id for job in jobs if job.training_file == file), None)
+
+    def create(self, order: Order, record: JobRecord) -> str:
+        s = order.settings
+        wanted: dict[str, Any] = {
+            "model": base_name(order.model),
+            "training_file": record.facts["training_file"],
+            "validation_file": record.facts.get("validation_file"),
+            "method": openai_settings.method(s),
+            "suffix": s.get("suffix"),
+            "seed": s.get("seed"),
+            "integrations": s.get("integrations"),
+        }
+        if self.marks:
+            wanted["metadata"] = {**(s.get("metadata") or {}), _METADATA_KEY: record.token}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        job = self._ask.ask(
+            f"starting a job for {base_name(order.model)}",
+            lambda: self._client.fine_tuning.jobs.create(**given, extra_headers={"Idempotency-Key": record.token}),
+            _CLOSED if self.address() is None else "",
+        )
+        return _id(job, self.name)
+
+    def look(self, record: JobRecord) -> Look:
+        answer = self._ask.ask(
+            f"looking at job {record.remote_id}",
+            lambda: self._client.fine_tuning.jobs.with_raw_response.retrieve(str(record.remote_id)),
+        )
+        job = self._ask.ask("reading the job", answer.parse)
+        _id(job, self.name)
+        status = _STATUSES.get(job.status)
+        if status is None:
+            logger.warning("%s has status %r, which is not known here: it counts as running.", job.id, job.status)
+            status = JobStatus.running
+        reason = getattr(job.error, "message", None)
+        code = getattr(job.error, "code", None)
+        error = f"{reason} ({code})" if reason and code else reason
+        return Look(status, job.fine_tuned_model, error, retry_after(answer.headers))
+
+    def stop(self, record: JobRecord) -> None:
+        self._ask.ask(
+            f"cancelling job {record.remote_id}", lambda: self._client.fine_tuning.jobs.cancel(str(record.remote_id))
+        )
+
+    def pause(self, record: JobRecord) -> None:
+        self._ask.ask(
+            f"pausing job {record.remote_id}", lambda: self._client.fine_tuning.jobs.pause(str(record.remote_id))
+        )
+
+    def resume(self, record: JobRecord) -> None:
+        self._ask.ask(
+            f"resuming job {record.remote_id}", lambda: self._client.fine_tuning.jobs.resume(str(record.remote_id))
+        )
+
+    def events(self, record: JobRecord) -> list[JobEvent]:
+        found = self._ask.ask(
+            f"reading the events of job {record.remote_id}",
+            lambda: list(
+                islice(self._client.fine_tuning.jobs.list_events(str(record.remote_id), limit=100), _MOST_EVENTS)
+            ),
+        )
+        events = [JobEvent(e.created_at, e.message, e.level, _object(e.data)) for e in reversed(found)]
+        return sorted(events, key=lambda event: event.at)  # stable: what has one second keeps its order
+
+    def metrics(self, record: JobRecord) -> dict[str, Any]:
+        """`steps`: what was measured at each; `checkpoints`: with the model that each one is."""
+        found = self._ask.ask(
+            f"reading the checkpoints of job {record.remote_id}",
+            lambda: list(
+                islice(self._client.fine_tuning.jobs.checkpoints.list(str(record.remote_id), limit=100), _MOST_LISTED)
+            ),
+        )
+        checkpoints = [
+            {"step": c.step_number, "model": c.fine_tuned_model_checkpoint, **c.metrics.model_dump(exclude_none=True)}
+            for c in found
+        ]
+        steps = [event.data for event in self.events(record) if "train_loss" in event.data]
+        return {"steps": steps, "checkpoints": sorted(checkpoints, key=lambda c: c["step"])}
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        return f"openai/{model}"
+
+    def address(self) -> str | None:
+        """The server's base address; None for OpenAI itself."""
+        return self.connection.get("api_base")
+
+    def key(self) -> str | None:
+        return self.secrets.get("api_key") or os.environ.get("OPENAI_API_KEY")
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        found = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+        return {"api_base": found} if found else {}
+
+    @cached_property
+    def _client(self) -> "openai.OpenAI":
+        return make_client(self.address(), self.key(), self.credentials)
+
+    @cached_property
+    def _ask(self) -> Asker:
+        return Asker(self.address() or "OpenAI", self.credentials, tuple(filter(None, (self.key(),))))
+
+    def _send(self, name: str, content: bytes) -> str:
+        """The id of the uploaded file."""
+        file = self._ask.ask(
+            "uploading the rows", lambda: self._client.files.create(file=(name, content), purpose="fine-tune")
+        )
+        return _id(file, self.name)
+
+    def _lines(self, order: Order, rows: Sequence[dict[str, Any]], least: bool) -> bytes:
+        """The file's content. Raises for rows that would be refused, and where `least`, for fewer than are needed."""
+        if openai_settings.method_type(order.settings) == "dpo":
+            check_preferences(rows, least)
+        else:
+            rows = self._chat_rows(order, rows, least)
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        if len(content) > _MOST_BYTES:
+            raise DataError(f"The rows are {len(content) / 2**20:,.0f} MB; a file may have {_MOST_BYTES >> 20} MB.")
+        return content
+
+    def _chat_rows(self, order: Order, rows: Sequence[dict[str, Any]], least: bool) -> Sequence[dict[str, Any]]:
+        if order.format not in (TrainDataFormat.CHAT, TrainDataFormat.COMPLETION):
+            raise ConfigError(
+                f"The training data's format is {order.format.value!r}; {self.name} trains on chat or completion rows."
+            )
+        report = formatter(self.name).format(rows)
+        return report.accepted() if least or report.refused else report.rows
+
+
+def base_name(model: str) -> str:
+    """The model as the server knows it: without DSPy's prefix."""
+    return model.partition("/")[2] if model.startswith(("openai/", "azure/")) else model
+
+
+def _id(job: Any, server: str) -> str:
+    found = getattr(job, "id", None)
+    if not isinstance(found, str) or not found:
+        raise ProviderError(
+            f"{server} answered without an id.", hint="Is the address that of OpenAI's protocol (…/v1)?"
+        )
+    return found
+
+
+def _object(data: Any) -> dict[str, Any]:
+    return dict(data) if isinstance(data, Mapping) else {}
