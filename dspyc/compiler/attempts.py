@@ -3,9 +3,10 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 
+from ..errors import BudgetError
 from ..progress import Advance
 from .bootstrap import too_many
 from .ledger import Ledger
@@ -42,19 +43,24 @@ def first_good(
     and beyond them so many as the share of good ones so far calls for, at most `num_threads - 1`. So fewer than
     `num_threads` examples are run that such a search would not have reached, and none while every run is good.
 
+    Where the ledger's budget is spent, the search ends with the good runs that it has.
+
     Raises:
         BootstrapError: `max_errors` runs failed before that.
+        BudgetError: The budget did not allow one good run.
     """
     search = _Search(begin, max_rounds, good)
     decided: list[Attempt] = []
     errors: list[Trace] = []
     found = begun = 0
     try:
-        while found < wanted and (search.waiting or begun < examples):
+        while found < wanted:
             for _ in range(len(search.waiting), _ahead(wanted - found, found, len(decided), num_threads)):
-                if begun < examples:
+                if begun < examples and not search.refused:
                     search.add(begun)
                     begun += 1
+            if not search.waiting:
+                break
             for attempt in search.next_decided(wanted - found):
                 decided.append(attempt)
                 found += attempt.good
@@ -68,6 +74,8 @@ def first_good(
                         raise too_many(errors, len(decided), max_errors, run.role)
     finally:
         search.cancel()
+    if search.refused and not found:
+        raise search.refused
     return decided
 
 
@@ -78,6 +86,7 @@ class _Search:
         self.waiting: deque[Attempt] = deque()
         self._going: dict[int, Future[Trace]] = {}
         self._begin, self._max_rounds, self._good = begin, max_rounds, good
+        self.refused: BudgetError | None = None
 
     def add(self, index: int) -> None:
         self.waiting.append(Attempt(index))
@@ -103,10 +112,14 @@ class _Search:
         run = self._going.get(attempt.index)
         if run is None or not run.done():
             return
-        if not run.cancelled():  # by another search, which shared the run and has no more use for it
+        try:
             attempt.runs.append(run.result())
             attempt.good = self._good(attempt.runs[-1])
-        if attempt.good or len(attempt.runs) == self._max_rounds:
+        except CancelledError:
+            pass  # another search shared the run and has no more use for it
+        except BudgetError as error:
+            self.refused = error
+        if attempt.good or self.refused or len(attempt.runs) == self._max_rounds:
             del self._going[attempt.index]
         else:
             self._going[attempt.index] = self._begin(attempt.index, len(attempt.runs))

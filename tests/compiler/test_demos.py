@@ -1,0 +1,156 @@
+"""Demos that fit the context of their reader, and demos unlike each other."""
+
+import logging
+import random
+import subprocess
+import sys
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler.demos import labelled
+from dspyc.compiler.fitting import fitting, prompt_limit, token_counter
+from dspyc.errors import ConfigError
+from dspyc.models import LocalEngine
+from dspyc.signatures import prompt
+
+
+def example(question: str, answer: str = "yes") -> dspy.Example:
+    return dspy.Example(question=question, answer=answer).with_inputs("question")
+
+
+def tiny(**settings: Any) -> dspy.LM:
+    return dspyc.LocalLM("dspyc/tiny", cache=False, **settings)
+
+
+def local_predictor(demos: list[dspy.Example], **settings: Any) -> dspy.Predict:
+    predictor = dspy.Predict("question -> answer")
+    predictor.lm, predictor.demos = tiny(**settings), demos
+    return predictor
+
+
+def test_demos_fit_a_local_students_context_by_its_own_tokenizer(caplog: pytest.LogCaptureFixture) -> None:
+    train = [example(f"question {i} " + "word " * 40) for i in range(200)]
+    predictor = local_predictor([], max_tokens=32)
+    context = LocalEngine("dspyc/tiny").max_length
+    assert context is not None
+    with caplog.at_level(logging.WARNING):
+        kept = fitting("answer", predictor, train, [train[0].inputs()])
+    assert 0 < len(kept) < 200
+    assert f"{200 - len(kept)} of 200 demos of `answer` are left out" in caplog.text
+
+    predictor.demos = kept
+    predictor(question=train[0].question)  # the engine refuses a prompt that is too long
+    made = prompt(predictor, {"question": train[0].question}, adapter=dspy.ChatAdapter(), lm=predictor.lm)
+    assert predictor.lm.history[-1]["usage"]["prompt_tokens"] == token_counter(predictor.lm)(made)
+    more = [*kept, train[len(kept)]]
+    longer = prompt(predictor, {"question": train[0].question}, adapter=dspy.ChatAdapter(), lm=predictor.lm, demos=more)
+    count = token_counter(predictor.lm)
+    assert count(made) <= context - 32 < count(longer)
+
+
+def test_one_demo_that_is_too_long_is_left_out_and_those_behind_it_stay() -> None:
+    demos = [example("short"), example("long " * 400), example("short too")]
+    kept = fitting("answer", local_predictor([]), demos, [{"question": "short"}], limit=400)
+    assert [demo.question for demo in kept] == ["short", "short too"]
+
+
+def test_the_longest_inputs_have_to_fit_beside_the_demos() -> None:
+    demos, predictor = [example(f"question {i} of some length") for i in range(10)], local_predictor([])
+    few = fitting("answer", predictor, demos, [{"question": "short"}, {"question": "long " * 100}], limit=500)
+    many = fitting("answer", predictor, demos, [{"question": "short"}], limit=500)
+    assert len(few) < len(many)
+
+
+def test_where_no_context_is_known_all_demos_stay() -> None:
+    predictor, demos = dspy.Predict("question -> answer"), [example("long " * 10_000)]
+    assert fitting("answer", predictor, demos, []) == demos
+    predictor.lm = dspyc.ScriptedLM(lambda inputs: "")
+    assert prompt_limit(predictor.lm) is None
+    assert fitting("answer", predictor, demos, []) == demos
+
+
+def test_the_context_of_a_known_model_is_litellms() -> None:
+    limit = prompt_limit(dspy.LM("openai/gpt-4", max_tokens=1000))
+    assert limit == 8192 - 1000
+    assert prompt_limit(dspy.LM("openai/gpt-4", max_tokens=100_000)) == 4096
+    made = prompt(
+        dspy.Predict("question -> answer"), {"question": "a"}, adapter=dspy.ChatAdapter(), lm=dspy.LM("openai/gpt-4")
+    )
+    assert token_counter(dspy.LM("openai/gpt-4"))(made) > 50
+
+
+def test_optimizers_leave_out_what_does_not_fit_when_asked_to() -> None:
+    student = local_predictor([])
+    train = [example(f"question {i} " + "word " * 30) for i in range(40)]
+    assert len(dspyc.LabeledFewShot(40).compile(student, trainset=train).demos) == 40
+    fits = dspyc.LabeledFewShot(40, fit_context=600).compile(student, trainset=train).demos
+    assert 0 < len(fits) < 40
+    teacher = {"lm": dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})}
+    for fit, number in ((False, 12), (600, len(fits))):
+        optimizer = dspyc.BootstrapFewShot(None, None, teacher, 2, 12, fit_context=fit)
+        demos = optimizer.compile(student, trainset=train).demos
+        assert min(12, number) - 2 <= len(demos) <= min(12, number)
+        assert [demo.get("augmented", False) for demo in demos[:3]] == [True, True, False]
+
+
+# ------------------------------------------------------------------------------------------------------------------ diversity
+
+TOPICS = ("refund my money please", "where is the parcel", "reset a password")
+
+
+def topics(demos: list[dspy.Example]) -> list[int]:
+    return [next(i for i, topic in enumerate(TOPICS) if topic in demo.question) for demo in demos]
+
+
+def crowd() -> list[dspy.Example]:
+    """Thirty of one topic, one of each other."""
+    made = [example(f"{TOPICS[0]} {i}") for i in range(30)]
+    return [*made, example(TOPICS[1]), example(TOPICS[2])]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_diverse_demos_are_of_every_topic(seed: int) -> None:
+    chosen = labelled(dspy.Predict("question -> answer"), crowd(), 3, random.Random(seed), diverse=True)
+    assert sorted(topics(chosen)) == [0, 1, 2]
+
+
+def test_diverse_demos_are_unlike_those_they_stand_beside() -> None:
+    beside = [example(f"{TOPICS[1]} now"), example(f"{TOPICS[2]} now")]
+    predictor = dspy.Predict("question -> answer")
+    assert topics(labelled(predictor, crowd(), 1, random.Random(0), diverse=True, beside=beside)) == [0]
+
+
+def test_diverse_demos_are_no_fewer_and_none_twice() -> None:
+    train = [example("the same") for _ in range(4)] + [example("other")]
+    for number in range(6):
+        chosen = labelled(dspy.Predict("question -> answer"), train, min(number, 5), random.Random(0), diverse=True)
+        assert len(chosen) == min(number, 5)
+    assert [demo.question for demo in chosen].count("other") == 1
+    blank = [example("…") for _ in range(4)]
+    assert len(labelled(dspy.Predict("question -> answer"), blank, 2, random.Random(0), diverse=True)) == 2
+
+
+def test_diversity_is_by_what_each_predictor_is_asked(tmp_path: Any) -> None:
+    compiled = dspyc.BootstrapFewShot(
+        None, None, {"lm": dspyc.ScriptedLM(lambda inputs: {"answer": "x"})}, 1, 3, diverse=True, run_dir=tmp_path
+    ).compile(dspy.Predict("question -> answer"), trainset=crowd())
+    assert sorted(topics(compiled.demos)) == [0, 1, 2]
+
+
+def test_without_scikit_learn_it_is_said_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import dspy, dspyc\n"
+        "train = [dspy.Example(question=f'q {i}') for i in range(5)]\n"
+        "dspyc.LabeledFewShot(2).compile(dspy.Predict('question -> answer'), trainset=train)\n"
+        "try:\n"
+        "    dspyc.LabeledFewShot(2, diverse=True).compile(dspy.Predict('question -> answer'), trainset=train)\n"
+        "except dspyc.ConfigError as error:\n"
+        "    print(error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'pip install "dspyc[search]"'
+    assert ConfigError is dspyc.ConfigError
