@@ -60,8 +60,7 @@ class BedrockProvider(RemoteProvider):
     def check_rows(self, order: Order) -> None:
         formatter = read_settings(order.model, order.settings).family.formatter
         formatter.format(order.rows).accepted()
-        if order.validation:
-            formatter.format(order.validation).accepted()
+        formatter.format(order.validation).accepted(counted=False)
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float((settings.get("hyperparameters") or {}).get("epochCount", 3))
@@ -72,7 +71,7 @@ class BedrockProvider(RemoteProvider):
         for name, rows in (("train", order.rows), ("validation", order.validation)):
             if not rows or name in record.facts:
                 continue
-            lines = (json.dumps(row, ensure_ascii=False) for row in told.family.formatter.format(rows).accepted())
+            lines = (json.dumps(row, ensure_ascii=False) for row in told.family.formatter.format(rows).accepted(counted=False))
             key = f"{_folder(told, record)}/{name}.jsonl"
             body = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
             aws.ask(self._client("s3", told).upload_fileobj, Fileobj=body, Bucket=told.bucket, Key=key)

@@ -84,8 +84,8 @@ class RowReport:
     def ok(self) -> bool:
         return not self.refused and not self.problem
 
-    def accepted(self) -> tuple[dict[str, Any], ...]:
-        """The rows, all of them.
+    def accepted(self, *, counted: bool = True) -> tuple[dict[str, Any], ...]:
+        """The rows, all of them; without `counted`, however few: validation rows.
 
         Raises:
             DataError: A row would be refused, or there are too few or too many.
@@ -101,7 +101,7 @@ class RowReport:
                 f"{len(self.refused) + len(self.rows):,} rows. {named}.{more}",
                 hint=hint,
             )
-        if self.problem:
+        if counted and self.problem:
             raise DataError(f"{self.problem}.", hint=hint)
         return self.rows
 

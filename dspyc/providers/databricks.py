@@ -1,0 +1,229 @@
+"""Databricks: rows to a Unity Catalog volume, dspyc's own trainer on AI Runtime, the model registered and served.
+
+    lm = LM("databricks/meta-llama/Llama-3.2-1B-Instruct")             # the base by its Hugging Face id
+    job = lm.finetune(rows, TrainDataFormat.CHAT, {
+        "train_data_path": "/Volumes/main/default/tuning", "register_to": "main.default.triage",
+    })
+    tuned = job.result()                                   # databricks/<name of the serving endpoint>
+    job.stop_endpoint()
+
+Foundation Model Fine-tuning, which earlier guides call, was retired by Databricks in August 2026 (docs/providers.md).
+"""
+
+import io
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError, ProviderError, TransientError
+from ..training import TrainingConfig
+from . import databricks_client as workspace
+from .databricks_client import ask
+from .databricks_script import script
+from .remote import JobStatus, Look, Order, RemoteProvider
+from .rows import Formatter
+from .rows.databricks import INSTRUCTION, RUNTIME
+from .store import JobRecord
+
+logger = logging.getLogger(__name__)
+
+_VOLUME = re.compile(r"/Volumes(/[\w.-]+){3,}/?")
+_REGISTERED = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+_TASKS: dict[str, Formatter] = {"CHAT_COMPLETION": RUNTIME, "INSTRUCTION_FINETUNE": INSTRUCTION}
+_ACCELERATORS = ("GPU_1xA10", "GPU_1xH100", "GPU_8xH100", "GPU_8xB300")
+_ENDPOINT_PATIENCE = 7200.0  # seconds until an endpoint has to be up
+_OVER = {"SUCCESS": JobStatus.succeeded, "CANCELED": JobStatus.cancelled, "UPSTREAM_CANCELED": JobStatus.cancelled}
+_BEFORE = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
+
+
+class DatabricksProvider(RemoteProvider):
+    """Runs of AI Runtime.
+
+    `train_kwargs`: `train_data_path` (a volume's folder) and `register_to` (catalog.schema.model) are required; `task_type`,
+    `databricks_host`, `databricks_profile`, `skip_deploy`, `accelerator` (GPU_1xH100), `training` (settings of
+    `dspyc.TrainingConfig`).
+    """
+
+    name = "databricks"
+    secret = ("api_key",)
+    credentials = workspace.CREDENTIALS
+    allowed = (
+        "train_data_path",
+        "register_to",
+        "task_type",
+        "databricks_host",
+        "databricks_profile",
+        "skip_deploy",
+        "accelerator",
+        "training",
+    )
+
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
+        _match(settings, "register_to", _REGISTERED, "catalog.schema.model_name")
+        _one_of(settings, "task_type", tuple(_TASKS))
+        _one_of(settings, "accelerator", _ACCELERATORS)
+        TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
+
+    def check_rows(self, order: Order) -> None:
+        _formatter(order).format(order.rows).accepted()
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        return float(TrainingConfig.from_kwargs(dict(settings.get("training") or {})).epochs)
+
+    def upload(self, order: Order, record: JobRecord) -> None:
+        client, folder = self._client(record), _folder(record)
+        if "data" not in record.facts:
+            rows = (json.dumps(row, ensure_ascii=False) for row in _formatter(order).format(order.rows).accepted())
+            data = io.BytesIO("".join(f"{row}\n" for row in rows).encode())
+            ask(lambda: client.files.upload(f"{folder}/train.jsonl", data, overwrite=True))
+            self.keep(record, data=f"{folder}/train.jsonl")
+        if "script" not in record.facts:
+            text = script(
+                order.model.removeprefix("databricks/"),
+                record.facts["data"],
+                f"{folder}/run",
+                order.settings["register_to"],
+                record.token,
+                order.settings.get("training") or {},
+                _gpus(order.settings),
+            )
+            self.keep(record, script=ask(lambda: _put_script(client, text, record.token)))
+
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        return None  # the run's idempotency token finds it
+
+    def create(self, order: Order, record: JobRecord) -> str:
+        from databricks.sdk.service import jobs
+
+        accelerator = jobs.ComputeSpecAcceleratorType(_accelerator(order.settings))
+        compute = jobs.ComputeSpec(accelerator_type=accelerator, accelerator_count=_gpus(order.settings))
+        deployment = jobs.DeploymentSpec(compute=compute, command_path=record.facts["script"])
+        task = jobs.SubmitTask(
+            task_key="train", ai_runtime_task=jobs.AiRuntimeTask(experiment="dspyc", deployments=[deployment])
+        )
+        client = self._client(record)
+        made = ask(lambda: client.jobs.submit(run_name=record.id, tasks=[task], idempotency_token=record.token))
+        return str(made.run_id)
+
+    def look(self, record: JobRecord) -> Look:
+        client = self._client(record)
+        state = ask(lambda: client.jobs.get_run(int(str(record.remote_id)))).state
+        life, result = (one.value if one else "" for one in (state.life_cycle_state, state.result_state))
+        if life in ("TERMINATED", "SKIPPED", "INTERNAL_ERROR"):
+            status = _OVER.get(result, JobStatus.failed)
+            return Look(status, model=record.settings["register_to"], error=state.state_message or None)
+        return Look(JobStatus.pending if life in _BEFORE else JobStatus.running)
+
+    def stop(self, record: JobRecord) -> None:
+        client = self._client(record)
+        ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        if record.settings.get("skip_deploy"):
+            logger.warning("%s is registered; it can be called after `job.start_endpoint()` alone.", model)
+            return f"databricks/{_endpoint_name(record)}"
+        return self.start_endpoint(record)
+
+    def start_endpoint(self, record: JobRecord) -> str:
+        """A serving endpoint over the registered version, which sleeps while nobody calls it; returns when it is up.
+
+        Raises:
+            ProviderError: The model is not registered, the workspace refused, or the endpoint failed.
+        """
+        from databricks.sdk.service import serving
+
+        client, name, registered = self._client(record), _endpoint_name(record), record.settings["register_to"]
+        found = ask(lambda: client.model_versions.get_by_alias(registered, record.token))
+        entity = serving.ServedEntityInput(
+            entity_name=registered,
+            entity_version=str(found.version),
+            workload_size="Small",
+            workload_type=serving.ServingModelWorkloadType.GPU_SMALL,
+            scale_to_zero_enabled=True,
+        )
+        try:
+            ask(lambda: client.serving_endpoints.get(name))
+        except workspace.MissingError:
+            config = serving.EndpointCoreConfigInput(name=name, served_entities=[entity])
+            ask(lambda: client.serving_endpoints.create(name, config=config))
+            logger.warning("Started %s: paid by the hour while it is awake, until `job.stop_endpoint()`.", name)
+        self._wait_for_endpoint(client, name)
+        return f"databricks/{name}"
+
+    def stop_endpoint(self, record: JobRecord) -> None:
+        """End the endpoint, and its cost; none is no error. The model stays registered."""
+        client, name = self._client(record), _endpoint_name(record)
+        try:
+            ask(lambda: client.serving_endpoints.delete(name))
+        except workspace.MissingError:
+            logger.info("The endpoint %s was gone already.", name)
+
+    def served(self, record: JobRecord) -> dict[str, Any]:
+        host = record.settings.get("databricks_host")
+        return {"api_base": f"{host.rstrip('/')}/serving-endpoints"} if host else {}
+
+    def _wait_for_endpoint(self, client: Any, name: str) -> None:
+        began, looks = time.monotonic(), 0
+        while time.monotonic() - began < _ENDPOINT_PATIENCE:
+            state = ask(lambda: client.serving_endpoints.get(name)).state
+            if state and state.config_update and state.config_update.value == "UPDATE_FAILED":
+                raise ProviderError(f"The serving endpoint {name} failed.", hint="Its events are in the workspace.")
+            if state and state.ready and state.ready.value == "READY":
+                return
+            time.sleep(self.polling.wait(looks))
+            looks += 1
+        raise TransientError(f"The serving endpoint {name} is not up after {_ENDPOINT_PATIENCE / 60:.0f} minutes.")
+
+    def _client(self, record: JobRecord) -> Any:
+        told = record.settings
+        return workspace.client(
+            told.get("databricks_host"), told.get("databricks_profile"), self.secrets.get("api_key")
+        )
+
+
+def _put_script(client: Any, text: str, token: str) -> str:
+    from databricks.sdk.service.workspace import ImportFormat
+
+    folder = f"/Workspace/Users/{client.current_user.me().user_name}/dspyc/{token}"
+    client.workspace.mkdirs(folder)
+    client.workspace.upload(f"{folder}/train.sh", io.BytesIO(text.encode()), format=ImportFormat.RAW, overwrite=True)
+    return f"{folder}/train.sh"
+
+
+def _formatter(order: Order) -> Formatter:
+    return _TASKS[order.settings.get("task_type") or "CHAT_COMPLETION"]
+
+
+def _accelerator(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("accelerator") or "GPU_1xH100")
+
+
+def _gpus(settings: Mapping[str, Any]) -> int:
+    """As the accelerator's name says: GPU_8xH100 has 8."""
+    return int(_accelerator(settings).removeprefix("GPU_").partition("x")[0])
+
+
+def _folder(record: JobRecord) -> str:
+    return f"{record.settings['train_data_path'].rstrip('/')}/{record.token}"
+
+
+def _endpoint_name(record: JobRecord) -> str:
+    """By the model's own name; the job's, so that a second version does not take the first one's place."""
+    model = re.sub(r"[^a-zA-Z0-9]+", "-", record.settings["register_to"].rpartition(".")[2]).strip("-")
+    return f"{model[: 62 - len(record.token)]}-{record.token}"
+
+
+def _match(settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], example: str) -> None:
+    value = settings.get(name)
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        arrived = f"There is no `{name}`" if value is None else f"`{name}` is {value!r}"
+        raise ConfigError(f"{arrived}.", hint=f"Pass it as {example!r}.")
+
+
+def _one_of(settings: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
+    if settings.get(name) is not None and settings[name] not in allowed:
+        raise ConfigError(f"`{name}` is {settings[name]!r}.", hint=f"Use one of {', '.join(allowed)}.")

@@ -1,0 +1,65 @@
+"""databricks-sdk as the provider uses it: loaded when first needed, and its faults explained."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import ConfigError, ProviderError, TransientError
+
+CREDENTIALS = (
+    "Credentials come from the SDK: DATABRICKS_HOST and DATABRICKS_TOKEN, `databricks auth login`, or a profile "
+    "(`databricks_profile`)."
+)
+_RETRY_SECONDS = 1  # of the SDK itself; the job asks again, and longer
+_T = TypeVar("_T")
+
+
+class MissingError(ProviderError):
+    """Something that the workspace does not have."""
+
+
+def client(host: str | None, profile: str | None, token: str | None) -> Any:
+    """A WorkspaceClient; what is not given comes from the SDK's own configuration.
+
+    Raises:
+        ConfigError: No databricks-sdk, or no credentials.
+    """
+    try:
+        from databricks.sdk import WorkspaceClient
+        from databricks.sdk.config import Config
+    except ImportError:
+        raise ConfigError("Databricks needs databricks-sdk.", hint="pip install 'dspyc[databricks]'") from None
+    try:
+        config = Config(host=host, profile=profile, token=token, retry_timeout_seconds=_RETRY_SECONDS)
+        return WorkspaceClient(config=config)
+    except ValueError as error:
+        failure = ConfigError(f"Databricks cannot be reached: {str(error).partition('. Config:')[0]}", hint=CREDENTIALS)
+    raise failure
+
+
+def ask(call: Callable[[], _T]) -> _T:
+    """An SDK call, its faults as ours, and never chained.
+
+    Raises:
+        TransientError: A fault that may pass.
+        MissingError: There is no such thing.
+        ProviderError: What will not pass: wrong credentials above all.
+    """
+    import requests
+    from databricks.sdk import errors
+    from databricks.sdk.errors.base import DatabricksError
+
+    try:
+        return call()
+    except (errors.Unauthenticated, errors.PermissionDenied) as error:
+        failure = ProviderError(f"Databricks refused: {error}", hint=CREDENTIALS)
+    except errors.NotFound as error:
+        failure = MissingError(f"Databricks does not have it: {error}")
+    except (errors.TooManyRequests, errors.InternalError, errors.TemporarilyUnavailable) as error:
+        failure = TransientError(f"Databricks is busy: {error}")
+    except (errors.DeadlineExceeded, requests.RequestException, TimeoutError) as error:
+        failure = TransientError(f"Databricks did not answer: {error}")
+    except DatabricksError as error:
+        failure = ProviderError(f"Databricks refused: {error}")
+    except ValueError as error:
+        failure = ProviderError(f"Databricks was not asked: {error}", hint=CREDENTIALS)
+    raise failure

@@ -1,0 +1,167 @@
+"""Databricks through the real databricks-sdk, against a workspace on the loopback."""
+
+import json
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.providers.databricks import DatabricksProvider
+from dspyc.providers.databricks_script import script
+from dspyc.providers.job import RemoteJob, attach
+from dspyc.providers.polling import Polling
+
+pytest.importorskip("databricks.sdk")
+
+from .databricks_server import TOKEN, DatabricksServer
+
+KWARGS: dict[str, Any] = {
+    "train_data_path": "/Volumes/main/default/tuning/rows",
+    "register_to": "main.default.triage",
+    "task_type": "CHAT_COMPLETION",
+}
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{i}+{i}?"}, {"role": "assistant", "content": str(2 * i)}]}
+    for i in range(3)
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabricksServer]:
+    with DatabricksServer() as made:
+        monkeypatch.setenv("DATABRICKS_HOST", made.url)
+        monkeypatch.setenv("DATABRICKS_TOKEN", TOKEN)
+        monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
+        monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "home"))
+        yield made
+
+
+def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
+    provider = DatabricksProvider(polling=Polling(first=0.01, most=0.02, patience=10))
+    with dspy.context(experimental=True):
+        lm = dspy.LM("databricks/meta-llama/Llama-3.2-1B-Instruct", provider=provider)
+        job = lm.finetune(rows, TrainDataFormat.CHAT, {**KWARGS, **kwargs})
+    assert isinstance(job, RemoteJob)
+    return job
+
+
+def test_rows_become_a_model_behind_an_endpoint(server: DatabricksServer, caplog: pytest.LogCaptureFixture) -> None:
+    job = finetune(databricks_host=server.url)
+    tuned = job.result(30)
+    (name,) = server.endpoints
+    assert tuned.model == f"databricks/{name}"
+    assert tuned.kwargs["api_base"] == f"{server.url}/serving-endpoints"
+    (entity,) = server.endpoints[name]["config"]["served_entities"]
+    assert (entity["entity_name"], entity["entity_version"]) == ("main.default.triage", "3")
+    assert entity["scale_to_zero_enabled"] is True
+    assert f"Started {name}: paid by the hour while it is awake" in caplog.text
+    job.stop_endpoint()
+    assert server.endpoints == {}
+    job.stop_endpoint()
+
+
+def test_our_own_trainer_runs_on_ai_runtime(server: DatabricksServer) -> None:
+    job = finetune(skip_deploy=True, accelerator="GPU_8xH100", training={"epochs": 2, "method": "lora"})
+    (run,) = server.runs.values()
+    (task,) = run["tasks"]
+    (deployment,) = task["ai_runtime_task"]["deployments"]
+    assert deployment["compute"] == {"accelerator_type": "GPU_8xH100", "accelerator_count": 8}
+    text = server.files[deployment["command_path"]].decode()
+    data = f"/Volumes/main/default/tuning/rows/{job.record.token}/train.jsonl"
+    assert f"dspyc train --data {data} --model meta-llama/Llama-3.2-1B-Instruct" in text
+    assert "--num-processes 8" in text
+    assert [json.loads(line) for line in server.files[data].decode().splitlines()] == ROWS
+    job.wait(30)
+    assert server.endpoints == {}
+    assert job.start_endpoint().startswith("databricks/triage-dspyc-")
+
+
+def test_the_script_is_bash_that_trains_and_registers(tmp_path: Path) -> None:
+    text = script("base model", "/Volumes/a/b/c/d.jsonl", "/Volumes/a/b/c/run", "a.b.c", "t-1", {"task": "it's"})
+    path = tmp_path / "train.sh"
+    path.write_text(text)
+    assert subprocess.run(["bash", "-n", str(path)], check=True).returncode == 0
+    assert "--model 'base model' --out /Volumes/a/b/c/run --merge --set 'task=\"it'\"'\"'s\"'" in text
+    compile(text.partition("<<'REGISTER'\n")[2].removesuffix("REGISTER\n"), "register", "exec")
+    assert "/final_model" in script("b", "d", "o", "a.b.c", "t", {"method": "full"})
+
+
+def test_the_same_order_is_one_run(server: DatabricksServer) -> None:
+    first, second = finetune(skip_deploy=True), finetune(skip_deploy=True)
+    assert first.remote_id == second.remote_id == attach(first.id).remote_id == "101"
+    first.wait(30)
+
+
+def test_faults_that_pass_make_no_second_run(server: DatabricksServer) -> None:
+    job = finetune(skip_deploy=True)
+    server.faults = [503, 429]
+    assert job.wait(30) == "succeeded"
+    assert len(server.runs) == 1
+
+
+def test_a_run_that_fails_says_why(server: DatabricksServer) -> None:
+    server.failure = "CUDA out of memory"
+    with pytest.raises(TrainingError, match="CUDA out of memory"):
+        finetune().result(30)
+
+
+def test_a_run_is_cancelled_in_the_workspace_too(server: DatabricksServer) -> None:
+    server.polls = 10_000
+    job = finetune()
+    assert job.cancel()
+    assert server.runs[101]["result"] == "CANCELED"
+    assert job.wait(30) == "cancelled"
+
+
+def test_a_wrong_token_is_said_at_once_and_kept_nowhere(
+    server: DatabricksServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        finetune().result(30)
+        monkeypatch.setenv("DATABRICKS_TOKEN", f"{TOKEN}-old")
+        with pytest.raises(ProviderError, match="Invalid access token") as caught:
+            finetune(ROWS * 2)
+    assert "databricks auth login" in caught.value.hint
+    assert TOKEN not in caplog.text + str(caught.value)
+    kept = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert kept
+    assert not any(TOKEN.encode() in content for content in kept)
+
+
+def test_no_credentials_are_said(server: DatabricksServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    with pytest.raises(ConfigError, match="Databricks cannot be reached") as caught:
+        finetune()
+    assert "databricks auth login" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"train_data_path": None}, "There is no `train_data_path`"),
+        ({"train_data_path": "dbfs:/rows"}, "`train_data_path` is 'dbfs:/rows'"),
+        ({"register_to": "triage"}, "`register_to` is 'triage'"),
+        ({"task_type": "CHAT"}, "`task_type` is 'CHAT'"),
+        ({"accelerator": "H100"}, "`accelerator` is 'H100'"),
+        ({"training": {"epochs": 0}}, "epochs"),
+        ({"databricks_token": "your-token"}, "`databricks_token` in train_kwargs is a secret"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(
+    server: DatabricksServer, change: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        finetune(**change)
+    assert reason in str(caught.value)
+    assert server.calls == []
+
+
+def test_rows_that_would_be_refused_are_named(server: DatabricksServer) -> None:
+    with pytest.raises(DataError, match=r"Row 2: .*2 user turns"):
+        finetune([ROWS[0], {"messages": ROWS[0]["messages"] * 2}], task_type="INSTRUCTION_FINETUNE")
