@@ -1,0 +1,100 @@
+"""Providers that are asked over plain HTTP: a bearer's key, JSON, and faults in our words."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from ..errors import ProviderError
+from .faults import http_fault, transient
+
+_TIMEOUT = 60.0  # seconds without a byte
+
+
+class MissingError(ProviderError):
+    """Something that the provider does not have: HTTP 404."""
+
+
+class TakenError(ProviderError):
+    """A name that is in use: HTTP 409."""
+
+
+class Rest:
+    """One server. The key is kept in memory alone, and is in no message."""
+
+    def __init__(self, server: str, address: str, key: str | None, credentials: str) -> None:
+        if not key:
+            raise ProviderError(f"There is no key for {server}.", hint=credentials)
+        self.server, self.address, self.credentials = server, address.rstrip("/"), credentials
+        self._key = key
+
+    def ask(self, what: str, method: str, path: str, **request: Any) -> Any:
+        """The answer's JSON ({} where it has none). `request` is httpx's: json, params, data, files.
+
+        Raises:
+            TransientError: A rate limit, a server's own error, a timeout or a lost connection.
+            MissingError: 404.
+            TakenError: 409.
+            ProviderError: Any other refusal, or an answer that is no JSON.
+        """
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self._key}"}
+        try:
+            answer = httpx.request(method, self.address + path, headers=headers, timeout=_TIMEOUT, **request)
+        except httpx.HTTPError as error:
+            fault: ProviderError = transient(f"{self.server} did not answer: {what}: {error or type(error).__name__}.")
+        else:
+            if answer.is_success:
+                return self._json(what, answer)
+            reason = answer.text[:500]
+            if answer.status_code == 404:
+                fault = MissingError(f"{self.server}: {what}: HTTP 404: {reason}")
+            elif answer.status_code == 409:
+                fault = TakenError(f"{self.server}: {what}: HTTP 409: {reason}")
+            else:
+                fault = http_fault(
+                    f"{self.server}: {what}",
+                    answer.status_code,
+                    reason,
+                    answer.headers,
+                    credentials=self.credentials,
+                    secrets=(self._key,),
+                )
+        raise fault
+
+    def _json(self, what: str, answer: Any) -> Any:
+        try:
+            return answer.json() if answer.content.strip() else {}
+        except ValueError:
+            reason = "something that is no JSON"
+        raise ProviderError(f"{self.server}: {what}: it answered {reason}.")
+
+
+def seconds(moment: Any) -> float:
+    """Seconds since 1970 of a time as these providers write them, "2026-11-21T12:00:00Z"; 0 where there is none."""
+    try:
+        return datetime.fromisoformat(str(moment).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def until(look: Callable[[], Any], wait: Callable[[int], float], patience: float, what: str) -> Any:
+    """The first answer of `look` that is not None, asked at `wait(looks)` seconds.
+
+    Raises:
+        TransientError: None within `patience` seconds.
+    """
+    began, looks = time.monotonic(), 0
+    while time.monotonic() - began < patience:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(wait(looks))
+        looks += 1
+    raise transient(f"{what} is not ready after {patience / 60:.0f} minutes.")
+
+
+def given(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that are there, by the provider's own names."""
+    return {theirs: settings[ours] for ours, theirs in names.items() if settings.get(ours) is not None}

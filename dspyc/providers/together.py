@@ -1,0 +1,113 @@
+"""Together: files and fine-tunes over HTTP. https://docs.together.ai/reference/post-fine-tunes
+
+lm = LM("together_ai/Qwen/Qwen3-8B")
+job = lm.finetune(rows, TrainDataFormat.CHAT, {"n_epochs": 3, "suffix": "triage"})
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
+from .rest import Rest, given, seconds
+from .rows.together import TOGETHER
+from .store import JobRecord
+
+_ADDRESS = "https://api.together.xyz/v1"
+_STATUS = {
+    "pending": JobStatus.pending,
+    "queued": JobStatus.pending,
+    "running": JobStatus.running,
+    "compressing": JobStatus.running,
+    "uploading": JobStatus.running,
+    "cancel_requested": JobStatus.running,
+    "completed": JobStatus.succeeded,
+    "cancelled": JobStatus.cancelled,
+    "user_error": JobStatus.failed,
+    "error": JobStatus.failed,
+}
+_NAMES = (
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "suffix",
+    "n_checkpoints",
+    "n_evals",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "training_type",
+)
+
+
+class TogetherProvider(RemoteProvider):
+    """Fine-tunes; what can be set is Together's own, by its own names."""
+
+    name = "together"
+    connects = ("api_base",)
+    secret = ("api_key",)
+    credentials = "Set TOGETHER_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
+    allowed = _NAMES
+    validates = True
+
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        epochs = settings.get("n_epochs", 1)
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+            raise ConfigError(f"`n_epochs` is {epochs!r}.", hint="Use a whole number of at least 1.")
+
+    def check_rows(self, order: Order) -> None:
+        TOGETHER.format(order.rows).accepted()
+        TOGETHER.format(order.validation).accepted(counted=False)
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        return float(settings.get("n_epochs", 1))
+
+    def upload(self, order: Order, record: JobRecord) -> None:
+        for fact, rows in (("training_file", order.rows), ("validation_file", order.validation)):
+            if not rows or fact in record.facts:
+                continue
+            lines = (json.dumps(row, ensure_ascii=False) for row in TOGETHER.format(rows).accepted(counted=False))
+            name = f"{record.token}-{fact}.jsonl"
+            made = self._rest.ask(
+                "uploading the rows",
+                "POST",
+                "/files/upload",
+                data={"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"},
+                files={"file": (name, "".join(f"{line}\n" for line in lines).encode())},
+            )
+            self.keep(record, **{fact: made["id"]})
+
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        """By our file, which no other job has."""
+        jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").get("data") or []
+        return next((job["id"] for job in jobs if job.get("training_file") == record.facts["training_file"]), None)
+
+    def create(self, order: Order, record: JobRecord) -> str:
+        wanted = {"model": order.model.removeprefix("together_ai/"), **order.settings}
+        files = given(record.facts, {"training_file": "training_file", "validation_file": "validation_file"})
+        return str(self._rest.ask("starting the job", "POST", "/fine-tunes", json={**wanted, **files})["id"])
+
+    def look(self, record: JobRecord) -> Look:
+        found = self._rest.ask("looking at the job", "GET", f"/fine-tunes/{record.remote_id}")
+        status = _STATUS.get(found["status"], JobStatus.running)
+        events = found.get("events") or [{}]
+        error = events[-1].get("message") if status is JobStatus.failed else None
+        return Look(status, model=found.get("x_model_output_name") or found.get("model_output_name"), error=error)
+
+    def stop(self, record: JobRecord) -> None:
+        self._rest.ask("cancelling the job", "POST", f"/fine-tunes/{record.remote_id}/cancel")
+
+    def events(self, record: JobRecord) -> list[JobEvent]:
+        found = self._rest.ask("reading its events", "GET", f"/fine-tunes/{record.remote_id}/events").get("data") or []
+        return [JobEvent(seconds(one.get("created_at")), str(one.get("message"))) for one in found]
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        return f"together_ai/{model}"
+
+    @property
+    def _rest(self) -> Rest:
+        address = self.connection.get("api_base") or os.environ.get("TOGETHER_BASE_URL") or _ADDRESS
+        key = self.secrets.get("api_key") or os.environ.get("TOGETHER_API_KEY")
+        return Rest("Together", address, key, self.credentials)

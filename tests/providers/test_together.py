@@ -1,0 +1,142 @@
+"""Together over a real socket: files and fine-tunes at a server with its published routes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.providers.job import RemoteJob, attach
+from dspyc.providers.polling import Polling
+from dspyc.providers.together import TogetherProvider
+
+from .http_server import HttpServer, refused
+
+ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}]
+
+
+class Together(HttpServer):
+    routes = (
+        ("POST", "/v1/files/upload", "upload"),
+        ("POST", "/v1/fine-tunes", "create"),
+        ("GET", "/v1/fine-tunes", "all"),
+        ("GET", "/v1/fine-tunes/<id>", "one"),
+        ("GET", "/v1/fine-tunes/<id>/events", "events"),
+        ("POST", "/v1/fine-tunes/<id>/cancel", "cancel"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, str] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.polls, self.failure = 2, ""
+
+    def upload(self, request: Any) -> dict[str, Any]:
+        assert (request.form["purpose"], request.form["file_type"]) == ("fine-tune", "jsonl")
+        id = f"file-{len(self.files)}"
+        self.files[id] = request.files["file"].read().decode()
+        return {"id": id, "filename": request.form["file_name"]}
+
+    def create(self, request: Any) -> Any:
+        asked = request.get_json()
+        if asked["training_file"] not in self.files:
+            return refused(400, "no such file")
+        id = f"ft-{len(self.jobs)}"
+        self.jobs[id] = {"id": id, "status": "pending", "looks": 0, **asked}
+        return self.jobs[id]
+
+    def all(self, request: Any) -> dict[str, Any]:
+        return {"data": list(self.jobs.values())}
+
+    def one(self, request: Any, id: str) -> dict[str, Any]:
+        job = self.jobs[id]
+        job["looks"] += 1
+        if job["status"] in ("pending", "running"):
+            job["status"] = "running" if job["looks"] <= self.polls else "error" if self.failure else "completed"
+        if job["status"] == "completed":
+            job["x_model_output_name"] = f"me/{job['model'].rpartition('/')[2]}-{job.get('suffix', 'tuned')}"
+        return {**job, "events": self.events(request, id)["data"]}
+
+    def events(self, request: Any, id: str) -> dict[str, Any]:
+        last = [{"message": self.failure, "created_at": "2026-11-21T12:01:00Z"}] if self.failure else []
+        return {"data": [{"message": "Fine tune request created", "created_at": "2026-11-21T12:00:00Z"}, *last]}
+
+    def cancel(self, request: Any, id: str) -> dict[str, Any]:
+        self.jobs[id]["status"] = "cancelled"
+        return {"data": []}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
+    with Together() as made:
+        assert isinstance(made, Together)
+        monkeypatch.setenv("TOGETHER_BASE_URL", f"{made.url}/v1")
+        monkeypatch.setenv("TOGETHER_API_KEY", made.key)
+        monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "home"))
+        yield made
+
+
+def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
+    provider = TogetherProvider(polling=Polling(first=0.01, most=0.02, patience=10))
+    with dspy.context(experimental=True):
+        lm = dspy.LM("together_ai/Qwen/Qwen3-8B", provider=provider)
+        job = lm.finetune(rows, TrainDataFormat.CHAT, kwargs)
+    assert isinstance(job, RemoteJob)
+    return job
+
+
+def test_rows_become_a_model(server: Together) -> None:
+    job = finetune(n_epochs=2, suffix="triage", validation_data=ROWS)
+    assert job.result(30).model == "together_ai/me/Qwen3-8B-triage"
+    (made,) = server.jobs.values()
+    assert (made["model"], made["n_epochs"]) == ("Qwen/Qwen3-8B", 2)
+    assert [json.loads(line) for line in server.files[made["training_file"]].splitlines()] == ROWS
+    assert made["validation_file"] == "file-1"
+    assert [event.message for event in job.events()] == ["Fine tune request created"]
+    assert job.events()[0].at == 1795262400
+
+
+def test_an_answer_that_is_lost_is_no_second_job(server: Together) -> None:
+    server.faults = [0, -500]
+    job = finetune()
+    assert list(server.jobs) == [job.remote_id]
+    assert finetune().id == attach(job.remote_id).id == job.id
+    job.wait(30)
+
+
+def test_faults_that_pass_and_those_that_do_not(server: Together) -> None:
+    job = finetune()
+    server.faults = [429, 503]
+    assert job.wait(30) == "succeeded"
+    server.faults = [401]
+    with pytest.raises(ProviderError, match="HTTP 401") as caught:
+        finetune(ROWS * 2)
+    assert "TOGETHER_API_KEY" in caught.value.hint
+    assert server.key not in str(caught.value)
+
+
+def test_a_job_that_fails_says_why_and_one_is_cancelled(server: Together) -> None:
+    server.failure = "out of credit"
+    with pytest.raises(TrainingError, match="out of credit"):
+        finetune().result(30)
+    server.polls = 10_000
+    job = finetune(ROWS * 2)
+    assert job.cancel()
+    assert job.wait(30) == "cancelled"
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_sent(
+    server: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="`n_epochs` is 0"):
+        finetune(n_epochs=0)
+    with pytest.raises(DataError, match=r"Row 1: turns 1 and 2 are both the user's"):
+        finetune([{"messages": [ROWS[0]["messages"][0], *ROWS[0]["messages"]]}])
+    assert server.calls == []
+    monkeypatch.delenv("TOGETHER_API_KEY")
+    with pytest.raises(ProviderError, match="There is no key for Together"):
+        finetune()
