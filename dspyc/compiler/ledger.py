@@ -205,7 +205,6 @@ class Ledger:
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
         if not check_schema(db, self.run_dir):
             db.execute("BEGIN IMMEDIATE")
             for statement in filter(str.strip, _TABLES.split(";")):

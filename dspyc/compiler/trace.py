@@ -114,6 +114,15 @@ class Subject:
     lm: dspy.BaseLM | None = None  # for predictors that have none of their own
     adapter: dspy.Adapter | None = None
     traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
+    names: Mapping[int, str] = field(init=False, repr=False, compare=False)  # of its predictors, by id
+
+    def __post_init__(self) -> None:
+        found = predictors(self.program)
+        object.__setattr__(self, "names", {id(predictor): name for name, predictor in found.items()})
+        observer = _Observer(self.names)
+        for predictor in found.values():  # not in DSPy's settings, whose callbacks run in every adapter and LM too
+            others = [callback for callback in predictor.callbacks if not isinstance(callback, _Observer)]
+            predictor.callbacks = [*others, observer]
 
 
 def run_example(
@@ -125,16 +134,15 @@ def run_example(
         LedgerError: The record cannot be kept; nothing further may be paid for.
         BudgetError: A call was not allowed, so this is no finished run; its calls so far are recorded.
     """
-    names = {id(p): name for name, p in predictors(subject.program).items()}
-    recorder = _Recorder(names, trace)
-    trace.taken = Taken(names)
+    recorder = _Recorder(trace)
+    trace.taken = Taken(subject.names)
     trace.asked = call_key(example, repeat)
     run = Run(subject.role, trace.asked, ledger, recorder.on_call)
     settings: dict[str, Any] = {
-        "callbacks": [*(dspy.settings.get("callbacks") or []), recorder],
         "trace": trace.taken,
         "disable_history": False,
         "dspyc_run": run,
+        "dspyc_recorder": recorder,
     }
     if subject.lm is not None:
         settings["lm"] = subject.lm
@@ -165,26 +173,42 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         trace.error, trace.blame = _describe(error), "metric"
 
 
-class _Recorder(BaseCallback):
-    """Collects the steps of one run. DSPy calls it in the thread, and the context, in which the predictor runs."""
+class _Observer(BaseCallback):
+    """Tells the recorder of the run that is going on what predictors do. DSPy calls it in the predictor's own context."""
 
-    def __init__(self, names: dict[int, str], trace: Trace) -> None:
-        self.names, self.trace = names, trace
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = names
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        recorder, name = dspy.settings.get("dspyc_recorder"), self._names.get(id(instance))
+        if isinstance(recorder, _Recorder) and name is not None:
+            given = inputs.get("kwargs", {})
+            fields = given.get("signature", instance.signature).input_fields
+            recorder.begin(call_id, Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields}))
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        recorder = dspy.settings.get("dspyc_recorder")
+        if isinstance(recorder, _Recorder):
+            recorder.end(call_id, outputs, exception)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Observer":
+        return self
+
+
+class _Recorder:
+    """Collects the steps of one run."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
         self._lock = threading.Lock()
         self._open: dict[str, tuple[Step, Token[Step | None]]] = {}
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        name = self.names.get(id(instance))
-        if name is None:
-            return
-        given = inputs.get("kwargs", {})
-        fields = given.get("signature", instance.signature).input_fields
-        step = Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields})
+    def begin(self, call_id: str, step: Step) -> None:
         with self._lock:
             self.trace.steps.append(step)
             self._open[call_id] = (step, _current_step.set(step))
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+    def end(self, call_id: str, outputs: Any, exception: BaseException | None) -> None:
         with self._lock:
             step, token = self._open.pop(call_id, (None, None))
         if step is None or token is None:

@@ -1,0 +1,109 @@
+"""Budgets: what cannot be meant, what is never exceeded, and what is left when they are spent."""
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
+from dspyc.compiler.budget import Budget, Meter, Spent
+from dspyc.errors import BudgetError, ConfigError
+from tests.optimizers import desk
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"calls": 0}, {"calls": -3}, {"tokens": 1.5}, {"usd": 0.0}, {"seconds": float("nan")}, {"calls": True}],
+)
+def test_a_budget_that_allows_nothing_says_so(limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="limits nothing" if not limits else f"{next(iter(limits))}="):
+        Budget(**limits)
+
+
+def run(
+    folder: Path, budget: Budget | None, *, threads: int = 4, answer: Any = desk.expert
+) -> tuple[int, list[Any], Meter]:
+    """Ten examples of three calls each; the calls that were made, the traces, and the meter."""
+    lm = dspyc.ScriptedLM(answer)
+    program = desk.Desk()
+    program.set_lm(lm)
+    with Ledger(folder, budget=budget) as ledger:
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, desk.examples(10), metric=desk.metric, ledger=ledger, num_threads=threads)
+    return lm.engine.calls, traces, ledger.meter
+
+
+@pytest.mark.parametrize("calls", [3, 17, 29])
+def test_calls_are_never_exceeded_and_a_larger_budget_goes_on(tmp_path: Path, calls: int) -> None:
+    made, traces, meter = run(tmp_path, Budget(calls=calls), threads=1)
+    assert made == calls
+    assert len(traces) == calls // 3
+    assert meter.exhausted == f"{calls} calls"
+    assert all(trace.error is None for trace in traces)  # what was refused is no bad example
+    again, traces, meter = run(tmp_path, Budget(calls=30))
+    assert again == 30 - calls
+    assert len(traces) == 10
+    assert meter.exhausted is None
+
+
+def test_many_threads_do_not_exceed_calls(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any]:
+        if "thing" in inputs and inputs["thing"].startswith("a "):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(timeout=1)  # eight calls are under way at once where eight may be
+        return desk.expert(inputs)
+
+    made, _, _ = run(tmp_path, Budget(calls=13), threads=8, answer=answer)
+    assert made == 13
+
+
+def test_tokens_are_exceeded_by_the_calls_under_way_at_most(tmp_path: Path) -> None:
+    _, _, whole = run(tmp_path / "whole", None)
+    limit = whole.spent.tokens // 2
+    _, traces, meter = run(tmp_path / "half", Budget(tokens=limit), threads=4)
+    largest = 1000  # tokens of a call of this program, and more
+    assert limit <= meter.spent.tokens <= limit + 4 * largest
+    assert 0 < len(traces) < 10
+
+
+def test_a_spent_budget_answers_from_the_ledger_and_pays_nothing(tmp_path: Path) -> None:
+    _, first, _ = run(tmp_path, Budget(calls=12), threads=1)
+    made, second, _ = run(tmp_path, Budget(calls=12), threads=4)
+    assert made == 0
+    assert [trace.id for trace in second] == [trace.id for trace in first]
+
+
+def test_time_stops_the_next_call(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="1e-06 seconds"):
+        run(tmp_path, Budget(seconds=1e-6))
+
+
+def test_usd_needs_a_known_price(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"price of 'scripted/expert' is unknown.*calls"):
+        run(tmp_path, Budget(usd=5))
+
+
+def test_usd_is_counted() -> None:
+    meter = Meter(Budget(usd=0.10), Spent(usd=0.05))
+    meter.admit("m", priced=True)
+    meter.settle(100, 0.06)
+    with pytest.raises(BudgetError, match=r"0\.1100 USD of 0\.1"):
+        meter.admit("m", priced=True)
+
+
+def test_models_on_this_machine_cost_nothing(tmp_path: Path) -> None:
+    program = dspy.Predict("question -> answer")
+    program.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=24, cache=False))
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(3)]
+    with Ledger(tmp_path, budget=Budget(calls=1)) as ledger:
+        traces = bootstrap(observe(program, "student", identity="x"), examples, metric=None, ledger=ledger)
+        assert [trace.error for trace in traces] == [None] * 3
+        assert ledger.calls() == {"student": 3}
+    assert ledger.meter.spent.calls == 0
+    assert ledger.meter.exhausted is None

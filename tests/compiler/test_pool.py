@@ -1,0 +1,199 @@
+"""Runs of examples: what a kill, an interrupt and a changed program, metric or data leave to be asked again."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
+from dspyc.compiler.threads import Threads
+from dspyc.signatures import program_fingerprint
+from tests.optimizers import desk
+
+CALLS = 30  # ten examples, three calls each
+# A sitting dies by SIGKILL at a moment of its own: before, within or after the write of an answer. The next one goes on.
+SITTINGS = """
+import os, signal, sys, threading
+from pathlib import Path
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
+from tests.optimizers import desk
+
+folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+examples = desk.examples(10)
+
+def sitting(kill_after):
+    lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log"))
+    program = desk.Desk()
+    program.set_lm(lm)
+    if kill_after is not None:
+        threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    with Ledger(folder / "run") as ledger:
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, examples, metric=desk.metric, ledger=ledger, num_threads=threads)
+        assert [t.score for t in traces] == [1.0] * 10
+        print(sum(ledger.calls().values()), flush=True)
+
+for moment in sys.argv[3:]:
+    child = os.fork()  # what costs a second to import is imported once
+    if child == 0:
+        sitting(float(moment))
+        os._exit(0)
+    os.waitpid(child, 0)
+sitting(None)
+"""
+
+
+def answers(folder: Path) -> Counter[str]:
+    log = folder / "answers.log"
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_twenty_kills_at_random_moments_repeat_no_recorded_call(tmp_path: Path, threads: int) -> None:
+    """What was in flight at a kill may be asked again, by each thread once; what was recorded never is."""
+    rng = random.Random(threads)
+    moments = [f"{rng.uniform(0.001, 0.04):.4f}" for _ in range(20)]
+    command = [sys.executable, "-c", SITTINGS, str(tmp_path), str(threads), *moments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(CALLS)
+    asked = answers(tmp_path)
+    assert sum(asked.values()) >= CALLS
+    assert sum(asked.values()) <= CALLS + threads * len(moments)
+
+
+def run(folder: Path, program: dspy.Module | None = None, **changes: Any) -> tuple[int, list[Any]]:
+    """The calls that were made, and the traces."""
+    program = program or desk.Desk()
+    lm = dspyc.ScriptedLM(desk.expert)
+    program.set_lm(lm)
+    examples = changes.pop("examples", desk.examples(10))
+    settings = {"metric": desk.metric, "num_threads": 4, **changes}
+    with Ledger(folder) as ledger:
+        subject = observe(program, "teacher", identity=program_fingerprint(program))
+        traces = bootstrap(subject, examples, ledger=ledger, **settings)
+    return lm.engine.calls, traces
+
+
+def test_a_changed_metric_scores_anew_without_a_call(tmp_path: Path) -> None:
+    assert run(tmp_path)[0] == CALLS
+    made, traces = run(tmp_path, metric=lambda example, prediction, trace=None: prediction.total / 10)
+    assert made == 0
+    assert [trace.score for trace in traces] == [0.2] * 10
+    with Ledger(tmp_path) as ledger:
+        assert {record["score"] for record in ledger.traces()} == {0.2}
+
+
+def test_a_changed_program_asks_only_what_is_new(tmp_path: Path) -> None:
+    assert run(tmp_path)[0] == CALLS
+    changed = desk.Desk()
+    changed.count.signature = changed.count.signature.with_instructions("How many colours are there?")
+    made, traces = run(tmp_path, changed)
+    assert made == 10  # the calls of `count`
+    assert sum(call.replayed for trace in traces for call in trace.calls) == 20
+
+
+def test_changed_data_asks_only_what_is_new(tmp_path: Path) -> None:
+    assert run(tmp_path)[0] == CALLS
+    relabelled = [example.copy(colours=["black", "black"]) for example in desk.examples(10)]
+    assert run(tmp_path, examples=relabelled)[0] == 0
+    assert run(tmp_path, examples=desk.examples(12))[0] == 6
+    assert run(tmp_path, examples=list(reversed(desk.examples(12))))[0] == 0
+
+
+def test_equal_examples_have_answers_of_their_own(tmp_path: Path) -> None:
+    twice = [*desk.examples(1), *desk.examples(1)]
+    assert run(tmp_path, examples=twice)[0] == 6
+    assert run(tmp_path, examples=twice)[0] == 0
+
+
+def test_another_model_or_setting_is_another_call(tmp_path: Path) -> None:
+    examples = [dspy.Example(question="q").with_inputs("question")]
+    made = []
+    with Ledger(tmp_path) as ledger:
+        for settings in (
+            {},
+            {},
+            {"temperature": 0.5},
+            {"temperature": 0.5, "rollout_id": 1},
+            {"model": "scripted/other"},
+        ):
+            lm = dspyc.ScriptedLM(lambda inputs: {"answer": "a"}, **settings)
+            program = dspy.Predict("question -> answer")
+            program.set_lm(lm)
+            bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+            made.append(lm.engine.calls)
+    assert made == [1, 0, 1, 1, 1]
+
+
+INTERRUPTED = """
+import sys, threading, time
+from pathlib import Path
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
+from tests.optimizers import desk
+
+folder = Path(sys.argv[1])
+lock = threading.Lock()
+answered = 0
+
+def answer(inputs):
+    global answered
+    with lock:
+        answered += 1
+        mine = answered
+    if mine > 9:
+        print("asked", flush=True)
+        time.sleep(60)  # a provider that takes its time
+    return desk.expert(inputs)
+
+program = desk.Desk()
+program.set_lm(dspyc.ScriptedLM(answer))
+with Ledger(folder) as ledger:
+    bootstrap(observe(program, "teacher", identity="x"), desk.examples(10), metric=None, ledger=ledger, num_threads=4)
+"""
+
+
+def test_ctrl_c_ends_within_two_seconds_with_everything_recorded(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(4):  # all threads wait for the provider
+        assert process.stdout.readline() == "asked\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    took = time.monotonic() - sent
+    assert "KeyboardInterrupt" in error
+    assert took < 2.5  # two seconds, and the end of an interpreter on a busy machine
+    with Ledger(tmp_path) as ledger:
+        assert ledger.calls() == {"teacher": 9}
+
+
+def test_threads_run_what_is_submitted_in_order_and_forget_what_has_not_begun() -> None:
+    threads = Threads(1)
+    gate = threads.submit(time.sleep, 0.05)
+    later = [threads.submit(json.dumps, i) for i in range(3)]
+    failing = threads.submit(json.loads, "no json")
+    assert [future.result() for future in later] == ["0", "1", "2"]
+    assert gate.done()
+    with pytest.raises(json.JSONDecodeError):
+        failing.result()
+    slow = threads.submit(time.sleep, 0.05)
+    while not slow.running():
+        time.sleep(0.001)
+    waiting = threads.submit(json.dumps, 1)
+    threads.end(abandon=False)
+    assert slow.done()
+    assert waiting.cancelled()
