@@ -7,7 +7,7 @@
     tuned = job.result()                                   # databricks/<name of the serving endpoint>
     job.stop_endpoint()
 
-Foundation Model Fine-tuning, which earlier guides call, was retired by Databricks in August 2026 (docs/providers.md).
+`service="foundation-model"` asks Foundation Model Fine-tuning, which Databricks retired in August 2026.
 """
 
 import io
@@ -21,11 +21,12 @@ from typing import Any
 from ..errors import ConfigError, ProviderError, TransientError
 from ..training import TrainingConfig
 from . import databricks_client as workspace
+from . import databricks_retired as retired
 from .databricks_client import ask
 from .databricks_script import script
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
-from .rows.databricks import INSTRUCTION, RUNTIME
+from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 _VOLUME = re.compile(r"/Volumes(/[\w.-]+){3,}/?")
 _REGISTERED = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 _TASKS: dict[str, Formatter] = {"CHAT_COMPLETION": RUNTIME, "INSTRUCTION_FINETUNE": INSTRUCTION}
+_SERVICES = ("ai-runtime", "foundation-model")
+_RETIRED_ALONE = ("training_duration", "learning_rate")
+_RUNTIME_ALONE = ("accelerator", "training")
 _ACCELERATORS = ("GPU_1xA10", "GPU_1xH100", "GPU_8xH100", "GPU_8xB300")
 _ENDPOINT_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 _OVER = {"SUCCESS": JobStatus.succeeded, "CANCELED": JobStatus.cancelled, "UPSTREAM_CANCELED": JobStatus.cancelled}
@@ -44,7 +48,7 @@ class DatabricksProvider(RemoteProvider):
 
     `train_kwargs`: `train_data_path` (a volume's folder) and `register_to` (catalog.schema.model) are required; `task_type`,
     `databricks_host`, `databricks_profile`, `skip_deploy`, `accelerator` (GPU_1xH100), `training` (settings of
-    `dspyc.TrainingConfig`).
+    `dspyc.TrainingConfig`). With `service="foundation-model"`: `training_duration` ("3ep") and `learning_rate` instead.
     """
 
     name = "databricks"
@@ -57,14 +61,21 @@ class DatabricksProvider(RemoteProvider):
         "databricks_host",
         "databricks_profile",
         "skip_deploy",
-        "accelerator",
-        "training",
+        "service",
+        *_RUNTIME_ALONE,
+        *_RETIRED_ALONE,
     )
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
         _match(settings, "register_to", _REGISTERED, "catalog.schema.model_name")
         _one_of(settings, "task_type", tuple(_TASKS))
+        _one_of(settings, "service", _SERVICES)
+        other = [name for name in (_RUNTIME_ALONE if _retired(settings) else _RETIRED_ALONE) if name in settings]
+        if other:
+            raise ConfigError(f"{', '.join(other)} is for the other `service`.", hint=f"There are {_SERVICES}.")
+        if _retired(settings):
+            logger.warning("%s", retired.NOTICE)
         _one_of(settings, "accelerator", _ACCELERATORS)
         TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
 
@@ -81,7 +92,7 @@ class DatabricksProvider(RemoteProvider):
             data = io.BytesIO("".join(f"{row}\n" for row in rows).encode())
             ask(lambda: client.files.upload(f"{folder}/train.jsonl", data, overwrite=True))
             self.keep(record, data=f"{folder}/train.jsonl")
-        if "script" not in record.facts:
+        if "script" not in record.facts and not _retired(order.settings):
             text = script(
                 order.model.removeprefix("databricks/"),
                 record.facts["data"],
@@ -94,9 +105,13 @@ class DatabricksProvider(RemoteProvider):
             self.keep(record, script=ask(lambda: _put_script(client, text, record.token)))
 
     def find(self, order: Order, record: JobRecord) -> str | None:
-        return None  # the run's idempotency token finds it
+        """By our file where the service is the retired one; AI Runtime finds a run by its token."""
+        return retired.find(self._client(record), record.facts["data"]) if _retired(order.settings) else None
 
     def create(self, order: Order, record: JobRecord) -> str:
+        client, base = self._client(record), order.model.removeprefix("databricks/")
+        if _retired(order.settings):
+            return retired.create(client, base, record.facts["data"], order.settings)
         from databricks.sdk.service import jobs
 
         accelerator = jobs.ComputeSpecAcceleratorType(_accelerator(order.settings))
@@ -105,12 +120,13 @@ class DatabricksProvider(RemoteProvider):
         task = jobs.SubmitTask(
             task_key="train", ai_runtime_task=jobs.AiRuntimeTask(experiment="dspyc", deployments=[deployment])
         )
-        client = self._client(record)
         made = ask(lambda: client.jobs.submit(run_name=record.id, tasks=[task], idempotency_token=record.token))
         return str(made.run_id)
 
     def look(self, record: JobRecord) -> Look:
         client = self._client(record)
+        if _retired(record.settings):
+            return retired.look(client, str(record.remote_id), record.settings["register_to"])
         state = ask(lambda: client.jobs.get_run(int(str(record.remote_id)))).state
         life, result = (one.value if one else "" for one in (state.life_cycle_state, state.result_state))
         if life in ("TERMINATED", "SKIPPED", "INTERNAL_ERROR"):
@@ -120,7 +136,10 @@ class DatabricksProvider(RemoteProvider):
 
     def stop(self, record: JobRecord) -> None:
         client = self._client(record)
-        ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
+        if _retired(record.settings):
+            retired.stop(client, str(record.remote_id))
+        else:
+            ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
 
     def serve(self, record: JobRecord, model: str) -> str:
         if record.settings.get("skip_deploy"):
@@ -137,10 +156,9 @@ class DatabricksProvider(RemoteProvider):
         from databricks.sdk.service import serving
 
         client, name, registered = self._client(record), _endpoint_name(record), record.settings["register_to"]
-        found = ask(lambda: client.model_versions.get_by_alias(registered, record.token))
         entity = serving.ServedEntityInput(
             entity_name=registered,
-            entity_version=str(found.version),
+            entity_version=self._version(client, record),
             workload_size="Small",
             workload_type=serving.ServingModelWorkloadType.GPU_SMALL,
             scale_to_zero_enabled=True,
@@ -165,6 +183,13 @@ class DatabricksProvider(RemoteProvider):
     def served(self, record: JobRecord) -> dict[str, Any]:
         host = record.settings.get("databricks_host")
         return {"api_base": f"{host.rstrip('/')}/serving-endpoints"} if host else {}
+
+    def _version(self, client: Any, record: JobRecord) -> str:
+        """Our script names its version by an alias; the retired service registers the newest."""
+        name = record.settings["register_to"]
+        if not _retired(record.settings):
+            return str(ask(lambda: client.model_versions.get_by_alias(name, record.token)).version)
+        return str(max(found.version for found in ask(lambda: list(client.model_versions.list(name)))))
 
     def _wait_for_endpoint(self, client: Any, name: str) -> None:
         began, looks = time.monotonic(), 0
@@ -194,7 +219,13 @@ def _put_script(client: Any, text: str, token: str) -> str:
     return f"{folder}/train.sh"
 
 
+def _retired(settings: Mapping[str, Any]) -> bool:
+    return settings.get("service") == "foundation-model"
+
+
 def _formatter(order: Order) -> Formatter:
+    if _retired(order.settings) and order.settings.get("task_type") != "INSTRUCTION_FINETUNE":
+        return CHAT
     return _TASKS[order.settings.get("task_type") or "CHAT_COMPLETION"]
 
 

@@ -4,6 +4,7 @@
         server.url                                         # AWS_ENDPOINT_URL_BEDROCK
         server.jobs                                        # what was made, by ARN
         server.faults.append(Fault(429, "ThrottlingException"))   # the next request's answer
+        server.stop_at = ("CreateModelCustomizationJob", 1)       # wait there, with `reached` set, for `go_on`
 
 Jobs are stateful: each look brings one nearer to its end.
 """
@@ -62,6 +63,8 @@ class BedrockServer:
         self.endpoints: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.faults: list[Fault] = []
+        self.stop_at: tuple[str, int] | None = None  # an operation, and 0 before it or 1 after it: there requests wait
+        self.reached, self.go_on = threading.Event(), threading.Event()
         self._ids = count(1)
         self._lock = threading.Lock()
         routes = [(MODEL.operation_model(name).http, name) for name in OPERATIONS]
@@ -84,13 +87,24 @@ class BedrockServer:
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         request = Request(environ)
+        name = self._map.bind_to_environ(environ).match()[0]
+        self._wait_here(name, 0)
         with self._lock:
             try:
                 answer = self._answer(request, environ)
             except RefusedError as error:
                 body = json.dumps({"message": error.message})
                 answer = Response(body, error.status, {"x-amzn-ErrorType": error.code}, content_type="application/json")
+        self._wait_here(name, 1)
         return answer(environ, start)
+
+    def _wait_here(self, name: str, when: int) -> None:
+        if self.stop_at == (name, when):
+            self.stop_at = None
+            self.reached.set()
+            self.go_on.wait(60)
+            if when == 0:
+                raise ConnectionAbortedError  # who asked is gone: the request never arrived
 
     def _answer(self, request: Request, environ: dict[str, Any]) -> Response:
         name, found = self._map.bind_to_environ(environ).match()

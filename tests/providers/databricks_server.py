@@ -26,6 +26,8 @@ class DatabricksServer:
         self.files: dict[str, bytes] = {}
         self.runs: dict[int, dict[str, Any]] = {}
         self.endpoints: dict[str, dict[str, Any]] = {}
+        self.finetunes: list[dict[str, Any]] = []
+        self.has_retired = True  # whether Foundation Model Fine-tuning still answers
         self.faults: list[int] = []
         self.calls: list[str] = []
         self._map = Map(
@@ -38,6 +40,8 @@ class DatabricksServer:
                 Rule("/api/2.2/jobs/runs/get", methods=["GET"], endpoint="run"),
                 Rule("/api/2.2/jobs/runs/cancel", methods=["POST"], endpoint="cancel"),
                 Rule("/api/2.1/unity-catalog/models/<name>/aliases/<alias>", methods=["GET"], endpoint="alias"),
+                Rule("/api/2.1/unity-catalog/models/<name>/versions", methods=["GET"], endpoint="versions"),
+                Rule("/api/2.0/genai-mapi/graphql", methods=["POST"], endpoint="retired"),
                 Rule("/api/2.0/serving-endpoints", methods=["POST"], endpoint="serve"),
                 Rule("/api/2.0/serving-endpoints/<name>", methods=["GET"], endpoint="endpoint"),
                 Rule("/api/2.0/serving-endpoints/<name>", methods=["DELETE"], endpoint="end"),
@@ -117,6 +121,32 @@ class DatabricksServer:
         if not any(run["result"] == "SUCCESS" and run["idempotency_token"] == alias for run in self.runs.values()):
             return refused(404, "RESOURCE_DOES_NOT_EXIST", f"There is no alias {alias} of {name}")
         return {"version": 3}
+
+    def versions(self, request: Request, name: str) -> dict[str, Any]:
+        return {"model_versions": [{"version": 1}, {"version": 2}]}
+
+    def retired(self, request: Request) -> dict[str, Any]:
+        """The GraphQL service of Foundation Model Fine-tuning, by its functions."""
+        asked = request.get_json()
+        if not self.has_retired:
+            return {"errors": [{"message": "This feature has reached its end of life"}]}
+        if "createFinetune(" in asked["query"]:
+            details = asked["variables"]["createFinetuneData"]
+            self.finetunes.append(
+                {"name": f"ift-{len(self.finetunes)}", "status": "PENDING", "details": details, "looks": 0}
+            )
+            return {"data": {"createFinetune": self.finetunes[-1]}}
+        if "stopFinetunes(" in asked["query"]:
+            (name,) = asked["variables"]["getFinetunesData"]["filters"]["name"]["in"]
+            stopped = [run for run in self.finetunes if run["name"] == name]
+            for run in stopped:
+                run["status"] = "STOPPED"
+            return {"data": {"stopFinetunes": stopped}}
+        for run in self.finetunes:
+            run["looks"] += 1
+            if run["status"] in ("PENDING", "RUNNING"):
+                run["status"] = "COMPLETED" if run["looks"] > self.polls else "RUNNING"
+        return {"data": {"getFinetunesPaginated": {"finetunes": self.finetunes}}}
 
     def serve(self, request: Request) -> dict[str, Any]:
         asked = request.get_json()

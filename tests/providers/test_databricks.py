@@ -165,3 +165,40 @@ def test_settings_that_cannot_be_used_are_refused(
 def test_rows_that_would_be_refused_are_named(server: DatabricksServer) -> None:
     with pytest.raises(DataError, match=r"Row 2: .*2 user turns"):
         finetune([ROWS[0], {"messages": ROWS[0]["messages"] * 2}], task_type="INSTRUCTION_FINETUNE")
+
+
+def test_the_retired_service_is_asked_where_it_is_wanted_and_said_to_be_retired(
+    server: DatabricksServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = finetune(service="foundation-model", training_duration="3ep", learning_rate=5e-7)
+    assert "was retired by Databricks in August 2026" in caplog.text
+    (run,) = server.finetunes
+    details = run["details"]
+    assert (details["model"], details["taskType"]) == ("meta-llama/Llama-3.2-1B-Instruct", "CHAT_COMPLETION")
+    assert details["trainDataPath"] == f"dbfs:/Volumes/main/default/tuning/rows/{job.record.token}/train.jsonl"
+    assert details["experimentTracker"]["mlflow"]["modelRegistryPath"] == "main.default.triage"
+    assert details["trainingDuration"] == "3ep"
+    job.result(30)
+    (endpoint,) = server.endpoints.values()
+    assert endpoint["config"]["served_entities"][0]["entity_version"] == "2"
+    assert server.runs == {}
+
+
+def test_a_run_of_the_retired_service_is_cancelled_and_a_workspace_without_it_says_so(server: DatabricksServer) -> None:
+    server.polls = 10_000
+    job = finetune(service="foundation-model")
+    assert job.cancel()
+    assert job.wait(30) == "cancelled"
+    server.has_retired = False
+    with pytest.raises(ProviderError, match="reached its end of life") as caught:
+        finetune(ROWS * 2, service="foundation-model")
+    assert "Leave `service` out to train on AI Runtime" in caught.value.hint
+
+
+def test_settings_of_one_service_are_not_for_the_other(server: DatabricksServer) -> None:
+    with pytest.raises(ConfigError, match="training_duration is for the other `service`"):
+        finetune(training_duration="3ep")
+    with pytest.raises(ConfigError, match="accelerator is for the other `service`"):
+        finetune(service="foundation-model", accelerator="GPU_1xH100")
+    with pytest.raises(DataError, match="both the user's"):
+        finetune([{"messages": [ROWS[0]["messages"][0], *ROWS[0]["messages"]]}], service="foundation-model")
