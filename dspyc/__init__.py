@@ -15,10 +15,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compiler import CompileReport, load, save
+    from .compiler import Budget, CompileReport, load, load_traces, save, save_traces
     from .errors import (
         ArtifactError,
         BootstrapError,
+        BudgetError,
         ConfigError,
         DataError,
         DspycError,
@@ -43,6 +44,8 @@ _ROOMS = {
     "BootstrapFewShot": "optimizers",
     "BootstrapFewShotWithRandomSearch": "optimizers",
     "BootstrapFinetune": "optimizers",
+    "Budget": "compiler",
+    "BudgetError": "errors",
     "CompileReport": "compiler",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -62,7 +65,9 @@ _ROOMS = {
     "TrainingError": "errors",
     "choice_probabilities": "models",
     "load": "compiler",
+    "load_traces": "compiler",
     "save": "compiler",
+    "save_traces": "compiler",
 }
 
 __all__ = [  # noqa: RUF022 (in plain order)
@@ -71,6 +76,8 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "BootstrapFewShot",
     "BootstrapFewShotWithRandomSearch",
     "BootstrapFinetune",
+    "Budget",
+    "BudgetError",
     "CompileReport",
     "ConfigError",
     "DataError",
@@ -90,7 +97,9 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "TrainingError",
     "choice_probabilities",
     "load",
+    "load_traces",
     "save",
+    "save_traces",
 ]
 
 

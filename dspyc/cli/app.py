@@ -10,6 +10,7 @@ from .demo import demo
 from .eval import evaluate
 from .failures import debug as show_tracebacks
 from .run import run
+from .runs import runs
 from .train import train
 
 app = typer.Typer(
@@ -49,3 +50,4 @@ app.command("eval")(evaluate)
 app.command("run")(run)
 app.command("train")(train)
 app.add_typer(data)
+app.add_typer(runs)

@@ -71,6 +71,22 @@ def judge(
     )
 
 
+def judge_common(
+    before: Sequence[Trace], after: Sequence[Trace], teacher: Sequence[Trace] | None, *, seed: int = 0
+) -> Verdict | None:
+    """`judge` on the examples that all have run: a budget may have ended some before others. None where there are none."""
+    common = {trace.index for trace in before} & {trace.index for trace in after}
+    if not common:
+        return None
+    if teacher is not None and not common <= {trace.index for trace in teacher}:
+        teacher = None  # it was stopped, and the compiled program is judged all the same
+
+    def on_common(traces: Sequence[Trace]) -> list[Trace]:
+        return [trace for trace in traces if trace.index in common]
+
+    return judge(on_common(before), on_common(after), on_common(teacher) if teacher else None, seed=seed)
+
+
 def refuse(verdict: Verdict, run_dir: str) -> RegressionError:
     """What `on_regression="raise"` raises."""
     low, high = verdict.interval

@@ -5,7 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
+from .budget import Spent
 from .gate import Verdict
+from .plan import in_usd
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,9 @@ class CompileReport:
     """Figures of one compile. Scores are means in the metric's unit, `seconds` wall time of this sitting.
 
     `calls` counts language-model calls that were paid for, by role, over all sittings of this run; `replayed` those that
-    the ledger answered instead; `cost` is USD where the providers say, else None.
+    the ledger answered instead; `cost` is USD where the providers say, else None. `plan` is what was expected of models
+    elsewhere and `spent` what they were asked, over all sittings. `stopped` is the limit that ended the compile early, so that
+    this is the best so far; None where nothing did.
     """
 
     verdict: Verdict | None
@@ -28,6 +32,9 @@ class CompileReport:
     seed: int
     kept_student: bool = False
     fingerprints: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
+    stopped: str | None = None
 
     @property
     def before(self) -> float | None:
@@ -71,4 +78,19 @@ class CompileReport:
             table.add_row("student after", f"{self.verdict.after:.3f}", style="bold")
             table.add_row("difference (95 %)", f"{low:+.3f} to {high:+.3f}")
             table.caption = f"{self.verdict.outcome}, on {self.verdict.examples} examples"
+        if self.stopped:
+            table.caption = f"the best so far: the budget was spent ({self.stopped}); {table.caption or 'not compared'}"
+        return table
+
+    def spending(self) -> Table:
+        """Plan and actual, side by side."""
+        table = Table(title="Spent on models elsewhere")
+        for name in ("", "plan", "actual"):
+            table.add_column(name, justify="right" if name else "left")
+        plan = self.plan or {}
+        for name in ("calls", "tokens"):
+            table.add_row(name, f"{plan[name]:,}" if plan else "–", f"{self.spent[name]:,}")
+        known = self.cost is not None or not self.spent["calls"]
+        table.add_row("USD", in_usd(plan["usd"]) if plan else "–", in_usd(self.spent["usd"] if known else None))
+        table.add_row("seconds", f"{plan['seconds']:.0f}" if plan else "–", f"{self.seconds:.0f}, training included")
         return table

@@ -17,7 +17,9 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from ..errors import DataError
+from ..errors import DataError, redact
+from ..evaluation import call_metric
+from ..evaluation.metrics import Metric
 from .calls import Call
 from .trace import Step, Trace
 
@@ -75,6 +77,32 @@ def fitted_to(traces: Iterable[Trace], predictors: Mapping[str, dspy.Predict]) -
         for field, info in predictor.signature.input_fields.items()
     }
     return [replace(trace, steps=[_fitted(step, readers, trace.id) for step in trace.steps]) for trace in traces]
+
+
+def rescored(
+    traces: Iterable[Trace],
+    examples: Mapping[str, dspy.Example],
+    metric: Metric,
+    predictors: Mapping[str, dspy.Predict],
+) -> list[Trace]:
+    """The traces with what `metric` says of their predictions, where `examples` has their example, by its key."""
+    return [_rescored(trace, examples.get(trace.example), metric, predictors) for trace in traces]
+
+
+def _rescored(
+    trace: Trace, example: dspy.Example | None, metric: Metric, predictors: Mapping[str, dspy.Predict]
+) -> Trace:
+    if example is None or trace.blame == "program":
+        return trace
+    taken = [
+        (predictors.get(step.predictor), step.inputs, dspy.Prediction(**step.outputs))
+        for step in trace.steps
+        if step.outputs is not None
+    ]
+    try:
+        return replace(trace, score=call_metric(metric, example, trace.prediction, taken), error=None, blame=None)
+    except Exception as error:  # a bad example is an event, not the end
+        return replace(trace, score=None, error=redact(f"{type(error).__name__}: {error}")[:2000], blame="metric")
 
 
 def _fitted(step: Step, readers: Mapping[tuple[str, str], TypeAdapter[Any]], trace: str) -> Step:

@@ -17,11 +17,14 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact, gate
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, example_keys, observe
+from ..compiler.budget import Budget
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
 from ..compiler.ledger import Ledger
+from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
-from ..errors import ConfigError
+from ..compiler.traces_file import fitted_to, rescored
+from ..errors import BudgetError, ConfigError
 from ..evaluation import metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import (
@@ -63,6 +66,8 @@ class BootstrapFinetune(Teleprompter):
         balance: The name of a predictor whose distinct replies shall all have as many rows as the rarest.
         validation_fraction: Share of the training examples whose rows only measure the training's loss.
         holdout_fraction: Share of `trainset` that is held out for the gate when no `valset` is given; 0 for no gate.
+        budget: Hard limits on calls, tokens, USD and time. Once one is reached, the rows so far are trained on, and the report
+            says which it was.
         seed: Of every random choice.
         show_progress: Whether bars are drawn on a terminal or notebook.
     """
@@ -84,6 +89,7 @@ class BootstrapFinetune(Teleprompter):
         balance: str | None = None,
         validation_fraction: float = 0.1,
         holdout_fraction: float = 0.2,
+        budget: Budget | None = None,
         seed: int = 0,
         show_progress: bool = True,
     ) -> None:
@@ -99,6 +105,8 @@ class BootstrapFinetune(Teleprompter):
             raise ConfigError(f"`max_errors` is {max_errors!r}; a whole number from 1 is allowed.")
         if teacher_lm is not None and not isinstance(teacher_lm, dspy.BaseLM):
             raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
+        if budget is not None and not isinstance(budget, Budget):
+            raise ConfigError(f"`budget` is {budget!r}; a dspyc.Budget is allowed.")
         self.metric, self.metric_threshold = metric, metric_threshold
         self.multitask, self.exclude_demos, self.balance = multitask, exclude_demos, balance
         self.train_kwargs = dict(train_kwargs or {})
@@ -106,7 +114,7 @@ class BootstrapFinetune(Teleprompter):
         self.num_threads, self.max_errors = num_threads, max_errors
         self.on_regression, self.run_dir = on_regression, run_dir
         self.validation_fraction, self.holdout_fraction = validation_fraction, holdout_fraction
-        self.seed, self.show_progress = seed, show_progress
+        self.budget, self.seed, self.show_progress = budget, seed, show_progress
 
     def compile(
         self,
@@ -115,19 +123,23 @@ class BootstrapFinetune(Teleprompter):
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
+        traces: Sequence[Trace] | None = None,
         **unknown: Any,
     ) -> dspy.Module:
         """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
 
         With no teacher, no `teacher_lm` and examples that name all predictors' outputs, rows come straight from the
         labels; with no teacher and no labels, the student teaches itself by its own good runs. With several teachers,
-        all their good runs count, and the first is the one that the gate compares with.
+        all their good runs count, and the first is the one that the gate compares with. `traces`, as `dspyc.load_traces`
+        reads them, teach in place of a teacher: they are scored anew where `trainset` has their example, and those of
+        held-out examples are left out.
 
         Raises:
             DspycError: Its subclass says what was wrong, and every error but a LedgerError leaves a run that resumes.
         """
         if unknown:
-            raise ConfigError(f"`compile` does not take {sorted(unknown)}; trainset, teacher and valset are allowed.")
+            allowed = "trainset, teacher, valset and traces are allowed"
+            raise ConfigError(f"`compile` does not take {sorted(unknown)}; {allowed}.")
         started = time.monotonic()
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
         targets = self._targets(student)
@@ -135,19 +147,23 @@ class BootstrapFinetune(Teleprompter):
         for unit in units:
             check_trainable(unit, self.seed)
             check_task_names(unit)
-        teachers = self._teachers(student, teacher, train)
+        teachers = self._teachers(student, teacher, train, traces)
         threads = check_threads(self.num_threads)
-        identity = self._identity(student, teachers, train)
+        identity = self._identity(student, teachers, train, traces)
+        plan = Plan(_stages(student, teachers, train, held_out), threads)
         run_dir = run_folder(self.run_dir, identity)
-        with Ledger(run_dir) as ledger:
-            ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out))
+        with Ledger(run_dir, budget=self.budget) as ledger:
+            ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out), plan=plan.to_dict())
             sitting = _Sitting(self, ledger, threads)
-            dataset = sitting.rows(train, teachers, targets)
+            if traces is None:
+                dataset = sitting.rows(train, teachers, targets)
+            else:
+                dataset = sitting.rows_of(traces, train, held_out, targets)
             before, taught = sitting.judge_first(student, teachers, held_out)
             trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
             after = sitting.run(compiled, "compiled", held_out)
-            verdict = gate.judge(before, after, taught, seed=self.seed) if held_out else None
+            verdict = gate.judge_common(before, after, taught, seed=self.seed)
             kept = bool(verdict and verdict.regressed and self.on_regression == "keep_student")
             report = CompileReport(
                 verdict=verdict,
@@ -166,9 +182,27 @@ class BootstrapFinetune(Teleprompter):
                     "student": program_fingerprint(student),
                     "data": data_fingerprint(train),
                 },
+                plan=plan.to_dict(),
+                spent=ledger.meter.spent.to_dict(),
+                stopped=ledger.meter.exhausted,
             )
             ledger.event("report", **report.to_dict())
         return self._decide(student, compiled, report)
+
+    def plan(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        traces: Sequence[Trace] | None = None,
+    ) -> Plan:
+        """What `compile` with the same arguments will ask for: an estimate, at no cost."""
+        check_student(student)
+        train, held_out = self._split(check_examples(trainset, "trainset"), valset)
+        teachers = self._teachers(student, teacher, train, traces)
+        return Plan(_stages(student, teachers, train, held_out), check_threads(self.num_threads))
 
     def _split(
         self, train: list[dspy.Example], valset: Sequence[dspy.Example] | None
@@ -204,8 +238,14 @@ class BootstrapFinetune(Teleprompter):
             raise ConfigError(f"`balance` names {self.balance!r}; the student's predictors are {sorted(targets)}.")
         return targets
 
-    def _teachers(self, student: dspy.Module, teacher: Any, train: list[dspy.Example]) -> list[Teacher]:
-        """The programs to learn from; none where the labels teach."""
+    def _teachers(
+        self, student: dspy.Module, teacher: Any, train: list[dspy.Example], traces: Sequence[Trace] | None
+    ) -> list[Teacher]:
+        """The programs to learn from; none where labels or traces teach."""
+        if traces is not None:
+            if teacher is not None:
+                raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
+            return []
         if teacher is None and self.teacher_lm is None and is_labelled(train, predictors(student)):
             return []
         teachers = choose_teachers(student, teacher, self.teacher_lm)
@@ -213,9 +253,17 @@ class BootstrapFinetune(Teleprompter):
             check_equivalent(student, one.program)
         return teachers
 
-    def _identity(self, student: dspy.Module, teachers: list[Teacher], train: list[dspy.Example]) -> str:
+    def _identity(
+        self,
+        student: dspy.Module,
+        teachers: list[Teacher],
+        train: list[dspy.Example],
+        traces: Sequence[Trace] | None,
+    ) -> str:
+        given = [] if traces is None else [[trace.id for trace in traces]]
         return fingerprint(
             [
+                *given,
                 program_fingerprint(student),
                 [one.identity for one in teachers],
                 data_fingerprint(train),
@@ -254,12 +302,14 @@ class _Sitting:
     def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int) -> None:
         self.options, self.ledger, self.threads = options, ledger, threads
         self.replayed = 0
+        self.taught = False  # whether there is anything that a spent budget leaves
         self.cost: float | None = None
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
         shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         if not teachers:
+            self.taught = True
             return from_labels(train, example_keys(train), targets, **shared)
         traces: list[Trace] = []
         for one in teachers:
@@ -267,6 +317,24 @@ class _Sitting:
                 one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors, traced=True
             )
         return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+
+    def rows_of(
+        self,
+        traces: Sequence[Trace],
+        train: list[dspy.Example],
+        held_out: list[dspy.Example],
+        targets: dict[str, Target],
+    ) -> Dataset:
+        """Rows of runs that were recorded before."""
+        o, self.taught = self.options, True
+        kept_aside = {key.split("#")[0] for key in example_keys(held_out)}
+        known = {key.split("#")[0]: example for key, example in zip(example_keys(train), train, strict=True)}
+        predictors_of = {name: target.predictor for name, target in targets.items()}
+        usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
+        if o.metric is not None:
+            usable = rescored(usable, known, o.metric, predictors_of)
+        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
+        return from_traces(usable, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
 
     def judge_first(
         self, student: dspy.Module, teachers: list[Teacher], held_out: list[dspy.Example]
@@ -277,7 +345,7 @@ class _Sitting:
         before = self.run(student, "student", held_out)
         if not teachers:
             return before, None
-        return before, self._observe(teachers[0].program, "teacher", teachers[0].identity, held_out, None)
+        return before, self._observe(teachers[0].program, "teacher", teachers[0].identity, held_out, None) or None
 
     def run(self, program: dspy.Module, role: str, examples: list[dspy.Example]) -> list[Trace]:
         return self._observe(program, role, program_fingerprint(program), examples, None) if examples else []
@@ -292,18 +360,35 @@ class _Sitting:
         *,
         traced: bool = False,
     ) -> list[Trace]:
-        traces = bootstrap(
-            observe(program, role, identity=identity, traced=traced),
-            examples,
-            metric=self.options.metric,
-            ledger=self.ledger,
-            num_threads=self.threads,
-            max_errors=max_errors,
-            show_progress=self.options.show_progress,
-        )
+        try:
+            traces = bootstrap(
+                observe(program, role, identity=identity, traced=traced),
+                examples,
+                metric=self.options.metric,
+                ledger=self.ledger,
+                num_threads=self.threads,
+                max_errors=max_errors,
+                show_progress=self.options.show_progress,
+            )
+        except BudgetError:
+            if self.ledger.meter.exhausted is None or not self.taught:
+                raise
+            return []  # what was learned so far is the best there will be
+        self.taught = True
         calls = [call for trace in traces for call in trace.calls]
         self.replayed += sum(call.replayed for call in calls)
         costs = [call.cost for call in calls if call.cost is not None]
         if costs:
             self.cost = (self.cost or 0.0) + sum(costs)
         return traces
+
+
+def _stages(
+    student: dspy.Module, teachers: Sequence[Teacher], train: Sequence[dspy.Example], held_out: Sequence[dspy.Example]
+) -> list[Stage]:
+    stages = [stage for one in teachers for stage in plan_stages(one.program, "teacher", train)]
+    if held_out:
+        stages += plan_stages(student, "student", held_out)
+        stages += [stage for one in teachers[:1] for stage in plan_stages(one.program, "teacher, held out", held_out)]
+        stages += plan_stages(student, "compiled", held_out)
+    return stages

@@ -1,0 +1,89 @@
+"""Traces as files: what was bootstrapped once comes back whole, and teaches again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pydantic
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, load_traces, observe, read_run, save_traces
+from dspyc.compiler.traces_file import fitted_to
+from dspyc.errors import ConfigError, DataError
+from tests.optimizers import desk
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> tuple[Path, list[Any]]:
+    """A run folder with ten traces of a teacher, and those traces."""
+    program = desk.Desk()
+    program.set_lm(dspyc.ScriptedLM(desk.expert))
+    with Ledger(tmp_path / "run") as ledger:
+        subject = observe(program, "teacher", identity="x")
+        return tmp_path / "run", bootstrap(subject, desk.examples(10), metric=desk.metric, ledger=ledger)
+
+
+def test_traces_come_back_whole(recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    run_dir, traces = recorded
+    assert save_traces(traces, tmp_path / "live.jsonl") == 10
+    assert save_traces(read_run(run_dir).traces("teacher"), tmp_path / "exported.jsonl") == 10
+    by_id = {trace.id: trace for trace in load_traces(tmp_path / "exported.jsonl")}
+    for live, loaded in zip(traces, load_traces(tmp_path / "live.jsonl"), strict=True):
+        for trace in (loaded, by_id[live.id]):
+            assert trace.to_record() == live.to_record()
+            assert [call.messages for call in trace.calls] == [call.messages for call in live.calls]
+            assert [call.replies for call in trace.calls] == [call.replies for call in live.calls]
+            assert trace.prediction.toDict() == live.prediction.toDict()
+
+
+def test_a_loaded_bootstrap_trains_without_a_teacher(recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    run_dir, _ = recorded
+    save_traces(read_run(run_dir).traces("teacher"), tmp_path / "teacher.jsonl")
+    optimizer = dspyc.BootstrapFinetune(
+        metric=desk.metric, train_kwargs=desk.QUICK, run_dir=tmp_path / "second", holdout_fraction=0.2
+    )
+    compiled = optimizer.compile(
+        desk.student(), trainset=desk.examples(10), traces=load_traces(tmp_path / "teacher.jsonl")
+    )
+    assert compiled.report.spent["calls"] == 0
+    assert compiled.report.dataset["traces"] == 8  # two of the ten are held out
+    assert compiled.report.verdict.examples == 2
+    strict = dspyc.BootstrapFinetune(
+        metric=lambda example, prediction: 0.0, train_kwargs=desk.QUICK, run_dir=tmp_path / "third"
+    )
+    with pytest.raises(DataError, match="8 scored below"):  # scored anew, by the metric of this compile
+        strict.compile(desk.student(), trainset=desk.examples(10), traces=load_traces(tmp_path / "teacher.jsonl"))
+    with pytest.raises(ConfigError, match="`teacher` and `traces`"):
+        strict.compile(desk.student(), trainset=desk.examples(10), teacher=desk.student(), traces=[])
+
+
+class Order(pydantic.BaseModel):
+    number: int
+    paid: bool
+
+
+def test_inputs_are_read_as_the_program_declares_them(tmp_path: Path) -> None:
+    program = dspy.Predict(dspy.Signature("order -> answer").with_updated_fields("order", type_=Order))
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"answer": "yes"}))
+    examples = [dspy.Example(order=Order(number=7, paid=True)).with_inputs("order")]
+    with Ledger(tmp_path / "run") as ledger:
+        traces = bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+    save_traces(traces, tmp_path / "traces.jsonl")
+    loaded = load_traces(tmp_path / "traces.jsonl")
+    assert loaded[0].steps[0].inputs == {"order": {"number": 7, "paid": True}}
+    assert fitted_to(loaded, {"self": program})[0].steps[0].inputs == {"order": Order(number=7, paid=True)}
+    loaded[0].steps[0].inputs["order"] = {"number": "many"}
+    with pytest.raises(DataError, match=f"Trace {loaded[0].id} gave `self` a `order`"):
+        fitted_to(loaded, {"self": program})
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", json.dumps({"version": 9}), json.dumps({"version": 1, "steps": 3})])
+def test_a_line_that_is_no_trace_is_named(recorded: tuple[Path, list[Any]], tmp_path: Path, line: str) -> None:
+    path = tmp_path / "traces.jsonl"
+    save_traces(recorded[1], path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=r"traces\.jsonl, line 11: "):
+        load_traces(path)
