@@ -5,7 +5,7 @@ DspycError
 ├── ProgramError       a program that cannot be compiled, or a teacher that is not its equal
 ├── RenderError        a call that cannot be written as a training row
 ├── DataError          examples or rows that cannot be used
-├── BootstrapError     more bad examples than `max_errors` allows
+├── BootstrapError     no good run, or more bad examples than `max_errors` allows
 ├── BudgetError        a limit that is reached: no further call may be paid for
 ├── LedgerError        a run folder that cannot be read or written
 ├── ModelError         weights that cannot be found, read or run
@@ -50,7 +50,7 @@ class DataError(DspycError):
 
 
 class BootstrapError(DspycError):
-    """More bad examples than `max_errors` allows."""
+    """No good run, or more bad examples than `max_errors` allows."""
 
 
 class BudgetError(DspycError):

@@ -12,6 +12,7 @@ from .bootstrap import too_many
 from .ledger import Ledger
 from .trace import Trace
 
+_MOST_UNDECIDED = 64  # for each thread: all of them are looked at whenever a run ends
 Begin = Callable[[int, int], "Future[Trace]"]
 
 
@@ -128,4 +129,4 @@ class _Search:
 def _ahead(missing: int, found: int, decided: int, num_threads: int) -> int:
     """How many examples to have undecided. The share of good runs counts one good run more than there were."""
     expected = math.ceil(missing * (decided + 1) / (found + 1))
-    return min(expected, missing + num_threads - 1)
+    return min(expected, missing + num_threads - 1, _MOST_UNDECIDED * num_threads)

@@ -45,12 +45,12 @@ def fitting(
     if lm is None or limit is None or not demos:
         return list(demos)
     count, adapter = token_counter(lm), adapter_of(predictor)
-    longest = max(inputs, key=lambda given: sum(len(str(value)) for value in given.values()), default={})
-    # A field that an example of the whole program does not have: the adapter still writes its header.
-    given = {field: longest.get(field, "") for field in predictor.signature.input_fields}
+    # Where an example of the whole program lacks a field of this predictor, the adapter still writes its header.
+    given = [{field: one.get(field, "") for field in predictor.signature.input_fields} for one in (*inputs, {})]
+    longest = max(given, key=lambda one: sum(len(str(value)) for value in one.values()))
 
     def fits(some: Sequence[Any]) -> bool:
-        return count(prompt(predictor, given, adapter=adapter, lm=lm, demos=some)) <= limit
+        return count(prompt(predictor, longest, adapter=adapter, lm=lm, demos=some)) <= limit
 
     if fits(demos):
         return list(demos)
