@@ -18,5 +18,4 @@ class Polling:
         """Seconds before the next look after `looks` of them; never sooner than the provider asked."""
         steps = min(looks, 100)  # beyond, a float would overflow
         usual = min(self.most, self.first * self.growth**steps)
-        usual *= 1 + random.uniform(-self.jitter, self.jitter)
-        return max(min(usual, self.most), retry_after or 0.0)
+        return max(usual * random.uniform(1 - self.jitter, 1), retry_after or 0.0)
