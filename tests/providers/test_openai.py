@@ -1,0 +1,413 @@
+"""OpenAI's protocol through the real SDK, over a real socket, with a server that keeps state and misbehaves on request."""
+
+import copy
+import logging
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
+
+import dspyc
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
+from dspyc.providers import JobStatus, RemoteJob, attach
+from dspyc.providers.openai import OpenAIProvider
+from dspyc.providers.polling import Polling
+from dspyc.providers.store import JobStore
+
+from .openai_server import CUT, KEY, LOST, OpenAIServer
+
+BASE = "openai/gpt-4.1-mini-2025-04-14"
+JOBS = "/v1/fine_tuning/jobs"
+QUICK = Polling(first=0.01, most=0.05, patience=5)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as running:
+        yield running
+
+
+def rows(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": f"row-canary {i}"}, {"role": "assistant", "content": "yes"}]}
+        for i in range(count)
+    ]
+
+
+def make(server: OpenAIServer, polling: Polling = QUICK, model: str = BASE, **settings: Any) -> dspy.LM:
+    provider = OpenAIProvider({"api_base": server.url}, {"api_key": KEY}, polling=polling)
+    return dspyc.LM(model, api_base=server.url, api_key=KEY, provider=provider, cache=False, num_retries=0, **settings)
+
+
+def start(server: OpenAIServer, *, polling: Polling = QUICK, model: str = BASE, **kwargs: Any) -> RemoteJob:
+    return make(server, polling, model).finetune(rows(), TrainDataFormat.CHAT, kwargs)
+
+
+def created(server: OpenAIServer) -> int:
+    return len(server.jobs)
+
+
+# -------------------------------------------------------------------------------------------------------- from rows to model
+
+
+def test_a_job_ends_in_a_model_that_answers(server: OpenAIServer) -> None:
+    lm = dspyc.LM(BASE, api_base=server.url, api_key=KEY, cache=False)
+    assert isinstance(lm, dspy.LM)
+    data = rows()
+    job = lm.finetune(train_data=data, train_data_format=TrainDataFormat.CHAT, train_kwargs={"n_epochs": 2})
+    tuned = job.result(timeout=60)
+    assert tuned.model == f"openai/{server.jobs['ftjob-1']['fine_tuned_model']}"
+    assert "ok" in tuned("hello")[0]
+    assert job.status() is JobStatus.succeeded
+    assert job.status() == TrainingStatus.succeeded
+    assert [event.message for event in job.events()] == ["Created", "Step 1: training loss=1.5"]
+    assert job.metrics()["steps"] == [{"step": 1, "train_loss": 1.5}]
+    assert job.metrics()["checkpoints"][0]["model"] == "ft:x:ckpt-step-1"
+    assert not job.cancel()
+    assert data == rows()
+
+
+def test_the_order_has_the_current_form(server: OpenAIServer) -> None:
+    start(
+        server,
+        n_epochs=2,
+        hyperparameters={"batch_size": "auto"},
+        suffix="desk",
+        seed=7,
+        metadata={"team": "a"},
+        validation_data=rows(3),
+    ).result(60)
+    body = server.bodies[0]
+    assert body["method"] == {
+        "type": "supervised",
+        "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}},
+    }
+    assert "hyperparameters" not in body
+    assert (body["suffix"], body["seed"], body["metadata"]["team"]) == ("desk", 7, "a")
+    files = server.files
+    assert files[body["training_file"]]["content"].count(b"\n") == 12
+    assert files[body["validation_file"]]["content"].count(b"\n") == 3
+
+
+def test_preferences_become_a_dpo_job(server: OpenAIServer) -> None:
+    good, bad = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
+    pairs = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"{i}"}]},
+            "preferred_output": [good],
+            "non_preferred_output": [bad],
+        }
+        for i in range(10)
+    ]
+    kwargs = {"method": "dpo", "beta": 0.1}
+    make(server).finetune(pairs, TrainDataFormat.CHAT, kwargs).result(60)
+    assert server.bodies[0]["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}
+    pairs[3] = {**pairs[3], "preferred_output": [bad]}
+    with pytest.raises(DataError, match="row 4: both outputs are the same"):
+        make(server).finetune(pairs, TrainDataFormat.CHAT, kwargs)
+
+
+def test_completion_rows_become_turns(server: OpenAIServer) -> None:
+    data = [{"prompt": f"capital {i}?", "completion": "Paris"} for i in range(10)]
+    make(server).finetune(data, TrainDataFormat.COMPLETION, {}).result(60)
+    assert b'"role": "assistant", "content": "Paris"' in server.files["file-1"]["content"]
+
+
+def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("AZURE_API_KEY", KEY)
+    base = server.url.removesuffix("/v1")
+    lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=base, api_version="2024-10-21", cache=False)
+    with pytest.raises(ConfigError, match="deployment"):
+        lm.finetune(rows(), TrainDataFormat.CHAT, {})
+    tuned = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"}).result(60)
+    assert tuned.model == "azure/desk"
+    assert server.bodies[0]["model"] == "gpt-4.1-mini-2025-04-14"
+    assert "ok" in tuned("hello")[0]
+
+
+def test_pause_and_resume(server: OpenAIServer) -> None:
+    server.polls = None
+    job = start(server)
+    job.pause()
+    assert job.status() is JobStatus.paused
+    job.resume()
+    assert job.status() is JobStatus.running
+    assert job.cancel()
+
+
+# -------------------------------------------------------------------------------------------- one order, one job, one payment
+
+
+def test_the_same_order_finds_its_job(server: OpenAIServer) -> None:
+    first = start(server)
+    second = start(server)
+    assert first.id == second.id
+    assert first.result(60).model == second.result(60).model
+    assert start(server).result(60).model == first.result().model
+    start(server, n_epochs=5)
+    assert created(server) == 2
+
+
+def test_threads_that_order_the_same_start_one_job(server: OpenAIServer) -> None:
+    threads = [threading.Thread(target=start, args=(server,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert created(server) == 1
+
+
+def test_a_job_that_failed_may_be_ordered_again(server: OpenAIServer) -> None:
+    server.outcome = "failed"
+    with pytest.raises(TrainingError, match=r"3 examples of one kind \(invalid_file\)"):
+        start(server).result(60)
+    server.outcome = "succeeded"
+    assert start(server).result(60).model.endswith("ftjob-2")
+
+
+@pytest.mark.parametrize("how", [500, CUT, LOST, 429])
+def test_a_create_without_an_answer_makes_one_job(server: OpenAIServer, how: int | str) -> None:
+    server.fail(f"POST {JOBS}", how)
+    start(server).result(60)
+    assert created(server) == 1
+
+
+@pytest.mark.parametrize("how", [500, CUT, LOST])
+def test_an_upload_that_fails_is_sent_again(server: OpenAIServer, how: int | str) -> None:
+    server.fail("POST /v1/files", how, times=2)
+    start(server).result(60)
+    assert created(server) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_storms_are_waited_out_and_retry_after_is_honoured(server: OpenAIServer) -> None:
+    job = start(server)
+    server.fail(f"GET {JOBS}/", 429, times=2, Retry_After="0.2")
+    server.fail(f"GET {JOBS}/", 503, times=3)
+    server.fail(f"GET {JOBS}/", CUT)
+    assert job.wait(60) is JobStatus.succeeded
+
+
+def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
+    polling = Polling(first=1, growth=2, most=60, jitter=0.2)
+    waits = [polling.wait(n) for n in range(200)]
+    assert 0.8 <= waits[0] <= 1
+    assert all(48 <= wait <= 60 for wait in waits[10:])
+    assert len(set(waits[10:])) > 100
+    assert polling.wait(0, retry_after=120) == 120
+
+
+def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
+    server.polls = None
+    job = start(server, polling=Polling(first=0.01, most=0.02, patience=0.1))
+    server.close()
+    with pytest.raises(TransientError, match="connection to http"):
+        job.result(60)
+    with pytest.raises(TransientError, match="connection to http"):
+        job.status()
+
+
+def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServer) -> None:
+    job = start(server)
+    server.key = "sk-canary-another-key"
+    for ask in (job.status, job.events, job.metrics, job.cancel, lambda: job.result(60)):
+        with pytest.raises(ProviderError, match="401") as caught:
+            ask()
+        assert "OPENAI_API_KEY" in caught.value.hint
+        assert KEY not in str(caught.value)
+
+
+def test_a_job_that_never_ends(server: OpenAIServer) -> None:
+    server.polls = None
+    job = start(server, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        job.result(timeout=0)
+    with pytest.raises(TrainingError, match="after its timeout"):
+        job.result(60)
+    assert start(server).remote_id == job.remote_id
+
+
+def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) -> None:
+    server.polls = None
+    job = start(server)
+    assert job.cancel()
+    assert server.jobs["ftjob-1"]["status"] == "cancelled"
+    with pytest.raises(TrainingError, match="was cancelled"):
+        job.result(60)
+    other = start(server, seed=2)
+    server.jobs["ftjob-2"]["status"] = "cancelled"
+    assert other.wait(60) is JobStatus.cancelled
+    assert not other.cancel()
+
+
+def test_an_unknown_job_and_an_unsupported_model(server: OpenAIServer) -> None:
+    with pytest.raises(ProviderError, match="not available for fine-tuning"):
+        start(server, model="openai/unknown")
+    job = start(server)
+    del server.jobs["ftjob-1"]
+    with pytest.raises(ProviderError, match=r"404.*ftjob-1"):
+        job.status()
+    with pytest.raises(ConfigError, match="No job 'nothing' is known"):
+        attach("nothing")
+
+
+def test_who_may_no_longer_create_jobs_is_told_the_alternatives(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenAIProvider, "address", lambda self: None)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # the SDK's own variable: OpenAI itself is played by the server
+    server.fail(f"POST {JOBS}", 403)
+    with pytest.raises(ProviderError, match="403") as caught:
+        start(server)
+    for alternative in ("2026-05-07", "Azure", "Bedrock", "LocalLM", "api_base"):
+        assert alternative in caught.value.hint
+
+
+def test_a_server_that_speaks_something_else(server: OpenAIServer) -> None:
+    server.answer = lambda *_: (200, {"hello": "world"})  # type: ignore[method-assign]
+    with pytest.raises(ProviderError, match="without an id"):
+        start(server)
+
+
+# -------------------------------------------------------------------------------------------------- refused before it is sent
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"n_epoch": 3}, "Did you mean 'n_epochs'"),
+        ({"n_epochs": 0}, "from 1 to 50"),
+        ({"n_epochs": True}, "from 1 to 50"),
+        ({"n_epochs": 2, "hyperparameters": {"n_epochs": 3}}, "both 2 and 3"),
+        ({"hyperparameters": {"lr": 1}}, "no hyperparameter 'lr'"),
+        ({"beta": 0.1}, "belongs to method 'dpo'"),
+        ({"method": "reinforcement"}, "'supervised' or 'dpo'"),
+        ({"suffix": ""}, "1 to 64"),
+        ({"seed": "x"}, "whole number"),
+        ({"metadata": {"a": 1}}, "names with texts"),
+        ({"max_usd": 1}, "no price is known"),
+    ],
+)
+def test_settings_that_would_be_refused(server: OpenAIServer, kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(server, **kwargs)
+    assert said in str(caught.value)
+    assert not server.seen
+
+
+def test_a_price_above_the_limit_stops_the_order() -> None:
+    lm = dspyc.LM(BASE, api_key=KEY)  # OpenAI itself, which is never reached
+    with pytest.raises(ConfigError, match=r"The limit is 1e-06 USD"):
+        lm.finetune(rows(), TrainDataFormat.CHAT, {"max_usd": 1e-6})
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [([], DataError), (rows(3), DataError), ([{"messages": []}] * 12, DataError)],
+)
+def test_rows_that_would_be_refused(server: OpenAIServer, data: list[dict[str, Any]], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        make(server).finetune(data, TrainDataFormat.CHAT, {})
+    assert not server.seen
+
+
+# ------------------------------------------------------------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"api_key": "anything"},
+        {"hyperparameters": {"databricks_token": "anything"}},
+        {"metadata": {"note": KEY}},
+        {"integrations": [{"wandb": {"api_key": "x"}}]},
+    ],
+)
+def test_a_secret_among_the_settings_is_refused(server: OpenAIServer, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is a secret") as caught:
+        start(server, **kwargs)
+    assert "OPENAI_API_KEY" in caught.value.hint
+    assert KEY not in str(caught.value)
+
+
+def test_the_key_and_the_rows_are_in_no_log_and_no_file(
+    server: OpenAIServer, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.fail(f"GET {JOBS}/", 500)
+    lm = make(server)
+    job = lm.finetune(rows(), TrainDataFormat.CHAT, {})
+    job.result(60)
+    server.key = "sk-canary-another-key"
+    with pytest.raises(ProviderError) as caught:
+        start(server, seed=9)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert caplog.records
+    assert KEY not in caplog.text
+    assert "row-canary" not in caplog.text
+    kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert b"ftjob-1" in kept
+    assert KEY.encode() not in kept
+    assert b"row-canary" not in kept
+    assert KEY not in repr(lm.provider)
+    assert KEY.encode() not in pickle.dumps(lm.provider)
+    assert copy.deepcopy(lm.provider) is lm.provider
+
+
+def test_an_address_with_a_password_is_refused() -> None:
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        dspyc.LM(BASE, api_base="https://me:hidden@host/v1")
+    assert "hidden" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ names and store
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "called"),
+    [
+        ("openai/gpt-4.1", "openai", "openai/gpt-4.1"),
+        ("ft:gpt-4.1:x", "openai", "openai/ft:gpt-4.1:x"),
+        ("azure/x", "azure", "azure/x"),
+        ("bedrock/amazon.nova-lite-v1", "bedrock", "bedrock/amazon.nova-lite-v1"),
+        ("databricks/x", "databricks", "databricks/x"),
+        ("together/x/y", "together", "together_ai/x/y"),
+        ("fireworks_ai/x", "fireworks", "fireworks_ai/x"),
+        ("vertex/x", "vertex", "vertex_ai/x"),
+    ],
+)
+def test_a_provider_is_found_from_the_name(model: str, name: str, called: str) -> None:
+    lm = dspyc.LM(model)
+    assert (lm.provider.name, lm.model) == (name, called)
+
+
+def test_models_of_others_and_of_this_machine() -> None:
+    assert not dspyc.LM("anthropic/claude").provider.finetunable
+    assert dspyc.LM("dspyc/tiny").provider.finetunable
+    with pytest.raises(ConfigError, match="LM's model is ''"):
+        dspyc.LM("")
+
+
+def test_two_stores_do_not_undo_each_others_facts(server: OpenAIServer) -> None:
+    job = start(server)
+    JobStore().update(JobStore().find(job.id), facts={"endpoint": "e-1"})
+    job.result(60)
+    kept = JobStore().find("ftjob-1")
+    assert kept.facts["endpoint"] == "e-1"
+    assert kept.tuned == job.result().model
