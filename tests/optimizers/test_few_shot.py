@@ -22,6 +22,7 @@ from dspyc.compiler.pool import Pool
 from dspyc.errors import BootstrapError, BudgetError, ConfigError, DataError, ProgramError
 from dspyc.optimizers.bootstrap_few_shot import Sizes, choose_teacher, demonstrate
 
+from . import desk
 from . import few_shot_programs as programs
 from .few_shot_programs import demos, trainset
 
@@ -379,6 +380,7 @@ import json, sys
 from pathlib import Path
 import dspy, dspyc
 from tests.optimizers import desk
+from tests.optimizers import few_shot_programs as programs
 
 folder, die_at, threads = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log", die_at))
@@ -386,32 +388,28 @@ optimizer = dspyc.BootstrapFewShot(
     desk.metric, teacher_settings={"lm": lm}, run_dir=folder / "run", num_threads=threads, max_bootstrapped_demos=8
 )
 compiled = optimizer.compile(desk.Desk(), trainset=desk.examples(10))
-demos = {name: [dict(demo.items()) for demo in p.demos] for name, p in compiled.named_predictors()}
+demos = programs.demos(compiled)
 print(json.dumps({"answered": lm.engine.calls, "replayed": compiled.report.replayed, "demos": demos}))
 """
 
 
-def run_compile(folder: Path, die_at: int | None, threads: int) -> dict[str, Any] | None:
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", COMPILE, str(folder), json.dumps(die_at), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if die_at is not None:
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        return None
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def test_a_killed_compile_resumes_with_no_call_repeated(tmp_path: Path) -> None:
-    whole = run_compile(tmp_path / "whole", None, 4)
-    assert whole
-    assert whole["answered"] == 24  # eight examples, three calls each
-    run_compile(tmp_path / "cut", 10, 1)
-    resumed = run_compile(tmp_path / "cut", None, 1)
-    assert resumed
-    assert (resumed["answered"], resumed["replayed"]) == (14, 10)
-    assert resumed["demos"] == whole["demos"]
+    def start(die_at: int | None) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", COMPILE, str(tmp_path), json.dumps(die_at), "1"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    assert start(10).returncode == -signal.SIGKILL
+    resumed = start(None)
+    assert resumed.returncode == 0, resumed.stderr
+    result = json.loads(resumed.stdout.splitlines()[-1])
+    assert (result["answered"], result["replayed"]) == (14, 10)  # eight examples, three calls each
+    optimizer = dspyc.BootstrapFewShot(
+        desk.metric,
+        teacher_settings={"lm": scripted(desk.expert)},
+        run_dir=tmp_path / "whole",
+        max_bootstrapped_demos=8,
+    )
+    assert result["demos"] == demos(optimizer.compile(desk.Desk(), trainset=desk.examples(10)))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the result
