@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ProviderError, TransientError
@@ -71,7 +72,10 @@ class BedrockProvider(RemoteProvider):
         for name, rows in (("train", order.rows), ("validation", order.validation)):
             if not rows or name in record.facts:
                 continue
-            lines = (json.dumps(row, ensure_ascii=False) for row in told.family.formatter.format(rows).accepted(counted=False))
+            lines = (
+                json.dumps(row, ensure_ascii=False)
+                for row in told.family.formatter.format(rows).accepted(counted=False)
+            )
             key = f"{_folder(told, record)}/{name}.jsonl"
             body = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
             aws.ask(self._client("s3", told).upload_fileobj, Fileobj=body, Bucket=told.bucket, Key=key)
@@ -149,9 +153,8 @@ class BedrockProvider(RemoteProvider):
 
     def served(self, record: JobRecord) -> dict[str, Any]:
         told = _of(record)
-        region = str(record.remote_id).split(":")[3]
         profile = {"aws_profile_name": told.aws_profile} if told.aws_profile else {}
-        return {"aws_region_name": region} | profile
+        return {"aws_region_name": told.aws_region} | profile
 
     def start_endpoint(self, record: JobRecord) -> str:
         """A deployment on demand where the model can have one, else provisioned throughput; returns when it can be called.
@@ -238,12 +241,13 @@ class BedrockProvider(RemoteProvider):
 
     def _client(self, service: str, told: BedrockSettings) -> Any:
         profile = told.aws_profile or self.connection.get("aws_profile_name")
-        region = told.aws_region or self.connection.get("aws_region_name")
-        return aws.client(service, profile, region, self.secrets)
+        return aws.client(service, profile, told.aws_region or self.connection.get("aws_region_name"), self.secrets)
 
 
 def _of(record: JobRecord) -> BedrockSettings:
-    return read_settings(record.model, {"role_arn": record.facts.get("role_arn"), **record.settings})
+    """What the job was told; where it is, its ARN says, whatever region this process is in."""
+    told = read_settings(record.model, {"role_arn": record.facts.get("role_arn"), **record.settings})
+    return replace(told, aws_region=record.remote_id.split(":")[3]) if record.remote_id else told
 
 
 def _folder(told: BedrockSettings, record: JobRecord) -> str:

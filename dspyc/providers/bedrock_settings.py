@@ -152,6 +152,7 @@ def read_settings(model: str, train_kwargs: Mapping[str, Any]) -> BedrockSetting
             f"{base} is called through provisioned throughput, which costs by the hour until `job.stop_endpoint()`.",
             hint="Pass start_endpoint=True to have it started after training, or False to train alone.",
         )
+    _check_endpoint(endpoint, train_kwargs.get("model_units", 1), train_kwargs.get("commitment"))
     name, profile = train_kwargs.get("job_name"), train_kwargs.get("aws_profile")
     return BedrockSettings(
         base=base,
@@ -221,6 +222,16 @@ def _valid(text: str, token: str, other: str) -> str:
     """Runs of other characters become one hyphen; a text that is too long is cut, and the token, which is not, ends it."""
     name = re.sub(other, "-", text)[: _NAME_LENGTH - len(token) - 1].strip("-.")
     return f"{name}-{token}" if name else token
+
+
+def _check_endpoint(wanted: Any, units: Any, commitment: Any) -> None:
+    """What AWS would refuse after the training was paid for."""
+    if wanted not in (None, True, False):
+        raise ConfigError(f"`start_endpoint` is {wanted!r}.", hint="Use True or False.")
+    if not isinstance(units, int) or isinstance(units, bool) or units < 1:
+        raise ConfigError(f"`model_units` is {units!r}.", hint="Use a whole number of at least 1.")
+    if commitment not in (None, "OneMonth", "SixMonths"):
+        raise ConfigError(f"`commitment` is {commitment!r}.", hint="Use 'OneMonth' or 'SixMonths', or leave it out.")
 
 
 def _role(given: Any) -> str:

@@ -66,6 +66,10 @@ class DatabricksProvider(RemoteProvider):
         *_RETIRED_ALONE,
     )
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._clients: dict[tuple[str | None, str | None], Any] = {}
+
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
         _match(settings, "register_to", _REGISTERED, "catalog.schema.model_name")
@@ -87,6 +91,7 @@ class DatabricksProvider(RemoteProvider):
 
     def upload(self, order: Order, record: JobRecord) -> None:
         client, folder = self._client(record), _folder(record)
+        self.keep(record, host=client.config.host)  # another process may have another workspace as its own
         if "data" not in record.facts:
             rows = (json.dumps(row, ensure_ascii=False) for row in _formatter(order).format(order.rows).accepted())
             data = io.BytesIO("".join(f"{row}\n" for row in rows).encode())
@@ -181,8 +186,7 @@ class DatabricksProvider(RemoteProvider):
             logger.info("The endpoint %s was gone already.", name)
 
     def served(self, record: JobRecord) -> dict[str, Any]:
-        host = record.settings.get("databricks_host")
-        return {"api_base": f"{host.rstrip('/')}/serving-endpoints"} if host else {}
+        return {"api_base": f"{record.facts['host'].rstrip('/')}/serving-endpoints"}
 
     def _version(self, client: Any, record: JobRecord) -> str:
         """Our script names its version by an alias; the retired service registers the newest."""
@@ -204,10 +208,12 @@ class DatabricksProvider(RemoteProvider):
         raise TransientError(f"The serving endpoint {name} is not up after {_ENDPOINT_PATIENCE / 60:.0f} minutes.")
 
     def _client(self, record: JobRecord) -> Any:
-        told = record.settings
-        return workspace.client(
-            told.get("databricks_host"), told.get("databricks_profile"), self.secrets.get("api_key")
-        )
+        """Made once for a workspace, since the SDK asks it about itself first."""
+        host = record.settings.get("databricks_host") or record.facts.get("host")
+        profile = record.settings.get("databricks_profile")
+        if (host, profile) not in self._clients:
+            self._clients[host, profile] = workspace.client(host, profile, self.secrets.get("api_key"))
+        return self._clients[host, profile]
 
 
 def _put_script(client: Any, text: str, token: str) -> str:

@@ -13,7 +13,7 @@ from werkzeug.wrappers import Request, Response
 
 class HttpServer:
     """A provider's API is a subclass: `routes` are (verb, path, method's name). `faults`: statuses to answer next, of which
-    negative ones are answered after the request is carried out."""
+    negative ones are answered after the request is carried out, and 1 cuts the connection."""
 
     routes: tuple[tuple[str, str, str], ...] = ()
     key = "canary-5f1d9c30"
@@ -47,6 +47,8 @@ class HttpServer:
         if name != "sign_in" and request.headers.get("Authorization") != f"Bearer {self.key}":
             return refused(401, "the key is wrong")
         fault = self.faults.pop(0) if self.faults else 0
+        if fault == 1:
+            raise ConnectionAbortedError
         if fault > 0:
             return refused(fault, "a fault that the test ordered")
         made = getattr(self, name)(request, **found)

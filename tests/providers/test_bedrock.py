@@ -133,10 +133,13 @@ def test_training_alone_starts_no_endpoint(server: BedrockServer) -> None:
     assert ":custom-model-deployment/" in job.start_endpoint()
 
 
-def test_the_same_order_is_one_job(server: BedrockServer) -> None:
+def test_the_same_order_is_one_job(server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = finetune(), finetune()
     assert first.remote_id == second.remote_id
-    assert attach(first.remote_id).id == first.id
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")  # the job's ARN says where it is
+    other = attach(first.remote_id)
+    assert other.id == first.id
+    assert other.wait(30) == "succeeded"
     assert len(server.jobs) == 1
     first.wait(30)
     second.wait(30)
@@ -251,6 +254,9 @@ def test_no_credential_is_written_or_logged(
         ({"hyperparameters": {"epochCount": "many"}}, "epochCount is 'many'"),
         ({"hyperparameters": {"learningRate": 1e-3}}, "learningRate is 0.001; this model takes numbers from 1e-06"),
         ({"hyperparameters": {"warmup": 3}}, "takes no warmup"),
+        ({"start_endpoint": "yes"}, "`start_endpoint` is 'yes'"),
+        ({"model_units": 0}, "`model_units` is 0"),
+        ({"commitment": "OneYear"}, "`commitment` is 'OneYear'"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], reason: str) -> None:

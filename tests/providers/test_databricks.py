@@ -92,10 +92,14 @@ def test_the_script_is_bash_that_trains_and_registers(tmp_path: Path) -> None:
     assert "/final_model" in script("b", "d", "o", "a.b.c", "t", {"method": "full"})
 
 
-def test_the_same_order_is_one_run(server: DatabricksServer) -> None:
+def test_the_same_order_is_one_run(server: DatabricksServer, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = finetune(skip_deploy=True), finetune(skip_deploy=True)
-    assert first.remote_id == second.remote_id == attach(first.id).remote_id == "101"
-    first.wait(30)
+    monkeypatch.setenv(
+        "DATABRICKS_HOST", "http://127.0.0.1:9"
+    )  # a process elsewhere, with another workspace as its own
+    other = attach(first.id)
+    assert first.remote_id == second.remote_id == other.remote_id == "101"
+    assert [job.wait(30) for job in (first, second, other)] == ["succeeded"] * 3
 
 
 def test_faults_that_pass_make_no_second_run(server: DatabricksServer) -> None:

@@ -1,0 +1,199 @@
+"""Vertex AI: rows to Cloud Storage, a supervised tuning job of Gemini, and the endpoint that comes with it.
+
+lm = LM("vertex_ai/gemini-2.5-flash", vertex_project="my-project", vertex_location="us-central1")
+job = lm.finetune(rows, TrainDataFormat.CHAT, {"gcs_path": "gs://bucket/folder/", "epochs": 3})
+tuned = job.result()                                   # vertex_ai/<number of the endpoint>
+"""
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from ..errors import ConfigError, ProviderError
+from .faults import http_fault, transient
+from .remote import JobStatus, Look, Order, RemoteProvider
+from .rows.vertex import VERTEX
+from .store import JobRecord
+
+_GCS_PATH = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(/(?P<prefix>[\w./-]*))?", re.ASCII)
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+_STORAGE = "https://storage.googleapis.com"
+_STATUS = {
+    "JOB_STATE_QUEUED": JobStatus.pending,
+    "JOB_STATE_PENDING": JobStatus.pending,
+    "JOB_STATE_PAUSED": JobStatus.paused,
+    "JOB_STATE_SUCCEEDED": JobStatus.succeeded,
+    "JOB_STATE_PARTIALLY_SUCCEEDED": JobStatus.succeeded,
+    "JOB_STATE_CANCELLED": JobStatus.cancelled,
+    "JOB_STATE_FAILED": JobStatus.failed,
+    "JOB_STATE_EXPIRED": JobStatus.failed,
+}
+_NAMES = {
+    "epochs": "epoch_count",
+    "learning_rate_multiplier": "learning_rate_multiplier",
+    "adapter_size": "adapter_size",
+}
+_ADAPTERS = ("ADAPTER_SIZE_ONE", "ADAPTER_SIZE_TWO", "ADAPTER_SIZE_FOUR", "ADAPTER_SIZE_EIGHT", "ADAPTER_SIZE_SIXTEEN")
+_LABEL = "dspyc-job"
+_T = TypeVar("_T")
+
+
+class VertexProvider(RemoteProvider):
+    """Supervised tuning jobs. `train_kwargs`: `gcs_path` is required; `epochs`, `learning_rate_multiplier`, `adapter_size`."""
+
+    name = "vertex"
+    connects = ("vertex_project", "vertex_location")
+    credentials = "Sign in by `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS."
+    allowed = ("gcs_path", *_NAMES)
+    validates = True
+
+    def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
+        """As RemoteProvider. A project in the environment is kept: a job is there, whatever is set later."""
+        variables = {"vertex_project": "GOOGLE_CLOUD_PROJECT", "vertex_location": "GOOGLE_CLOUD_LOCATION"}
+        here = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
+        super().__init__({**here, **(connection or {})}, *args, **options)
+
+    def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
+        _gcs(settings)
+        size = settings.get("adapter_size")
+        if size is not None and size not in _ADAPTERS:
+            raise ConfigError(f"`adapter_size` is {size!r}.", hint=f"Use one of {', '.join(_ADAPTERS)}.")
+        self._where()
+
+    def check_rows(self, order: Order) -> None:
+        VERTEX.format(order.rows).accepted()
+        VERTEX.format(order.validation).accepted(counted=False)
+
+    def epochs(self, settings: Mapping[str, Any]) -> float:
+        return float(settings.get("epochs", 3))
+
+    def upload(self, order: Order, record: JobRecord) -> None:
+        bucket, prefix = _gcs(order.settings)
+        for fact, rows in (("train", order.rows), ("validation", order.validation)):
+            if not rows or fact in record.facts:
+                continue
+            key = "/".join(part for part in (prefix, record.token, f"{fact}.jsonl") if part)
+            lines = (json.dumps(row, ensure_ascii=False) for row in VERTEX.format(rows).accepted(counted=False))
+            self._put(bucket, key, "".join(f"{line}\n" for line in lines).encode())
+            self.keep(record, **{fact: f"gs://{bucket}/{key}"})
+
+    def find(self, order: Order, record: JobRecord) -> str | None:
+        """By our label, which no other job has."""
+        jobs = self._ask("looking for the job that was begun", lambda: list(self._client.tunings.list()))
+        return next((job.name for job in jobs if (job.labels or {}).get(_LABEL) == record.token), None)
+
+    def create(self, order: Order, record: JobRecord) -> str:
+        from google.genai import types
+
+        told = {theirs: order.settings[ours] for ours, theirs in _NAMES.items() if order.settings.get(ours) is not None}
+        if "validation" in record.facts:
+            told["validation_dataset"] = types.TuningValidationDataset(gcs_uri=record.facts["validation"])
+        config = types.CreateTuningJobConfig(
+            tuned_model_display_name=record.token, labels={_LABEL: record.token}, **told
+        )
+        made = self._ask(
+            "starting the job",
+            lambda: self._client.tunings.tune(
+                base_model=order.model.removeprefix("vertex_ai/"),
+                training_dataset=types.TuningDataset(gcs_uri=record.facts["train"]),
+                config=config,
+            ),
+        )
+        return str(made.name)
+
+    def look(self, record: JobRecord) -> Look:
+        found = self._ask("looking at the job", lambda: self._client.tunings.get(name=record.remote_id))
+        status = _STATUS.get(found.state.value if found.state else "", JobStatus.running)
+        endpoint = found.tuned_model.endpoint if found.tuned_model else None
+        return Look(status, model=endpoint, error=found.error.message if found.error else None)
+
+    def stop(self, record: JobRecord) -> None:
+        self._ask("cancelling the job", lambda: self._client.tunings.cancel(name=record.remote_id))
+
+    def serve(self, record: JobRecord, model: str) -> str:
+        """LiteLLM calls tuned Gemini models by their endpoint's number; Google has deployed it, and it costs by the token."""
+        return f"vertex_ai/{model.rpartition('/')[2]}"
+
+    def served(self, record: JobRecord) -> dict[str, Any]:
+        project, location = self._where()
+        return {"vertex_project": project, "vertex_location": location}
+
+    def _where(self) -> tuple[str, str]:
+        project, location = self.connection.get("vertex_project"), self.connection.get("vertex_location")
+        if not project or not location:
+            missing = "project" if not project else "location"
+            raise ConfigError(
+                f"Vertex AI's {missing} is not known.",
+                hint=f"Pass vertex_{missing} to dspyc.LM, or set GOOGLE_CLOUD_{missing.upper()}.",
+            )
+        return str(project), str(location)
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            from google import genai
+        except ImportError:
+            raise ConfigError("Vertex AI needs google-genai.", hint="pip install 'dspyc[vertex]'") from None
+        project, location = self._where()
+        return genai.Client(vertexai=True, project=project, location=location)
+
+    def _put(self, bucket: str, key: str, body: bytes) -> None:
+        """One object, by Cloud Storage's JSON API; the emulator's variable counts, as in Google's own client."""
+        import google.auth
+        from google.auth.transport.requests import AuthorizedSession
+
+        address = os.environ.get("STORAGE_EMULATOR_HOST") or _STORAGE
+        url = f"{address}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(key, safe='')}"
+
+        def send() -> Any:
+            credentials, _ = google.auth.default(scopes=[_SCOPE])
+            session: Any = AuthorizedSession
+            return session(credentials).post(url, data=body, headers={"Content-Type": "application/jsonl"}, timeout=60)
+
+        answer = self._ask("uploading the rows", send)
+        if answer.status_code >= 400:
+            what = f"Cloud Storage: uploading the rows to gs://{bucket}/{key}"
+            raise http_fault(what, answer.status_code, answer.text[:500], answer.headers, credentials=self.credentials)
+
+    def _ask(self, what: str, call: Callable[[], _T]) -> _T:
+        """An SDK call, its faults as ours, and never chained."""
+        import requests
+        from google.auth import exceptions as auth
+        from google.genai import errors
+
+        try:
+            return call()
+        except errors.APIError as error:
+            fault = http_fault(f"Vertex AI: {what}", error.code, str(error), {}, credentials=self.credentials)
+        except auth.TransportError as error:
+            fault = transient(f"Google did not answer: {what}: {error}")
+        except auth.GoogleAuthError as error:
+            fault = ProviderError(f"Vertex AI was not asked: {what}: {error}", hint=self.credentials)
+        except (_http_error(), requests.RequestException) as error:
+            fault = transient(f"Vertex AI did not answer: {what}: {type(error).__name__}.")
+        except ValueError as error:
+            fault = ProviderError(f"Vertex AI: {what}: {error}")
+        raise fault
+
+
+def _http_error() -> type[Exception]:
+    """What google-genai's HTTP client raises: newer ones use httpx2, a fork under a name of its own."""
+    name = "httpx2" if importlib.util.find_spec("httpx2") else "httpx"
+    found: type[Exception] = importlib.import_module(name).HTTPError
+    return found
+
+
+def _gcs(settings: Mapping[str, Any]) -> tuple[str, str]:
+    path = settings.get("gcs_path")
+    found = _GCS_PATH.fullmatch(path) if isinstance(path, str) else None
+    if found is None:
+        arrived = "There is no `gcs_path`" if path is None else f"`gcs_path` is {path!r}"
+        raise ConfigError(
+            f"{arrived}; rows go through Cloud Storage.", hint="Pass gcs_path='gs://your-bucket/folder/'."
+        )
+    return found["bucket"], (found["prefix"] or "").strip("/")
