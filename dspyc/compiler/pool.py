@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 import dspy
@@ -23,9 +24,17 @@ class Pool:
     gives those under way a second to be answered and recorded.
     """
 
-    def __init__(self, ledger: Ledger, *, metric: Metric | None, num_threads: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        metric: Metric | None,
+        num_threads: int,
+        recorded: Mapping[str, Trace] | None = None,
+    ) -> None:
+        """`recorded` runs, by their ids, are answered without being made again."""
         self.ledger, self.num_threads = ledger, num_threads
-        self._metric = metric
+        self._metric, self._recorded = metric, recorded or {}
         self._threads = Threads(num_threads)
         self._going: dict[str, Future[Trace]] = {}
         self._lock = threading.Lock()
@@ -39,6 +48,10 @@ class Pool:
         """
         content, _, repeat = key.partition("#")
         trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, content)
+        if trace.id in self._recorded:
+            known: Future[Trace] = Future()
+            known.set_result(self._recorded[trace.id])
+            return known
         context = contextvars.copy_context()  # DSPy's settings live in the context
         with self._lock:
             going = self._going.get(trace.id)

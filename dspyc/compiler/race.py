@@ -42,11 +42,12 @@ Scores = NDArray[np.float64]
 class Rule:
     """When a candidate leaves. `risk` is the chance, over all looks, that one does that would have beaten a given leader.
 
-    With 19 candidates and 200 examples, simulated, a risk of 0.1 lost the later winner in 1 % of races where candidates
-    differed much (a standard deviation of 0.1) and in 5 % where they hardly did (0.03), always to one as good within 0.001.
+    With 19 candidates and 200 examples, simulated 300 times, a risk of 0.2 lost the later winner in 2 to 4 % of races where
+    true qualities differed by a standard deviation of 0.11, and in 12 % where they hardly did (0.03); the choice was worse by
+    0.000 and 0.0015 on average.
     """
 
-    risk: float = 0.1
+    risk: float = 0.2
 
     def __post_init__(self) -> None:
         if isinstance(self.risk, bool) or not isinstance(self.risk, (int, float)) or not 0 < self.risk < 1:
@@ -119,7 +120,7 @@ class Race:
         seed: Of the order of the examples.
         stop_at_score: In percent: the search ends with a candidate that has it on all examples.
         max_errors: Failed runs that put a candidate out.
-        ahead: Whether threads that would wait begin runs which the next look may need; no more than there are threads.
+        ahead: Whether threads that would wait begin what later looks may need: the leader's runs, then others' next ones.
         watch: Called after every run, in the thread that called `run`.
     """
 
@@ -137,8 +138,7 @@ class Race:
         watch: "Callable[[Race], None] | None" = None,
     ) -> None:
         self.examples, self.keys, self.pool, self.rule = examples, keys, pool, rule
-        self.stop_at_score, self.max_errors, self.watch = stop_at_score, max_errors, watch
-        self._most_ahead = pool.num_threads if ahead else 0
+        self.stop_at_score, self.max_errors, self.ahead, self.watch = stop_at_score, max_errors, ahead, watch
         self.order = list(range(len(examples)))
         self.looks = [len(examples)]
         if rule is not None:
@@ -204,10 +204,12 @@ class Race:
         for lane in joined:
             if lane.begun < look:
                 return lane
+        if not self.ahead or not joined or len(joined) < len(self.running):
+            return None
         later = self.looks[min(self._look + 1, len(self.looks) - 1)]
-        if sum(max(0, lane.begun - look) for lane in joined) < self._most_ahead:
-            return next((lane for lane in joined if lane.begun < later), None)
-        return None
+        if joined[0].begun < len(self.order):  # should it win, it has to meet them all
+            return joined[0]
+        return next((lane for lane in joined if lane.begun < later), None)
 
     def _begin(self, lane: Lane, place: int) -> None:
         assert lane.subject is not None

@@ -76,6 +76,16 @@ class Trace:
         return {**facts, "steps": steps, "prediction": _readable(self.prediction)}
 
 
+def recorded(ledger: Ledger, role: str) -> dict[str, Trace]:
+    """The finished runs of a role by their ids, as far as scores and errors go: their steps have no texts."""
+    runs = {}
+    for record in ledger.traces(role):
+        calls = [Call("", [], [], replayed=True, request=r, nth=n) for s in record["steps"] for r, n in s["calls"]]
+        steps = [Step("", {}, calls=calls)]
+        runs[record["id"]] = Trace(**{**record, "steps": steps, "prediction": None})
+    return runs
+
+
 class Taken(list[tuple[Any, dict[str, Any], Any]]):
     """DSPy's trace of a run: (predictor, inputs, outputs) of each call that succeeded.
 

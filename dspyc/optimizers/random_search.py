@@ -27,7 +27,7 @@ from ..compiler.race import Lane, Race, Rule, Withdrawn, percent
 from ..compiler.search_report import CandidateReport, Score, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
-from ..compiler.trace import Subject, Trace
+from ..compiler.trace import Subject, Trace, recorded
 from ..errors import BootstrapError, BudgetError, ConfigError
 from ..evaluation import metric_fingerprint
 from ..evaluation.metrics import Metric
@@ -59,8 +59,9 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         race: Let candidates that will not win leave. False scores all of them on all of `valset`, and chooses as DSPy does.
         risk: The chance that a race loses a candidate to a given rival that it would have beaten on all of `valset`.
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
-        run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
-            folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
+        run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
+            was finished takes its scores from there unless the metric's source has changed. Default: a folder named after
+            the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the race's order and of the examples that are kept aside. Candidates are numbered, and shuffled, as DSPy's.
         show_progress: Whether a live view is drawn on a terminal or notebook.
     """
@@ -79,7 +80,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         metric_threshold: float | None = None,
         *,
         race: bool = True,
-        risk: float = 0.1,
+        risk: float = 0.2,
         budget: Budget | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
@@ -136,9 +137,12 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             reports = ledger.events("report")
             maker.ahead = all(report["fingerprints"].get("compile") != identity for report in reports)
             ledger.event("compile", identity=identity, train=len(folds.train), validation=len(folds.validation))
+            known = {} if maker.ahead else recorded(ledger, "candidate")
             with (
                 _threads(min(len(numbers), threads + 2)) as makers,
-                Pool(ledger, metric=self.metric, num_threads=threads) as pool,  # left first: makers wait for its runs
+                Pool(
+                    ledger, metric=self.metric, num_threads=threads, recorded=known
+                ) as pool,  # left first: makers wait for its runs
                 search_view(show=self.show_progress) as watch,
             ):
                 race = Race(
@@ -225,7 +229,8 @@ class _Maker:
         program = self._make(number, pool)
         with self._lock:
             self.programs[number] = program
-        return observe(program, "candidate", identity=program_fingerprint(program), traced=False)
+        identity = fingerprint([program_fingerprint(program), metric_fingerprint(self.options.metric)])
+        return observe(program, "candidate", identity=identity, traced=False)
 
     def _make(self, number: int, pool: Pool) -> dspy.Module:
         if number == -3:
