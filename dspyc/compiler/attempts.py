@@ -72,7 +72,7 @@ def first_good(
                     errors.append(run)
                     ledger.event("bad example", role=run.role, trace=run.id, error=run.error)
                     if len(errors) >= max_errors:
-                        raise too_many(errors, len(decided), max_errors, run.role)
+                        raise too_many(errors, sum(len(one.runs) for one in decided), max_errors, run.role)
     finally:
         search.cancel()
     if search.refused and not found:

@@ -165,10 +165,10 @@ def _stable(value: Any) -> Any:
 
 
 def too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:
-    """What to raise once `errors` of `finished` examples stop a bootstrap."""
+    """What to raise once `errors` of `finished` runs stop a bootstrap."""
     kinds = Counter(f"{trace.blame} raised {trace.error}" for trace in errors)
     shown = "; ".join(f"{count} × {text[:300]}" for text, count in kinds.most_common(3))
     return BootstrapError(
-        f"{len(errors)} of the first {finished} examples of the {role} failed, and `max_errors` is {max_errors}: {shown}.",
+        f"{len(errors)} of the first {finished} runs of the {role} failed, and `max_errors` is {max_errors}: {shown}.",
         hint="Mend the cause or raise `max_errors`, and run the same command again: finished calls are not repeated.",
     )

@@ -319,9 +319,8 @@ def _failure(run: Trace, example: dspy.Example) -> str:
     asked = _short(dict(example.inputs().items()))
     if run.error is not None:
         return f"{asked}: {run.blame} raised {_short(run.error)}"
-    return (
-        f"{asked}: scored {run.score:g} with {_short(run.prediction)}, labels {_short(dict(example.labels().items()))}"
-    )
+    answered = dict(run.prediction.items()) if isinstance(run.prediction, dspy.Prediction) else run.prediction
+    return f"{asked}: scored {run.score:g} with {_short(answered)}, labels {_short(dict(example.labels().items()))}"
 
 
 def _short(value: Any, limit: int = 300) -> str:

@@ -224,7 +224,7 @@ def test_no_good_run_is_an_error_that_shows_three_and_says_what_to_try(tmp_path:
     text = str(caught.value)
     assert "on 9 examples" in text
     assert "'q0'" in text
-    assert "scored 0" in text
+    assert "scored 0 with {'answer': 'q0'}, labels {'answer': 'q0'}" in text
     assert "metric raised KeyError: 'colour'" in text
     assert "'q2'" in text
     assert "'q3'" not in text
