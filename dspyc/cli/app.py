@@ -9,6 +9,7 @@ from .data import data
 from .demo import demo
 from .eval import evaluate
 from .failures import debug as show_tracebacks
+from .jobs import jobs
 from .run import run
 from .runs import runs
 from .train import train
@@ -49,5 +50,6 @@ app.command("compile")(compile_program)
 app.command("eval")(evaluate)
 app.command("run")(run)
 app.command("train")(train)
+app.add_typer(jobs)
 app.add_typer(data)
 app.add_typer(runs)

@@ -33,7 +33,9 @@ def compile_program(
     metric: Annotated[str | None, typer.Option(help="module.py:metric. Without it every good run counts.")] = None,
     valset: Annotated[Path | None, typer.Option(help="JSONL to compare on. Default: a fifth of --trainset.")] = None,
     inputs: Annotated[str | None, typer.Option(help="Input fields, as a,b. Default: what forward takes.")] = None,
-    student: Annotated[str | None, typer.Option(help="A folder, dspyc/tiny, a hub id or module.py:lm.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="A folder, dspyc/tiny, a hub id, openai/… or module.py:lm.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="openai/gpt-5-mini, a folder, or module.py:name.")] = None,
     adapter: Annotated[AdapterName, typer.Option(help="How the student is prompted.")] = AdapterName.terse,
     max_tokens: Annotated[int, typer.Option(min=1, help="The student's longest reply.")] = 256,
@@ -43,6 +45,10 @@ def compile_program(
     metric_threshold: Annotated[float | None, typer.Option(help="The lowest score that teaches. Default: 1.")] = None,
     max_errors: Annotated[int | None, typer.Option(min=1, help="Bad examples that stop the compile.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    max_usd: Annotated[
+        float | None, typer.Option(min=0, help="Start no training elsewhere that may cost more.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Start it all the same.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
@@ -52,6 +58,8 @@ def compile_program(
     held_out = read_examples(valset, names) if valset else None
     judged_by = load_metric(metric) if metric else None
     settings = read_object(train_kwargs, "--train-kwargs")
+    if max_usd is not None and not yes:
+        settings["max_usd"] = max_usd
     taught_by = _teaching(load_teacher(teacher)) if teacher else {}
     _give_student(loaded, student, max_tokens)
     kept_in = run_dir if run_dir is not None else out.with_name(f"{out.name}.run")

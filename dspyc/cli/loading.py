@@ -75,16 +75,18 @@ def load_metric(reference: str) -> Callable[..., Any]:
 
 
 def load_student_lm(model: str, **settings: Any) -> "dspy.LM":
-    """The LM that will be trained: a reference to one, a local folder, `dspyc/tiny` or a Hugging Face id.
+    """The LM that will be trained: a reference to one, a local folder, `dspyc/tiny`, a Hugging Face id, or a provider's model.
 
     Raises:
         ConfigError: A reference that leads to something other than an LM.
         ModelError: No such model.
     """
-    from ..providers import LocalLM
+    from ..providers import LM, LocalLM
+    from ..providers.catalog import provider_name
 
     if not is_reference(model):
-        return LocalLM(model, **settings)
+        elsewhere = provider_name(model) is not None and not Path(model).is_dir()
+        return LM(model, **settings) if elsewhere else LocalLM(model, **settings)
     found = load_lm_or_program(model)
     if not _is_lm(found):
         raise ConfigError(f"--student {model} is a {type(found).__name__}; a language model is allowed.")

@@ -23,19 +23,28 @@ from dspy.utils.saving import get_dependency_versions
 
 from ..errors import ArtifactError
 from ..models import ConstrainedLM, LocalEngine, ServerEngine
-from ..providers import LocalLM
+from ..providers import LocalLM, RemoteProvider
+from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
 from . import rebuild
 from .checksums import check_sums, write_sums
 from .readme import readme
 from .report import CompileReport
 from .search_report import SearchReport
+from .sequence_report import SequenceReport
 
 FORMAT = 1
 _SECRET = re.compile(r"api_|key|secret|password|header|credential|(?<!max_)(?<!completion_)tokens?$", re.IGNORECASE)
 
 
-Report = CompileReport | SearchReport
+Report = CompileReport | SearchReport | SequenceReport
+_REPORTS: dict[str | None, type[Report]] = {
+    "search": SearchReport,
+    "sequence": SequenceReport,
+    None: CompileReport,
+}
+
+_ADDRESS = ("api_base", "api_version")  # no secrets, of models that a provider here has trained
 
 
 class CompiledMixin:
@@ -212,7 +221,11 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
             raise ArtifactError(f"The language model {lm.model!r} cannot be saved: {error}") from error
         dropped = ("launch_kwargs", "train_kwargs")
         kept = {k: v for k, v in state.items() if k not in dropped and not _SECRET.search(k)}
-        return {"kind": "dspy", "model": lm.model, "state": kept}
+        entry = {"kind": "dspy", "model": lm.model, "state": kept}
+        if isinstance(lm.provider, RemoteProvider):
+            kept |= {k: lm.kwargs[k] for k in _ADDRESS if lm.kwargs.get(k)}
+            entry |= {"provider": lm.provider.name, "connection": lm.provider.connection}
+        return entry
     weights = f"weights/{index}"
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
     entry["constrained"] = isinstance(lm, ConstrainedLM) or isinstance(engine, ServerEngine)
@@ -231,7 +244,10 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
 
 def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, dtype: str) -> dspy.BaseLM:
     if entry["kind"] == "dspy":
-        return dspy.BaseLM.load_state(entry["state"])
+        lm = dspy.BaseLM.load_state(entry["state"])
+        if "provider" in entry:
+            lm.provider = provider_class(entry["provider"])(entry["connection"])
+        return lm
     if entry["kind"] == "server":
         where = {"server": entry["server"], "server_options": entry["options"], "cache": entry["cache"]}
         return LocalLM(entry["model"], entry["adapter"], **where, **entry["settings"])
@@ -252,7 +268,7 @@ def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, d
 
 
 def _read_report(facts: dict[str, Any]) -> Report:
-    return SearchReport.from_dict(facts) if facts.get("report") == "search" else CompileReport.from_dict(facts)
+    return _REPORTS[facts.get("report")].from_dict(facts)
 
 
 def _versions() -> dict[str, str]:

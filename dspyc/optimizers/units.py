@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.clients.utils_finetune import TrainDataFormat
 
 from ..compiler.dataset import Dataset, Target
 from ..compiler.ledger import Ledger
-from ..errors import ConfigError, DataError, LedgerError, ProgramError, TrainingError
+from ..errors import ConfigError, DataError, ProgramError
+from ..providers.job import check_order
 from ..providers.local import LocalProvider, check_base, trained_lm
+from ..providers.remote import RemoteProvider
 from ..signatures import TerseAdapter, fingerprint, signature_fingerprint, task_name
-from ..signatures.fingerprints import stable
 from ..signatures.render import Row
+from .elsewhere import train_elsewhere
 
 if TYPE_CHECKING:
     from ..training import TrainingConfig
@@ -70,6 +71,8 @@ def check_trainable(unit: Unit, seed: int) -> None:
     if isinstance(provider, LocalProvider):
         check_base(unit.lm.engine.serving(unit.lm.model))
         _config(unit, seed)
+    elif isinstance(provider, RemoteProvider):
+        check_order(provider, unit.lm.finetuning_model or unit.lm.model, unit.train_kwargs)
 
 
 def check_task_names(unit: Unit) -> None:
@@ -105,6 +108,7 @@ def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_pro
     Raises:
         DataError: None of its predictors has a row.
         TrainingError: The training failed.
+        ModelError: What a provider made of it does not answer.
     """
     train = [row for name in unit.names for row in dataset.train.get(name, [])]
     validation = [row for name in unit.names for row in dataset.validation.get(name, [])]
@@ -115,7 +119,7 @@ def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_pro
         )
     if isinstance(unit.lm.provider, LocalProvider):
         return _train_here(unit, train, validation, ledger, seed, show_progress)
-    return _train_elsewhere(unit, train + validation, ledger)
+    return Trained(*train_elsewhere(unit, train, validation, ledger))
 
 
 def _train_here(
@@ -144,30 +148,8 @@ def _train_here(
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
 
-    return TrainingConfig.from_kwargs({"seed": seed, **unit.train_kwargs})
-
-
-def _train_elsewhere(unit: Unit, rows: list[Row], ledger: Ledger) -> Trained:
-    """At a provider, through DSPy's own door; a job that was started is never started a second time."""
-    data = [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]
-    key = fingerprint([unit.lm.model, data, stable(dict(unit.train_kwargs))])
-    facts = {"predictors": unit.names, "rows": len(rows)}
-    known = ledger.job(key)
-    if known and known["state"] == "done":
-        return Trained(unit.lm.copy(model=known["model"]), {**facts, "model": known["model"]})
-    if known and known["state"] == "started":
-        raise LedgerError(
-            f"A fine-tuning job for predictor(s) {unit.names} was started in this run and its end was not recorded.",
-            hint="Look for it at the provider; to start another, pass a new `run_dir`.",
-        )
-    ledger.record_job(key, {"state": "started", **facts})
-    job = unit.lm.finetune(data, TrainDataFormat.CHAT, dict(unit.train_kwargs))
-    result = job.result()
-    if isinstance(result, Exception):  # DSPy returns a failure instead of raising it
-        ledger.record_job(key, {"state": "failed", "error": str(result)[:2000], **facts})
-        raise TrainingError(f"Fine-tuning {unit.lm.model!r} failed: {result}") from result
-    ledger.record_job(key, {"state": "done", "model": result.model, **facts})
-    return Trained(result, {**facts, "model": result.model})
+    settings = {k: v for k, v in unit.train_kwargs.items() if k != "max_usd"}  # training here costs nothing
+    return TrainingConfig.from_kwargs({"seed": seed, **settings})
 
 
 def _kwargs_of(lm: dspy.BaseLM, train_kwargs: Mapping[Any, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,110 @@
+"""dspyc jobs: training at providers, from any process: list, status, wait, cancel, events."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failures import INTERRUPTED, explained
+from .output import console, emit
+
+if TYPE_CHECKING:
+    from ..providers import RemoteJob
+
+jobs = typer.Typer(name="jobs", help="Training jobs at providers.", no_args_is_help=True)
+
+_Id = Annotated[str, typer.Argument(help="The job's id: ours, or the provider's.")]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+_TIMED_OUT = 3  # the exit code of a wait that ended before its job
+
+
+@jobs.command("list")
+@explained
+def list_jobs(as_json: _Json = False) -> None:
+    """The jobs that were started here, oldest first, as they stood when somebody last looked."""
+    from rich.table import Table
+
+    from ..providers.store import JobStore
+
+    records = JobStore().all()
+    if as_json:
+        emit({"jobs": [asdict(record) for record in records]})
+        return
+    table = Table("job", "at the provider", "base", "status", "started", "model")
+    for r in records:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r.created_at))
+        table.add_row(r.id, r.remote_id or "-", r.model, r.status, started, r.tuned or "-")
+    console(as_json).print(table)
+
+
+@jobs.command()
+@explained
+def status(id: _Id, as_json: _Json = False) -> None:
+    """Ask the provider where a job stands."""
+    from ..providers import attach
+
+    job = attach(id)
+    job.status()
+    _show(job, as_json)
+
+
+@jobs.command()
+@explained
+def wait(
+    id: _Id,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds. Exit code 3 when they are over.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Wait for a job's end; exit code 1 where it failed or was cancelled."""
+    from ..providers import attach
+
+    job = attach(id)
+    try:
+        ended = job.wait(timeout)
+    except TimeoutError as error:
+        typer.secho(str(error), err=True)
+        raise typer.Exit(_TIMED_OUT) from error
+    except KeyboardInterrupt:
+        typer.secho(f"\nStopped waiting. The job goes on: dspyc jobs wait {job.id}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(job, as_json)
+    if ended != "succeeded":
+        raise typer.Exit(1)
+
+
+@jobs.command()
+@explained
+def cancel(id: _Id, as_json: _Json = False) -> None:
+    """Cancel a job at its provider; exit code 1 where it was over already."""
+    from ..providers import attach
+
+    job = attach(id)
+    done = job.cancel()
+    _show(job, as_json)
+    if not done:
+        raise typer.Exit(1)
+
+
+@jobs.command()
+@explained
+def events(id: _Id, as_json: _Json = False) -> None:
+    """What happened at the provider, oldest first."""
+    from ..providers import attach
+
+    found = attach(id).events()
+    if as_json:
+        emit({"events": [asdict(event) for event in found]})
+        return
+    for event in found:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+        typer.echo(f"{at}  {event.level:<5}  {event.message}")
+
+
+def _show(job: "RemoteJob", as_json: bool) -> None:
+    record: dict[str, Any] = asdict(job.record)
+    if as_json:
+        emit(record)
+        return
+    ended = f": {record['tuned']}" if record["tuned"] else f": {record['error']}" if record["error"] else ""
+    typer.echo(f"{job.id} ({job.remote_id}) is {record['status']}{ended}")

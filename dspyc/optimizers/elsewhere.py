@@ -1,0 +1,122 @@
+"""A unit that is trained at a provider: its job started once, its model asked one question before anything relies on it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.clients.utils_finetune import TrainDataFormat
+
+from ..compiler.ledger import Ledger
+from ..errors import LedgerError, ModelError, TrainingError
+from ..providers.job import RemoteJob
+from ..providers.remote import RemoteProvider
+from ..signatures import fingerprint
+from ..signatures.fingerprints import stable
+from ..signatures.render import Row
+
+if TYPE_CHECKING:
+    from .units import Unit
+
+_QUESTIONS = 5  # a model may need some seconds from "succeeded" to its first answer
+
+
+def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row], ledger: Ledger) -> tuple[Any, Any]:
+    """The LM over the new weights, and the facts of its training: provider, model, job and data.
+
+    A resume finds the job by its rows and settings, here and in dspyc's store of jobs; it starts no second one.
+
+    Raises:
+        LedgerError: A job was started, and cannot be found again.
+        TrainingError: The job failed or was cancelled.
+        ModelError: The model that came of it does not answer.
+    """
+    settings = dict(unit.train_kwargs)
+    rows, held_out = _plain(train), _plain(validation)
+    if getattr(unit.lm.provider, "validates", False) and held_out and "validation_data" not in settings:
+        settings["validation_data"] = held_out
+    else:
+        rows += held_out
+    key = fingerprint([unit.lm.model, rows, stable(settings)])
+    facts = {"predictors": unit.names, "rows": len(rows)}
+    known = ledger.job(key) or {"state": "new"}
+    if known["state"] == "done" and not _findable(unit.lm, known):
+        return unit.lm.copy(model=known["model"]), {k: v for k, v in known.items() if k != "state"}
+    if known["state"] == "started" and not _findable(unit.lm, known):
+        raise LedgerError(
+            f"A fine-tuning job for predictor(s) {unit.names} was started in this run and its end was not recorded.",
+            hint="Look for it at the provider; to start another, pass a new `run_dir`.",
+        )
+    if known["state"] != "done":
+        ledger.record_job(key, {**known, **facts, "state": "started"})
+    job = unit.lm.finetune(rows, TrainDataFormat.CHAT, settings)
+    if isinstance(job, RemoteJob):
+        facts |= _facts(job)
+        if known["state"] != "done":
+            ledger.record_job(key, {**facts, "state": "started"})
+    tuned = _result(job, unit, lambda error: ledger.record_job(key, {**facts, "state": "failed", "error": error}))
+    if known["state"] != "done":
+        check_answers(tuned, rows[0])
+    facts["model"] = tuned.model
+    ledger.record_job(key, {**facts, "state": "done"})
+    return tuned, facts
+
+
+def check_answers(lm: dspy.LM, row: Mapping[str, Any]) -> None:
+    """Ask a new model what one row asks.
+
+    Raises:
+        ModelError: It fails, or says nothing.
+    """
+    asked = lm.copy(cache=False)
+    extra = {"tools": row["tools"]} if row.get("tools") else {}
+    for attempt in range(_QUESTIONS):
+        try:
+            replies = asked(messages=list(row["messages"][:-1]), **extra)
+        except Exception as error:  # whatever the server, the SDK or DSPy makes of it
+            reason = f"{type(error).__name__}: {error}"
+            time.sleep(2.0**attempt / 4)
+            continue
+        reply = replies[0] if replies else None
+        if reply and (isinstance(reply, str) or reply.get("text") or reply.get("tool_calls")):
+            return
+        reason = "its reply is empty"
+    raise ModelError(
+        f"The trained model {lm.model!r} does not answer a row that it was trained on: {reason}",
+        hint="Its job is kept: mend what is said here, and the same compile goes on with the same model.",
+    )
+
+
+def _result(job: Any, unit: "Unit", failed: Any) -> dspy.LM:
+    try:
+        result = job.result()
+    except TrainingError as error:
+        failed(error.message[:2000])
+        raise
+    if isinstance(result, Exception):  # DSPy's own providers return a failure instead of raising it
+        failed(str(result)[:2000])
+        raise TrainingError(f"Fine-tuning {unit.lm.model!r} failed: {result}") from result
+    return result
+
+
+def _findable(lm: dspy.BaseLM, known: Mapping[str, Any]) -> bool:
+    """Whether the provider's own store can tell what became of the job."""
+    if not isinstance(lm.provider, RemoteProvider):
+        return False
+    return "job" not in known or lm.provider.store.get(known["job"]) is not None
+
+
+def _facts(job: RemoteJob) -> dict[str, Any]:
+    record = job.record
+    return {
+        "provider": record.provider,
+        "base": record.model,
+        "job": record.id,
+        "remote_id": record.remote_id,
+        "data": record.data,
+        "estimate": record.estimate,
+    }
+
+
+def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{k: row[k] for k in ("messages", "tools") if k in row} for row in rows]

@@ -1,0 +1,135 @@
+"""A whole BootstrapFinetune compile through OpenAI's protocol: the server really trains the bundled student on the file that it
+was sent, and serves the result."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger
+from dspyc.errors import ConfigError, ModelError, TrainingError
+
+from .openai_server import KEY, OpenAIServer
+
+COLOURS = ("red", "green", "blue", "black")
+
+
+class TrainingServer(OpenAIServer):
+    """Base and tuned models are local ones; jobs end when their weights are there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(polls=1)
+        self.folder = folder
+        self.models = {"dspyc-tiny": dspyc.LocalLM("dspyc/tiny", max_tokens=12, cache=False, constrained=False)}
+        self.one = threading.Lock()
+        self.train, self.reply = self._train, self._reply
+
+    def _train(self, content: bytes, model: str) -> None:
+        from dspy.clients.utils_finetune import TrainDataFormat
+
+        rows = [json.loads(line) for line in content.splitlines()]
+        settings = {"num_train_epochs": 20, "learning_rate": 3e-3, "batch_size": 16, "show_progress": False}
+        job = self.models["dspyc-tiny"].finetune(
+            rows, TrainDataFormat.CHAT, {**settings, "output_dir": str(self.folder / "weights")}
+        )
+        made = job.result()
+        if isinstance(made, Exception):
+            raise made
+        self.models[model] = made
+
+    def _reply(self, request: dict[str, Any]) -> str:
+        with self.one:
+            return str(self.models[request["model"]](messages=request["messages"])[0])
+
+
+def examples(number: int, start: int = 0) -> list[dspy.Example]:
+    made = [dspy.Example(thing=f"a {COLOURS[i % 4]} thing {i}", colour=COLOURS[i % 4]) for i in range(start, number)]
+    return [one.with_inputs("thing") for one in made]
+
+
+def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return bool(prediction.colour == example.colour)
+
+
+class Sort(dspy.Signature):  # type: ignore[misc]
+    """Which colour?"""
+
+    thing: str = dspy.InputField()
+    colour: Literal["red", "green", "blue", "black"] = dspy.OutputField()
+
+
+def student(server: OpenAIServer) -> dspy.Module:
+    program = dspy.Predict(Sort)
+    program.set_lm(dspyc.LM("openai/dspyc-tiny", api_base=server.url, cache=False, num_retries=0))
+    return program
+
+
+def compile_it(server: OpenAIServer, run_dir: Path, **settings: Any) -> Any:
+    given: dict[str, Any] = {"metric": metric, "adapter": dspyc.TerseAdapter(), "run_dir": run_dir, "num_threads": 2}
+    optimizer = dspyc.BootstrapFinetune(**{**given, "train_kwargs": {"seed": 3}, **settings})
+    return optimizer.compile(student(server), trainset=examples(48), valset=examples(60, 48))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def test_a_compile_trains_elsewhere_and_the_score_rises(tmp_path: Path) -> None:
+    with TrainingServer(tmp_path) as server:
+        compiled = compile_it(server, tmp_path / "run")
+        report = compiled.report
+        assert report.before < 0.5 < report.after
+        facts = report.training[0]
+        assert (facts["provider"], facts["remote_id"], facts["base"]) == ("openai", "ftjob-1", "openai/dspyc-tiny")
+        assert facts["model"] == compiled.lm.model
+        assert len(facts["data"]) == 16
+        assert server.jobs["ftjob-1"]["validation_file"] is not None
+
+        again = compile_it(server, tmp_path / "run")
+        elsewhere = compile_it(server, tmp_path / "another run")
+        assert again.lm.model == elsewhere.lm.model == compiled.lm.model
+        assert list(server.jobs) == ["ftjob-1"]
+
+        compiled.save(tmp_path / "artifact")
+        loaded = dspyc.load(tmp_path / "artifact")
+        assert loaded(thing="a red thing 90").colour == compiled(thing="a red thing 90").colour
+        assert loaded.lm.provider.name == "openai"
+        kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "weights" not in p.parts)
+        assert b"ftjob-1" in kept
+        assert KEY.encode() not in kept
+
+
+def test_what_cannot_be_ordered_is_found_before_a_teacher_is_called(tmp_path: Path) -> None:
+    teacher = dspyc.ScriptedLM(lambda inputs: {"colour": "red"})
+    with OpenAIServer() as server:
+        for wrong in ({"n_epochs": 0}, {"api_key": "x"}, {"epochs": 3}):
+            with pytest.raises(ConfigError):
+                compile_it(server, tmp_path, train_kwargs=wrong, teacher_lm=teacher)
+    assert teacher.engine.calls == 0
+
+
+def test_a_model_that_does_not_answer_stops_the_compile_and_is_kept(tmp_path: Path) -> None:
+    with OpenAIServer() as server:
+        server.reply = lambda request: "" if request["model"].startswith("ft:") else "red"
+        with pytest.raises(ModelError, match="its reply is empty"):
+            compile_it(server, tmp_path)
+        server.reply = lambda request: "red"
+        assert compile_it(server, tmp_path).lm.model.endswith("ftjob-1")
+        assert list(server.jobs) == ["ftjob-1"]
+
+
+def test_a_job_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:
+    with OpenAIServer(outcome="failed") as server:
+        server.reply = lambda request: "red"
+        with pytest.raises(TrainingError, match="3 examples of one kind"):
+            compile_it(server, tmp_path)
+        server.outcome = "succeeded"
+        assert compile_it(server, tmp_path).lm.model.endswith("ftjob-2")
+    with Ledger(tmp_path) as ledger:
+        assert ledger.events("compile")
