@@ -1,7 +1,7 @@
 """Bedrock's control plane on the loopback: routes, required members, patterns and enums from botocore's own service model.
 
     with BedrockServer() as server:
-        server.url                                         # AWS_ENDPOINT_URL_BEDROCK
+        server.url                                         # AWS_ENDPOINT_URL_BEDROCK; for calls, AWS_BEDROCK_RUNTIME_ENDPOINT
         server.jobs                                        # what was made, by ARN
         server.faults.append(Fault(429, "ThrottlingException"))   # the next request's answer
         server.stop_at = ("CreateModelCustomizationJob", 1)       # wait there, with `reached` set, for `go_on`
@@ -87,6 +87,8 @@ class BedrockServer:
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         request = Request(environ)
+        if request.path.endswith("/converse"):
+            return self._converse(request)(environ, start)
         name = self._map.bind_to_environ(environ).match()[0]
         self._wait_here(name, 0)
         with self._lock:
@@ -97,6 +99,16 @@ class BedrockServer:
                 answer = Response(body, error.status, {"x-amzn-ErrorType": error.code}, content_type="application/json")
         self._wait_here(name, 1)
         return answer(environ, start)
+
+    def _converse(self, request: Request) -> Response:
+        """The runtime, which answers where the model or endpoint is up."""
+        arn = request.path.removeprefix("/model/").removesuffix("/converse")
+        if arn not in self.endpoints:
+            return Response('{"message": "The provided model identifier is invalid."}', 400)
+        said = {"message": {"role": "assistant", "content": [{"text": f"tuned: {request.get_json()['messages'][-1]}"}]}}
+        usage = {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2}
+        answer = {"output": said, "stopReason": "end_turn", "usage": usage, "metrics": {"latencyMs": 1}}
+        return Response(json.dumps(answer), content_type="application/json")
 
     def _wait_here(self, name: str, when: int) -> None:
         if self.stop_at == (name, when):
