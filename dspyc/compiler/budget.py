@@ -122,7 +122,7 @@ class Meter:
         if budget.tokens is not None and self.spent.tokens >= budget.tokens:
             return f"{self.spent.tokens:,} tokens of {budget.tokens:,}"
         if budget.usd is not None and self.spent.usd >= budget.usd:
-            return f"{self.spent.usd:.4f} USD of {budget.usd:g}"
+            return f"{self.spent.usd:.4g} USD of {budget.usd:g}"
         if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
             return f"{budget.seconds:g} seconds"
         return None

@@ -207,9 +207,11 @@ class _Pending:
             return
         entry = _last_entry.get() or {}
         usage = dict(entry.get("usage") or {})  # empty where DSPy's cache answered
-        cost = entry.get("cost") if usage else None
+        prompt, reply = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        tokens, cost = prompt + reply, entry.get("cost") if usage else None
+        if cost is None and ledger.meter.wants_prices and (price := price_of(self.lm)) is not None:
+            cost = price.of(prompt, reply)
         facts = {"usage": usage, "cost": cost, "seconds": time.monotonic() - self.started}
-        tokens = int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
         if self.paid:
             ledger.meter.settle(tokens, cost or 0.0)
         # One JSON round trip now: a replay returns exactly what the first sitting returned.

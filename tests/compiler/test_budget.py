@@ -93,7 +93,7 @@ def test_usd_is_counted() -> None:
     meter = Meter(Budget(usd=0.10), Spent(usd=0.05))
     meter.admit("m", priced=True)
     meter.settle(100, 0.06)
-    with pytest.raises(BudgetError, match=r"0\.1100 USD of 0\.1"):
+    with pytest.raises(BudgetError, match=r"0\.11 USD of 0\.1"):
         meter.admit("m", priced=True)
 
 
