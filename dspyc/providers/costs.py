@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 _BYTES_A_TOKEN = 4  # of JSON in English; a provider's own tokenizer counts some 20 % more or less
 
-# USD for a million trained tokens, by the beginning of the base model's name, longest first; list prices of November 2026.
+# USD for a million trained tokens, by the beginning of the base model's name: list prices as last known here, not looked up.
 _PRICES = {
     "openai": {
         "gpt-4.1-nano": 1.5,
@@ -40,7 +40,11 @@ class CostEstimate:
     def describe(self) -> str:
         """A sentence for people."""
         price = f"no price is known here for {self.model or 'this model'}"
-        said = price if self.usd is None else f"about {self.usd:,.2f} USD at the list price, without what serving costs"
+        said = (
+            price
+            if self.usd is None
+            else f"about {self.usd:,.2f} USD at the list price last known here, without what serving costs"
+        )
         return f"About {self.tokens:,} tokens × {self.epochs:g} epochs: {said}."
 
     def check(self, max_usd: float | None, *, confirmed: bool = False) -> None:
