@@ -31,7 +31,13 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .models import ScriptedLM, choice_probabilities
-    from .optimizers import BootstrapFewShot, BootstrapFewShotWithRandomSearch, BootstrapFinetune, LabeledFewShot
+    from .optimizers import (
+        BetterTogether,
+        BootstrapFewShot,
+        BootstrapFewShotWithRandomSearch,
+        BootstrapFinetune,
+        LabeledFewShot,
+    )
     from .providers import LM, LocalLM, LocalProvider
     from .signatures import TerseAdapter
     from .training import TrainingConfig
@@ -40,6 +46,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "ArtifactError": "errors",
+    "BetterTogether": "optimizers",
     "BootstrapError": "errors",
     "BootstrapFewShot": "optimizers",
     "BootstrapFewShotWithRandomSearch": "optimizers",
@@ -72,6 +79,7 @@ _ROOMS = {
 
 __all__ = [  # noqa: RUF022 (in plain order)
     "ArtifactError",
+    "BetterTogether",
     "BootstrapError",
     "BootstrapFewShot",
     "BootstrapFewShotWithRandomSearch",
@@ -104,6 +112,8 @@ __all__ = [  # noqa: RUF022 (in plain order)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "providers":  # for dspyc.providers.attach
+        return importlib.import_module(".providers", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module 'dspyc' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)

@@ -78,6 +78,13 @@ def test_importing_dspyc_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_optimizers_that_train_nothing_need_no_torch() -> None:
+    """Few-shot searches run where only dspyc itself is installed."""
+    code = "import sys, dspyc; dspyc.BetterTogether; print({'torch', 'transformers', 'boto3', 'openai'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_importing_dspyc_costs_little_more_than_dspy() -> None:
     """In turns, as a ratio of medians, so that a busy machine slows both."""
 

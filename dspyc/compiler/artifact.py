@@ -13,6 +13,7 @@ JSON and safetensors only. No key, token or header is written.
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import Any
 import dspy
 from dspy.utils.saving import get_dependency_versions
 
+from .. import models
 from ..errors import ArtifactError
-from ..models import ConstrainedLM, LocalEngine, ServerEngine
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
@@ -209,10 +210,11 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
 
 def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
     settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
-    engine = getattr(lm, "engine", None)
-    if isinstance(engine, ServerEngine) and engine.path is None:
+    engine: Any = getattr(lm, "engine", None)
+    served = isinstance(engine, _class("server_engine", "ServerEngine"))
+    if served and engine.path is None:
         return {"kind": "server", **engine.dump_state(), "settings": settings, "cache": lm.cache}
-    if isinstance(engine, (LocalEngine, ServerEngine)):  # weights that were served are weights
+    if served or isinstance(engine, _class("engine", "LocalEngine")):  # weights that were served are weights
         engine = engine.serving(lm.model)  # what lm.finetune() returns keeps the base's engine and names other weights
     else:
         try:
@@ -228,7 +230,7 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
         return entry
     weights = f"weights/{index}"
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
-    entry["constrained"] = isinstance(lm, ConstrainedLM) or isinstance(engine, ServerEngine)
+    entry["constrained"] = served or isinstance(lm, _class("constrained", "ConstrainedLM"))
     is_folder = Path(engine.model).is_dir()
     if engine.adapter is not None:
         shutil.copytree(engine.adapter, folder / weights)
@@ -240,6 +242,12 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
         shutil.copytree(engine.model, folder / weights)
         entry |= {"weights": weights, "model": Path(engine.model).name}
     return {**entry, "settings": settings, "cache": lm.cache}
+
+
+def _class(module: str, name: str) -> Any:
+    """A class of `models`, for isinstance: loading it takes torch, and nothing is an instance of what is not loaded."""
+    found = sys.modules.get(f"{models.__name__}.{module}")
+    return getattr(found, name) if found is not None else ()
 
 
 def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, dtype: str) -> dspy.BaseLM:

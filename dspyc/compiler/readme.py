@@ -5,9 +5,12 @@ from typing import Any
 
 from .report import CompileReport
 from .search_report import SearchReport
+from .sequence_report import SequenceReport
+
+Report = CompileReport | SearchReport | SequenceReport
 
 
-def readme(name: str, facts: dict[str, Any], report: CompileReport | SearchReport | None) -> str:
+def readme(name: str, facts: dict[str, Any], report: Report | None) -> str:
     """Markdown: what it is, what it scores, how to use it with dspyc and without, where it comes from."""
     parts = [f"# {name}", _what(facts), _scores(report), _use(name, facts), _origin(facts, report)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -23,8 +26,8 @@ def _what(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scores(report: CompileReport | SearchReport | None) -> str:
-    if isinstance(report, SearchReport):
+def _scores(report: Report | None) -> str:
+    if isinstance(report, (SearchReport, SequenceReport)):
         return f"## Scores\n\n{report.conclusion}"
     if report is None or report.verdict is None:
         return "## Scores\n\nNot compared on held-out examples."
@@ -56,10 +59,10 @@ With plain DSPy: `program.load("{name}/program.json")` on a program of class `{s
 under `dspy.context(adapter=…)` of that class."""
 
 
-def _origin(facts: dict[str, Any], report: CompileReport | SearchReport | None) -> str:
+def _origin(facts: dict[str, Any], report: Report | None) -> str:
     lines = ["## Origin", "", "Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + "."]
     if report is not None:
-        trained_on = {} if isinstance(report, SearchReport) else report.rows
+        trained_on = report.rows if isinstance(report, CompileReport) else {}
         rows = [f"{count} for `{key}`" for key, count in trained_on.items()]
         trained = f"Training rows: {', '.join(rows)}." if rows else ""
         lines += [f"Seed {report.seed}. {trained}".rstrip(), f"Fingerprints: `{json.dumps(report.fingerprints)}`."]

@@ -6,12 +6,14 @@ compiled.report.table()            # before, teacher, after, and how sure the di
 """
 
 from ..compiler.report import CompileReport
+from .better_together import BetterTogether
 from .bootstrap_few_shot import BootstrapFewShot
 from .bootstrap_finetune import BootstrapFinetune
 from .labeled_few_shot import LabeledFewShot
 from .random_search import BootstrapFewShotWithRandomSearch
 
 __all__ = [
+    "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotWithRandomSearch",
     "BootstrapFinetune",

@@ -1,0 +1,100 @@
+"""What each step of a sequence of optimizers was worth."""
+
+import html
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.table import Table
+
+from .search_report import Score
+
+_COLUMNS = ("program", "score (95 %)", "against the best before it", "outcome")
+Outcome = Literal["better", "worse", "no clear difference", "not compared"]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step: the optimizers so far, the held-out score, and the 95 % interval of its difference to the best before it.
+
+    `outcome` "worse" means that the next step did not build on this one.
+    """
+
+    strategy: str
+    score: Score | None
+    difference: tuple[float, float] | None
+    outcome: Outcome
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "StepReport":
+        difference = facts["difference"]
+        return cls(
+            **{
+                **facts,
+                "score": Score.from_dict(facts["score"]),
+                "difference": (difference[0], difference[1]) if difference else None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SequenceReport:
+    """Figures of a sequence; `steps[0]` is the student as it was, and `best` says which step was returned.
+
+    `calls` are those that compared the steps, by role; what the steps paid for themselves stands in the reports of their
+    own folders, below `run_dir`. The best of several steps is a little flattered by the examples that chose it.
+    """
+
+    steps: list[StepReport]
+    best: int
+    examples: int
+    calls: dict[str, int]
+    seconds: float
+    run_dir: str
+    seed: int
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"report": "sequence", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "SequenceReport":
+        """The report that `to_dict` wrote."""
+        known = {**facts, "steps": [StepReport.from_dict(step) for step in facts["steps"]]}
+        known.pop("report")
+        return cls(**known)
+
+    @property
+    def conclusion(self) -> str:
+        """A sentence: which program was returned, and what it scored."""
+        chosen = self.steps[self.best]
+        name = f"The program after {chosen.strategy}" if chosen.strategy else "The student as it was"
+        if chosen.score is None:
+            return f"{name} was returned; there were no held-out examples to compare by."
+        return f"{name} was returned. On {self.examples} held-out examples: {chosen.score} (95 %)."
+
+    def table(self) -> Table:
+        """The steps, in their order, for a terminal or a notebook."""
+        table = Table(title="Steps", caption=self.conclusion, caption_justify="left")
+        for name in _COLUMNS:
+            table.add_column(name)
+        for place, step in enumerate(self.steps):
+            table.add_row(*_cells(step), style="bold" if place == self.best else None)
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        rows = []
+        for place, step in enumerate(self.steps):
+            tag = "b" if place == self.best else "span"
+            rows.append("".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in _cells(step)))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table><p>{html.escape(self.conclusion)}</p>"
+
+
+def _cells(step: StepReport) -> tuple[str, ...]:
+    difference = "—" if step.difference is None else f"{step.difference[0]:+.3f} to {step.difference[1]:+.3f}"
+    return step.strategy or "student", str(step.score) if step.score else "—", difference, step.outcome

@@ -1,0 +1,262 @@
+"""BetterTogether: optimizers one after another, prompts and weights in turns, each step judged before the next builds on it.
+
+The method is DSPy's (Soylu et al., 2024, arXiv 2407.10930). Here every step meets the same held-out examples, which no step
+has seen, and one that made the program worse is not built upon.
+"""
+
+import copy
+import inspect
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
+from dspy.teleprompt import Teleprompter
+
+from ..compiler import artifact
+from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
+from ..compiler.ledger import Ledger
+from ..compiler.search_report import Score
+from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
+from ..errors import ConfigError
+from ..evaluation import metric_fingerprint, paired_interval
+from ..evaluation.metrics import Metric
+from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
+from .bootstrap_finetune import BootstrapFinetune
+from .random_search import BootstrapFewShotWithRandomSearch
+from .runs import data_fingerprint, run_folder
+
+logger = logging.getLogger(__name__)
+
+_ARROW = " -> "
+
+
+class BetterTogether(Teleprompter):
+    """Run optimizers in a sequence and return the program of the best step.
+
+    Args:
+        metric: `metric(example, prediction, trace=None)` as a bool or number, higher is better.
+        **optimizers: Any DSPy optimizers, by the names that strategies use. Default: `p`, a
+            BootstrapFewShotWithRandomSearch, and `w`, a BootstrapFinetune, both of dspyc and with this metric.
+    """
+
+    def __init__(self, metric: Metric, **optimizers: Teleprompter) -> None:
+        super().__init__()
+        if not callable(metric):
+            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        self.metric = metric
+        self.optimizers: dict[str, Teleprompter] = optimizers or {
+            "p": BootstrapFewShotWithRandomSearch(metric),
+            "w": BootstrapFinetune(metric),
+        }
+        for name, optimizer in self.optimizers.items():
+            if not isinstance(optimizer, Teleprompter):
+                raise ConfigError(f"`{name}` is a {type(optimizer).__name__}; a DSPy optimizer is allowed.")
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        provide_traceback: bool | None = None,
+        seed: int | None = None,
+        valset_ratio: float = 0.1,
+        shuffle_trainset_between_steps: bool = True,
+        strategy: str = "p -> w -> p",
+        optimizer_compile_args: Mapping[str, Mapping[str, Any]] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> dspy.Module:
+        """The program of the best step, with `candidate_programs` as DSPy has them, `report` and `save`.
+
+        Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
+        lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`, only
+        compares them, and with neither the last program is returned. Optimizers that take several teachers get all, the
+        others the first. `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
+
+        The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
+        that the same compile goes on where it was stopped.
+
+        Raises:
+            DspycError: Its subclass says what was wrong.
+            Exception: A step's own error, as it was raised; what the steps before it paid for is kept.
+        """
+        started, seed = time.monotonic(), seed or 0
+        check_student(student)
+        names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
+        train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed)
+        teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
+        identity = self._identity(student, train, held_out, names, seed)
+        with Ledger(run_folder(run_dir, identity)) as ledger:
+            ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out))
+            judge = _Judge(self.metric, held_out, ledger, check_threads(num_threads), max_errors, seed)
+            judge.add("", copy_program(student), 0.0)
+            for place, name in enumerate(names):
+                so_far, begun = _ARROW.join(names[: place + 1]), time.monotonic()
+                if shuffle_trainset_between_steps:
+                    random.Random(f"step {place} {seed}").shuffle(train)
+                optimizer = _kept_in(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}")
+                arguments = {"trainset": list(train), **_taught_by(optimizer, teachers), **given.get(name, {})}
+                try:
+                    made = optimizer.compile(copy_program(judge.base), **arguments)
+                except Exception:
+                    logger.error(
+                        "Step %s failed. What came before it is kept: the same compile goes on from %s.",
+                        *(so_far, ledger.run_dir),
+                        exc_info=bool(provide_traceback),
+                    )
+                    raise
+                judge.add(so_far, made, time.monotonic() - begun)
+            report = SequenceReport(
+                steps=judge.steps,
+                best=judge.best,
+                examples=len(held_out),
+                calls=ledger.calls(),
+                seconds=time.monotonic() - started,
+                run_dir=str(ledger.run_dir),
+                seed=seed,
+                fingerprints={"compile": identity, "data": data_fingerprint(train)},
+            )
+            ledger.event("report", **report.to_dict())
+        chosen = artifact.attach(copy_program(judge.programs[judge.best]), report)
+        chosen.candidate_programs = judge.candidate_programs()
+        chosen.flag_compilation_error_occurred = False
+        chosen._compiled = True
+        return chosen
+
+    def _names(self, strategy: str) -> list[str]:
+        names = [name.strip() for name in strategy.split("->")] if isinstance(strategy, str) else []
+        unknown = [name for name in names if name not in self.optimizers]
+        if not names or unknown:
+            raise ConfigError(
+                f"`strategy` is {strategy!r}; names of {sorted(self.optimizers)} with `->` between them are allowed.",
+                hint="Optimizers get their names in the constructor: BetterTogether(metric, p=…, w=…).",
+            )
+        return names
+
+    def _arguments(self, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, arguments in given.items():
+            if name not in self.optimizers:
+                raise ConfigError(f"`optimizer_compile_args` names {name!r}; there are {sorted(self.optimizers)}.")
+            allowed = set(inspect.signature(self.optimizers[name].compile).parameters) - {"student", "unknown"}
+            if unknown := sorted(set(arguments) - allowed):
+                raise ConfigError(
+                    f"`optimizer_compile_args` gives {name!r} {unknown}; its `compile` takes {sorted(allowed)}.",
+                    hint="The student of each step is the program before it.",
+                )
+        return {name: dict(arguments) for name, arguments in given.items()}
+
+    def _identity(
+        self,
+        student: dspy.Module,
+        train: list[dspy.Example],
+        held_out: list[dspy.Example],
+        names: list[str],
+        seed: int,
+    ) -> str:
+        data = [data_fingerprint(train), data_fingerprint(held_out)]
+        return fingerprint([program_fingerprint(student), *data, metric_fingerprint(self.metric), names, seed])
+
+
+@dataclass
+class _Judge:
+    """The programs so far, what they score on the held-out examples, and which one the next step starts from."""
+
+    metric: Metric
+    held_out: list[dspy.Example]
+    ledger: Ledger
+    threads: int
+    max_errors: int | None
+    seed: int
+    programs: list[dspy.Module] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
+    best: int = 0
+    _scores: list[list[float]] = field(default_factory=list)
+    _base: int = 0
+
+    @property
+    def base(self) -> dspy.Module:
+        return self.programs[self._base]
+
+    def add(self, strategy: str, program: dspy.Module, seconds: float) -> None:
+        self.programs.append(program)
+        self._scores.append(self._run(program))
+        place, scores = len(self._scores) - 1, self._scores[-1]
+        difference: tuple[float, float] | None = None
+        outcome: Outcome = "not compared"
+        if place and scores:
+            difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
+            outcome = "better" if difference[0] > 0 else "worse" if difference[1] < 0 else "no clear difference"
+        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds))
+        self._base = self.best if outcome == "worse" else place
+        if sum(scores) > sum(self._scores[self.best]) or not scores:
+            self.best = place
+
+    def candidate_programs(self) -> list[dict[str, Any]]:
+        """As DSPy's: scores in percent, the best first."""
+        found: list[dict[str, Any]] = [
+            {
+                "program": program,
+                "score": round(100 * step.score.mean, 2) if step.score else None,
+                "strategy": step.strategy,
+            }
+            for program, step in zip(self.programs, self.steps, strict=True)
+        ]
+        return sorted(found, key=lambda candidate: -(candidate["score"] or 0.0))
+
+    def _run(self, program: dspy.Module) -> list[float]:
+        if not self.held_out:
+            return []
+        traces = bootstrap(
+            observe(program, "held-out", identity=program_fingerprint(program), traced=False),
+            self.held_out,
+            metric=self.metric,
+            ledger=self.ledger,
+            num_threads=self.threads,
+            max_errors=self.max_errors,
+            show_progress=False,
+        )
+        return [trace.score or 0.0 for trace in traces]
+
+
+def _split(
+    train: list[dspy.Example], valset: Sequence[dspy.Example] | None, share: float, seed: int
+) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    """Examples to learn from, and those that compare the steps."""
+    if valset is not None:
+        return train, check_examples(valset, "valset", allow_empty=True)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ConfigError(f"`valset_ratio` is {share!r}; a share from 0 up to, not including, 1 is allowed.")
+    held_out = set(random.Random(f"held out {seed}").sample(range(len(train)), int(share * len(train))))
+    if share and not held_out:
+        logger.warning("Too few examples to hold any out: steps will not be compared. Pass a `valset`.")
+    return (
+        [example for i, example in enumerate(train) if i not in held_out],
+        [example for i, example in enumerate(train) if i in held_out],
+    )
+
+
+def _kept_in(optimizer: Teleprompter, folder: Path) -> Teleprompter:
+    """The optimizer with its record in `folder`, if it keeps one and was given no other place for it."""
+    if getattr(optimizer, "run_dir", folder) is not None:
+        return optimizer
+    placed = copy.copy(optimizer)
+    placed.run_dir = folder
+    return placed
+
+
+def _taught_by(optimizer: Teleprompter, teachers: list[dspy.Module]) -> dict[str, Any]:
+    """The argument `teacher` of an optimizer's `compile`, if it takes one."""
+    if not teachers or "teacher" not in inspect.signature(optimizer.compile).parameters:
+        return {}
+    several = isinstance(optimizer, (BootstrapFinetune, DSPyBootstrapFinetune))
+    return {"teacher": list(teachers) if several else teachers[0]}

@@ -1,0 +1,208 @@
+"""BetterTogether: steps that build on each other, are judged on examples that none has seen, and fail aloud."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.teleprompt import Teleprompter
+
+import dspyc
+from dspyc.compiler.sequence_report import SequenceReport
+from dspyc.errors import ConfigError, DataError
+from tests.optimizers import desk
+
+WORDS = ("one", "two", "three", "four")
+
+
+def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return bool(prediction.number == example.number)
+
+
+def numbers(count: int) -> list[dspy.Example]:
+    return [dspy.Example(word=f"{WORDS[i % 4]} {i}", number=i % 4 + 1).with_inputs("word") for i in range(count)]
+
+
+def answer(inputs: dict[str, str]) -> dict[str, Any]:
+    number = WORDS.index(inputs["word"].split()[0]) + 1
+    return {"number": number if number <= int(inputs["known"]) else 0}
+
+
+class Counts(dspy.Module):  # type: ignore[misc]
+    """Knows as many words as it has demos."""
+
+    def __init__(self, demos: int = 2) -> None:
+        super().__init__()
+        self.count = dspy.Predict("word, known -> number: int")
+        self.count.demos = [dspy.Example(word=word, known="0", number=0) for word in WORDS[:demos]]
+
+    def forward(self, word: str) -> dspy.Prediction:
+        return self.count(word=word, known=str(len(self.count.demos)))
+
+
+def counter(demos: int = 2) -> Counts:
+    program = Counts(demos)
+    program.set_lm(dspyc.ScriptedLM(answer))
+    return program
+
+
+class Learn(Teleprompter):  # type: ignore[misc]
+    """An optimizer of a user's own: it adds demos or takes some away, and notes what it was given."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.more = more
+        self.given: list[dict[str, Any]] = []
+
+    def compile(self, student: dspy.Module, *, trainset: Any, teacher: Any = None, note: str = "") -> dspy.Module:
+        known = len(student.count.demos)
+        self.given.append({"trainset": trainset, "teacher": teacher, "note": note, "known": known})
+        made = counter(known + self.more)
+        made.set_lm(student.count.lm)
+        return made
+
+
+class Fail(Teleprompter):  # type: ignore[misc]
+    def compile(self, student: dspy.Module, *, trainset: Any) -> dspy.Module:
+        raise RuntimeError("out of paper")
+
+
+def together(**optimizers: Any) -> dspyc.BetterTogether:
+    return dspyc.BetterTogether(right, **optimizers)
+
+
+def outcomes(compiled: Any) -> list[tuple[str, str]]:
+    return [(step.strategy, step.outcome) for step in compiled.report.steps]
+
+
+def test_steps_build_on_each_other_but_not_on_one_that_made_it_worse(tmp_path: Path) -> None:
+    better, worse = Learn(+1), Learn(-2)
+    student = counter()
+    compiled = together(b=better, w=worse).compile(
+        student, trainset=numbers(40), valset=numbers(200), strategy="b -> w->b", run_dir=tmp_path
+    )
+    assert [given["known"] for given in better.given] == [2, 3]  # not 1: the step between was clearly worse
+    assert [given["known"] for given in worse.given] == [3]
+    assert outcomes(compiled) == [("", "not compared"), ("b", "better"), ("b -> w", "worse"), ("b -> w -> b", "better")]
+    assert [step.score.mean for step in compiled.report.steps] == [0.5, 0.75, 0.25, 1.0]
+    assert compiled.report.best == 3
+    assert len(compiled.count.demos) == 4
+    assert [(c["strategy"], c["score"]) for c in compiled.candidate_programs] == [
+        ("b -> w -> b", 100.0),
+        ("b", 75.0),
+        ("", 50.0),
+        ("b -> w", 25.0),
+    ]
+    assert len(student.count.demos) == 2
+
+
+def test_the_student_itself_is_returned_where_nothing_helped(tmp_path: Path) -> None:
+    compiled = together(w=Learn(-1)).compile(counter(), trainset=numbers(40), strategy="w", run_dir=tmp_path)
+    assert len(compiled.count.demos) == 2
+    assert compiled.report.best == 0
+    assert compiled.report.examples == 4  # a tenth of the training examples
+    assert "The student as it was was returned" in compiled.report.conclusion
+
+
+def test_steps_never_see_the_examples_that_compare_them(tmp_path: Path) -> None:
+    learn, data = Learn(+1), numbers(40)
+    together(p=learn).compile(counter(), trainset=data, strategy="p -> p", valset_ratio=0.5, seed=3, run_dir=tmp_path)
+    first, second = ([example.word for example in given["trainset"]] for given in learn.given)
+    assert len(first) == 20
+    assert sorted(first) == sorted(second)
+    assert first != second  # shuffled between steps
+    assert [example.word for example in data] == [example.word for example in numbers(40)]
+
+
+def test_each_optimizer_gets_the_teachers_that_it_takes_and_its_own_arguments(tmp_path: Path) -> None:
+    learn, teachers = Learn(+1), [counter(4), counter(3)]
+    together(p=learn).compile(
+        counter(),
+        trainset=numbers(10),
+        teacher=teachers,
+        strategy="p",
+        valset_ratio=0,
+        optimizer_compile_args={"p": {"note": "hello"}},
+        run_dir=tmp_path,
+    )
+    assert learn.given[0]["teacher"] is teachers[0]
+    assert learn.given[0]["note"] == "hello"
+
+
+def test_without_held_out_examples_the_last_program_is_returned(tmp_path: Path) -> None:
+    compiled = together(p=Learn(+1), w=Learn(-1)).compile(
+        counter(), trainset=numbers(10), strategy="p -> w", valset_ratio=0, run_dir=tmp_path
+    )
+    assert len(compiled.count.demos) == 2
+    assert compiled.report.steps[-1].score is None
+
+
+def test_an_error_in_a_step_is_the_compiles(tmp_path: Path, caplog: Any) -> None:
+    with pytest.raises(RuntimeError, match="out of paper"):
+        together(p=Learn(+1), f=Fail()).compile(counter(), trainset=numbers(20), strategy="p -> f", run_dir=tmp_path)
+    assert f"Step p -> f failed. What came before it is kept: the same compile goes on from {tmp_path}" in caplog.text
+
+
+def test_a_compile_that_is_run_again_asks_nothing_again(tmp_path: Path) -> None:
+    student = counter()
+    for _ in range(2):
+        compiled = together(p=Learn(+1)).compile(student, trainset=numbers(40), strategy="p", run_dir=tmp_path)
+    assert student.count.lm.engine.calls == 2 * 4
+    assert compiled.report.calls == {"held-out": 8}
+
+
+def test_the_report_is_saved_and_shown(tmp_path: Path) -> None:
+    compiled = together(p=Learn(+1)).compile(
+        counter(), trainset=numbers(40), valset=numbers(8), strategy="p", run_dir=tmp_path / "run"
+    )
+    compiled.save(tmp_path / "artifact")
+    kept = json.loads((tmp_path / "artifact" / "artifact.json").read_text())["report"]
+    assert SequenceReport.from_dict(kept) == compiled.report
+    assert compiled.report.conclusion in (tmp_path / "artifact" / "README.md").read_text()
+    assert "<b>p</b>" in compiled.report._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"strategy": "p -> x"}, r"`strategy` is 'p -> x'; names of \['p'\]"),
+        ({"strategy": ""}, "`strategy` is ''"),
+        ({"valset_ratio": 1}, "`valset_ratio` is 1"),
+        ({"optimizer_compile_args": {"q": {}}}, "names 'q'"),
+        ({"optimizer_compile_args": {"p": {"student": None}}}, r"gives 'p' \['student'\]"),
+    ],
+)
+def test_bad_settings_are_named_before_any_call(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    student = counter()
+    with pytest.raises(ConfigError, match=said):
+        together(p=Learn(1)).compile(student, trainset=numbers(9), run_dir=tmp_path, **{"strategy": "p", **given})
+    assert student.count.lm.engine.calls == 0
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ConfigError, match="`p` is a str; a DSPy optimizer is allowed"):
+        dspyc.BetterTogether(right, p="prompts")
+    with pytest.raises(ConfigError, match="`metric` is a int"):
+        dspyc.BetterTogether(3)
+    with pytest.raises(DataError, match="`trainset` is empty"):
+        together(p=Learn(1)).compile(counter(), trainset=[], strategy="p")
+
+
+def test_prompts_then_weights_with_the_optimizers_of_this_library(tmp_path: Path) -> None:
+    optimizer = dspyc.BetterTogether(
+        desk.metric,
+        p=dspyc.BootstrapFewShot(metric=desk.metric, max_bootstrapped_demos=1, max_labeled_demos=0),
+        w=dspyc.BootstrapFinetune(desk.metric, train_kwargs=desk.QUICK, holdout_fraction=0, show_progress=False),
+    )
+    student, teacher = desk.student(), desk.Desk()
+    teacher.set_lm(dspyc.ScriptedLM(desk.expert))
+    compiled = optimizer.compile(
+        student, trainset=desk.examples(12), teacher=teacher, strategy="p -> w", valset_ratio=0.2, run_dir=tmp_path
+    )
+    prompts, weights = (c["program"] for c in sorted(compiled.candidate_programs, key=lambda c: c["strategy"])[1:])
+    assert len(prompts.name.demos) == 1
+    assert prompts.name.lm.model == student.name.lm.model
+    assert len(weights.name.demos) == 1
+    assert weights.name.lm.model != student.name.lm.model
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-1-p", "step-2-w"}
