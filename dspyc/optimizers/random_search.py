@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -117,16 +118,15 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         """The winner, with `candidate_programs` as DSPy has them, `report` and `save`; the arguments are left as they were.
 
         `restrict` names the candidates to consider, by their numbers from -3; without `labeled_sample` candidate -2 has the
-        first labelled examples. `testset` is what the winner's final score is of. Without it a race keeps a fifth of
-        `valset` aside for that. Without a `valset`, folds of `trainset` are kept aside for both.
+        first labelled examples. `testset` is what the winner's final score is of; without it a race takes the training
+        examples that had no part in the winner. Without a `valset`, folds of `trainset` are kept aside for both.
 
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
         """
         started = time.monotonic()
         check_student(student)
-        train, racing = check_examples(trainset, "trainset"), self.rule is not None
-        folds = divide(train, valset, testset, keep_aside=racing, seed=self.seed)
+        folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
         numbers = self._numbers(restrict)
         chosen = choose_teacher(student, teacher, self.teacher_settings)
         maker = _Maker(self, student, chosen, folds.train, labeled_sample, numbers)
@@ -157,6 +157,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                     watch=watch,
                 )
                 winner = race.run({number: _start(makers, maker, number, pool) for number in numbers})
+                if self.rule is not None and not folds.final:
+                    folds = maker.with_final(folds, winner.number)
                 final = _run_all(winner, folds.final, pool) if race.refused is None else []
             for trace in [*maker.runs, *final]:
                 race.usage.add(trace)
@@ -165,7 +167,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 candidates=[_told(lane, maker, winner) for lane in race.lanes],
                 validation=folds.validation_name,
                 final=Score.of([trace.score or 0.0 for trace in final]),
-                final_on=folds.final_name if final or race.refused is None else "the budget was spent",
+                final_on=_final_name(folds, final, race),
                 stopped=race.refused.message if race.refused else None,
                 calls=ledger.calls(),
                 replayed=race.usage.replayed,
@@ -177,7 +179,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             )
             ledger.event("report", **report.to_dict())
         best = artifact.attach(maker.programs[winner.number], report)
-        best.candidate_programs = _candidate_programs(race, winner, final, folds, maker)
+        best.candidate_programs = _candidate_programs(race, winner, maker)
         return best
 
     def _numbers(self, restrict: Iterable[int] | None) -> list[int]:
@@ -216,6 +218,7 @@ class _Maker:
         self.ahead = True
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
+        self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
         self._to_bootstrap = sum(number >= -1 for number in numbers)
         self._lock = threading.Lock()
 
@@ -250,12 +253,23 @@ class _Maker:
             self.runs += [run for attempt in made.attempts for run in attempt.runs]
         return made.program
 
+    def with_final(self, folds: Folds, number: int) -> Folds:
+        """With the training examples that had no part in a candidate: neither its demos nor tried for them.
+
+        The choice among candidates was by other examples, so the score on these is not flattered by it.
+        """
+        named = predictors(self.programs[number], frozen=False)
+        shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
+        tried = self._tried.get(number, set())
+        left = [e for e in self.train if id(e) not in tried and dict(e.items()) not in shown]
+        return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
+
     def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:
         o, train, most = self.options, list(self.train), self.options.max_bootstrapped_demos
         if number >= 0:
             random.Random(number).shuffle(train)
             most = random.Random(number).randint(1, most)
-        return demonstrate(
+        made = demonstrate(
             self.student,
             self.teacher,
             train,
@@ -266,6 +280,8 @@ class _Maker:
             teacher_settings=o.teacher_settings,
             ahead=self.ahead,
         )
+        self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}
+        return made
 
 
 @contextmanager
@@ -307,25 +323,24 @@ def _told(lane: Lane, maker: _Maker, winner: Lane) -> CandidateReport:
     )
 
 
-def _candidate_programs(
-    race: Race, winner: Lane, final: list[Trace], folds: Folds, maker: _Maker
-) -> list[dict[str, Any]]:
-    """DSPy's list, by falling score, the winner first and then those that came further.
+def _final_name(folds: Folds, final: list[Trace], race: Race) -> str:
+    if final:
+        return folds.final_name
+    if race.refused is not None:
+        return "the budget was spent"
+    return "every training example had a part in it; pass a `testset`" if race.rule is not None else "pass a `testset`"
 
-    `subscores` are by the order of `valset`, None for examples that a candidate was not judged by; `score` is their mean.
+
+def _candidate_programs(race: Race, winner: Lane, maker: _Maker) -> list[dict[str, Any]]:
+    """DSPy's list, by falling score, but after a race the winner first and then those that came further.
+
+    `subscores` are by the order of the examples, None where a candidate was not judged; `score` is the mean of the others.
     """
     entries = []
     for lane in race.lanes:
-        subscores: list[float | None] = [None] * folds.size
-        for place, score in zip(folds.places[0], race.by_example(lane), strict=True):
-            subscores[place] = score
-        if lane is winner:
-            for place, trace in zip(folds.places[1], final, strict=False):
-                subscores[place] = trace.score or 0.0
-        known = [score for score in subscores if score is not None]
-        if known:
-            program = maker.programs[lane.number]
-            entry = {"score": percent(known), "subscores": subscores, "seed": lane.number, "program": program}
-            entries.append((lane is winner, len(known), entry))
-    entries.sort(key=lambda e: (e[0] and race.rule is not None, e[1], e[2]["score"]), reverse=True)
-    return [entry for *_, entry in entries]
+        if len(lane.judged):
+            facts = {"score": percent(lane.judged), "subscores": race.by_example(lane), "seed": lane.number}
+            place = (lane is winner and race.rule is not None, len(lane.judged), facts["score"])
+            entries.append((place, {**facts, "program": maker.programs[lane.number]}))
+    entries.sort(key=lambda entry: entry[0], reverse=True)
+    return [entry for _, entry in entries]
