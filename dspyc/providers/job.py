@@ -114,10 +114,13 @@ class RemoteJob(TrainingJob):
         """Cancel the job, at the provider too. False where it was over already."""
         if self.status().over:
             return False
-        self._patiently(lambda: self.provider.stop(self.record), _RETRIES)
-        self._look()
+        try:
+            self._patiently(lambda: self.provider.stop(self.record), _RETRIES)
+        except ProviderError:
+            if not self.status().over:  # else it ended meanwhile, which is why it could not be cancelled
+                raise
         self._look_now.set()
-        return self.record.status != JobStatus.succeeded
+        return self.status() not in (JobStatus.succeeded, JobStatus.failed)
 
     def pause(self) -> None:
         """Pause the job, where the provider can."""

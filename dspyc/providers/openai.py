@@ -56,6 +56,7 @@ class OpenAIProvider(RemoteProvider):
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
     validates: ClassVar[bool] = True
+    timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
     marks: ClassVar[bool] = True  # whether jobs take metadata
 
     def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
@@ -191,7 +192,7 @@ class OpenAIProvider(RemoteProvider):
 
     @cached_property
     def _client(self) -> "openai.OpenAI":
-        return make_client(self.address(), self.key(), self.credentials)
+        return make_client(self.address(), self.key(), self.timeout, self.credentials)
 
     @cached_property
     def _ask(self) -> Asker:

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     import openai
 
 _T = TypeVar("_T")
-_TIMEOUT = 60.0  # seconds without a byte
 _ours: ContextVar[bool] = ContextVar("dspyc_openai_call", default=False)
 
 
-def make_client(base_url: str | None, api_key: str | None, credentials: str) -> "openai.OpenAI":
+def make_client(base_url: str | None, api_key: str | None, timeout: float, credentials: str) -> "openai.OpenAI":
     """A client for OpenAI (no address) or any server that speaks its protocol.
 
     Raises:
@@ -31,7 +30,7 @@ def make_client(base_url: str | None, api_key: str | None, credentials: str) -> 
     if not api_key:
         raise ProviderError("There is no key for OpenAI's protocol.", hint=credentials)
     # A repeated request could start a second job: what may be asked again is decided by the caller.
-    return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=_TIMEOUT)
+    return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
 
 
 class Asker:

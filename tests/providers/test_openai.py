@@ -222,6 +222,22 @@ def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
         job.status()
 
 
+def test_a_server_that_hangs_is_asked_again(server: OpenAIServer) -> None:
+    class Impatient(OpenAIProvider):
+        timeout = 0.2
+
+    provider = Impatient({"api_base": server.url}, {"api_key": KEY}, polling=QUICK)
+    creating, create = server.hold(f"POST {JOBS}", after=True)
+    looking, look = server.hold(f"GET {JOBS}/")
+    job = dspyc.LM(BASE, provider=provider).finetune(rows(), TrainDataFormat.CHAT, {})
+    assert creating.is_set()
+    assert job.wait(60) is JobStatus.succeeded
+    assert looking.is_set()
+    assert created(server) == 1
+    create.set()
+    look.set()
+
+
 def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServer) -> None:
     job = start(server)
     server.key = "sk-canary-another-key"
