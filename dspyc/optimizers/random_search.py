@@ -134,15 +134,14 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         identity = self._identity(maker, folds, numbers)
         with Ledger(run_folder(self.run_dir, identity), budget=self.budget) as ledger:
             # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that.
-            reports = ledger.events("report")
-            maker.ahead = all(report["fingerprints"].get("compile") != identity for report in reports)
+            whole = [r for r in ledger.events("report") if not r.get("stopped")]
+            maker.ahead = all(report["fingerprints"].get("compile") != identity for report in whole)
             ledger.event("compile", identity=identity, train=len(folds.train), validation=len(folds.validation))
             known = {} if maker.ahead else recorded(ledger, "candidate")
             with (
                 _threads(min(len(numbers), threads + 2)) as makers,
-                Pool(
-                    ledger, metric=self.metric, num_threads=threads, recorded=known
-                ) as pool,  # left first: makers wait for its runs
+                # Left before the makers are: they wait for its runs.
+                Pool(ledger, metric=self.metric, num_threads=threads, recorded=known) as pool,
                 search_view(show=self.show_progress) as watch,
             ):
                 race = Race(
