@@ -285,11 +285,11 @@ def test_an_unknown_job_and_an_unsupported_model(server: OpenAIServer) -> None:
 def test_who_may_no_longer_create_jobs_is_told_the_alternatives(
     server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OpenAIProvider, "address", lambda self: None)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # the SDK's own variable: OpenAI itself is played by the server
+    lm = dspyc.LM(BASE, api_key=KEY)  # without an address it is OpenAI itself,
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # which the SDK's own variable lets the server play
     server.fail(f"POST {JOBS}", 403)
     with pytest.raises(ProviderError, match="403") as caught:
-        start(server)
+        lm.finetune(rows(), TrainDataFormat.CHAT, {})
     for alternative in ("2026-05-07", "Azure", "Bedrock", "LocalLM", "api_base"):
         assert alternative in caught.value.hint
 
