@@ -114,8 +114,6 @@ __all__ = [  # noqa: RUF022 (in plain order)
 def __getattr__(name: str) -> Any:
     if name == "providers":  # for dspyc.providers.attach
         return importlib.import_module(".providers", __name__)
-    if name == "providers":  # for dspyc.providers.attach
-        return importlib.import_module(".providers", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module 'dspyc' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
