@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import dspy
@@ -177,6 +177,10 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 fingerprints={"compile": identity, "data": data_fingerprint(folds.train)},
             )
             ledger.event("report", **report.to_dict())
+            for told in report.candidates:
+                facts = {**asdict(told), **(asdict(told.score) if told.score else {})}
+                facts.pop("score")
+                ledger.record_candidate(str(told.number), facts.pop("mean", None), facts)
         best = artifact.attach(maker.programs[winner.number], report)
         best.candidate_programs = _candidate_programs(race, winner, maker)
         return best

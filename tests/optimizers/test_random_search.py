@@ -12,6 +12,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler.budget import Budget
+from dspyc.compiler.ledger import Ledger
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.signatures import program_fingerprint
 
@@ -100,6 +101,9 @@ def test_every_candidate_says_what_it_saw_and_why_it_left(tmp_path: Path) -> Non
         if candidate.score.examples < len(VALIDATION):
             assert f"behind candidate {report.winner}" in candidate.ended
     assert {candidate.score.examples for candidate in report.candidates} > {len(VALIDATION)}
+    with Ledger(tmp_path) as ledger:
+        kept = {found["id"]: found["score"] for found in ledger.candidates()}
+    assert kept == {str(candidate.number): candidate.score.mean for candidate in report.candidates}
 
 
 def test_the_same_seed_gives_the_same_search_however_fast_its_threads(tmp_path: Path) -> None:
