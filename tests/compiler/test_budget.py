@@ -59,8 +59,9 @@ def test_many_threads_do_not_exceed_calls(tmp_path: Path) -> None:
                 together.wait(timeout=1)  # eight calls are under way at once where eight may be
         return desk.expert(inputs)
 
-    made, _, _ = run(tmp_path, Budget(calls=13), threads=8, answer=answer)
-    assert made == 13
+    # Eight examples with two calls each are none finished, which would be an error; the seventeenth call finishes one.
+    made, _, _ = run(tmp_path, Budget(calls=17), threads=8, answer=answer)
+    assert made == 17
 
 
 def test_tokens_are_exceeded_by_the_calls_under_way_at_most(tmp_path: Path) -> None:
