@@ -66,11 +66,10 @@ def load_metric(reference: str) -> Callable[..., Any]:
     Raises:
         ConfigError: The reference cannot be followed, or leads to something that cannot be called.
     """
+    from ..evaluation import check_metric
+
     metric = load_reference(reference)
-    if not callable(metric):
-        raise ConfigError(
-            f"{reference} is a {type(metric).__name__}; a function of (example, prediction, trace=None) is allowed."
-        )
+    check_metric(metric, reference)
     return metric  # type: ignore[no-any-return]
 
 

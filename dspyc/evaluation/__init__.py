@@ -5,6 +5,6 @@ low, high = paired_interval(before, after, seed=0)     # of mean(after) - mean(b
 """
 
 from .intervals import mean, paired_interval
-from .metrics import as_score, call_metric, metric_fingerprint
+from .metrics import as_score, call_metric, check_metric, metric_fingerprint
 
-__all__ = ["as_score", "call_metric", "mean", "metric_fingerprint", "paired_interval"]
+__all__ = ["as_score", "call_metric", "check_metric", "mean", "metric_fingerprint", "paired_interval"]

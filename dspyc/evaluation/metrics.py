@@ -43,6 +43,12 @@ def as_score(value: Any, metric: Metric | None = None) -> float:
     return number
 
 
+def check_metric(metric: Any, name: str = "`metric`") -> None:
+    """Raises ConfigError unless `metric` can be called; `name` says in the message what it was given as."""
+    if not callable(metric):
+        raise ConfigError(f"{name} is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+
+
 def metric_fingerprint(metric: Metric | None) -> str:
     """What the metric is, as far as can be seen: its qualified name and source."""
     if metric is None:

@@ -25,10 +25,11 @@ from ..compiler.ledger import Ledger
 from ..compiler.search_report import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
 from ..errors import ConfigError
-from ..evaluation import metric_fingerprint, paired_interval
+from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
+from .checks import check_limits, check_share
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder
 
@@ -48,8 +49,7 @@ class BetterTogether(Teleprompter):
 
     def __init__(self, metric: Metric, **optimizers: Teleprompter) -> None:
         super().__init__()
-        if not callable(metric):
-            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        check_metric(metric)
         self.metric = metric
         self.optimizers: dict[str, Teleprompter] = optimizers or {
             "p": BootstrapFewShotWithRandomSearch(metric),
@@ -91,6 +91,7 @@ class BetterTogether(Teleprompter):
             Exception: A step's own error, as it was raised; what the steps before it paid for is kept.
         """
         started, seed = time.monotonic(), seed or 0
+        check_limits(max_errors)
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed)
@@ -234,8 +235,7 @@ def _split(
     """Examples to learn from, and those that compare the steps."""
     if valset is not None:
         return train, check_examples(valset, "valset", allow_empty=True)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise ConfigError(f"`valset_ratio` is {share!r}; a share from 0 up to, not including, 1 is allowed.")
+    check_share("valset_ratio", share)
     held_out = set(random.Random(f"held out {seed}").sample(range(len(train)), int(share * len(train))))
     if share and not held_out:
         logger.warning("Too few examples to hold any out: steps will not be compared. Pass a `valset`.")

@@ -26,12 +26,13 @@ from ..compiler.pool import Pool
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
 from ..compiler.withheld import withheld, withhold
-from ..errors import BootstrapError, ConfigError, ProgramError
-from ..evaluation import metric_fingerprint
+from ..errors import BootstrapError, ProgramError
+from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from .labeled_few_shot import LabeledFewShot, blank_copy, check_count, check_fit, fitted
+from .checks import check_count, check_fit, check_limits
+from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
 from .runs import data_fingerprint, run_folder
 from .teachers import choose_teachers
 
@@ -163,13 +164,12 @@ class BootstrapFewShot(Teleprompter):
         show_progress: bool = True,
     ) -> None:
         super().__init__()
-        if metric is not None and not callable(metric):
-            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        if metric is not None:
+            check_metric(metric)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos)
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)
-        if max_errors is not None:
-            check_count("max_errors", max_errors, least=1)
+        check_limits(max_errors, budget)
         check_fit(fit_context)
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})

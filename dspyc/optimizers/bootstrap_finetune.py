@@ -25,7 +25,7 @@ from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import fitted_to, rescored
 from ..errors import BudgetError, ConfigError
-from ..evaluation import metric_fingerprint
+from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import (
     adapt,
@@ -38,6 +38,7 @@ from ..signatures import (
     predictors,
     program_fingerprint,
 )
+from .checks import check_limits, check_share
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
@@ -94,19 +95,15 @@ class BootstrapFinetune(Teleprompter):
         show_progress: bool = True,
     ) -> None:
         super().__init__()
-        if metric is not None and not callable(metric):
-            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        if metric is not None:
+            check_metric(metric)
         if on_regression not in ("warn", "raise", "keep_student"):
             raise ConfigError(f"`on_regression` is {on_regression!r}; 'warn', 'raise' and 'keep_student' are allowed.")
-        for name, share in (("validation_fraction", validation_fraction), ("holdout_fraction", holdout_fraction)):
-            if not 0 <= share < 1:
-                raise ConfigError(f"`{name}` is {share!r}; a share from 0 up to, not including, 1 is allowed.")
-        if max_errors is not None and (isinstance(max_errors, bool) or max_errors < 1):
-            raise ConfigError(f"`max_errors` is {max_errors!r}; a whole number from 1 is allowed.")
+        check_share("validation_fraction", validation_fraction)
+        check_share("holdout_fraction", holdout_fraction)
+        check_limits(max_errors, budget)
         if teacher_lm is not None and not isinstance(teacher_lm, dspy.BaseLM):
             raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
-        if budget is not None and not isinstance(budget, Budget):
-            raise ConfigError(f"`budget` is {budget!r}; a dspyc.Budget is allowed.")
         self.metric, self.metric_threshold = metric, metric_threshold
         self.multitask, self.exclude_demos, self.balance = multitask, exclude_demos, balance
         self.train_kwargs = dict(train_kwargs or {})

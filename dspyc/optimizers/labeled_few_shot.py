@@ -10,8 +10,8 @@ from dspy.teleprompt import Teleprompter
 from ..compiler.bootstrap import check_examples
 from ..compiler.demos import labelled
 from ..compiler.fitting import fitting
-from ..errors import ConfigError
 from ..signatures import copy_program, predictors
+from .checks import check_count, check_fit
 
 
 class LabeledFewShot(Teleprompter):
@@ -74,15 +74,3 @@ def blank_copy(program: dspy.Module) -> dspy.Module:
         if lm is not None:
             parameter.lm = lm
     return copied
-
-
-def check_count(name: str, value: Any, *, least: int = 0) -> None:
-    """Raises ConfigError unless `value` is a whole number from `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"`{name}` is {value!r}; a whole number from {least} is allowed.")
-
-
-def check_fit(value: Any) -> None:
-    """Raises ConfigError unless `value` can say what prompts have to fit."""
-    if not isinstance(value, bool):
-        check_count("fit_context", value, least=1)

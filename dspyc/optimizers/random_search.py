@@ -30,12 +30,13 @@ from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Subject, Trace, recorded
 from ..errors import BootstrapError, BudgetError, ConfigError
-from ..evaluation import metric_fingerprint
+from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .bootstrap_few_shot import Demonstrated, Sizes, choose_teacher, demonstrate
+from .checks import check_count, check_limits
 from .folds import Folds, divide
-from .labeled_few_shot import LabeledFewShot, blank_copy, check_count
+from .labeled_few_shot import LabeledFewShot, blank_copy
 from .runs import data_fingerprint, run_folder
 
 _MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
@@ -88,14 +89,12 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         show_progress: bool = True,
     ) -> None:
         super().__init__()
-        if not callable(metric):
-            raise ConfigError(f"`metric` is a {type(metric).__name__}; a function of (example, prediction) is allowed.")
+        check_metric(metric)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos, least=1)
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)
         check_count("num_candidate_programs", num_candidate_programs)
-        if max_errors is not None:
-            check_count("max_errors", max_errors, least=1)
+        check_limits(max_errors, budget)
         self.rule = Rule(risk) if race else None
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})
