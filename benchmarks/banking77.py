@@ -11,9 +11,7 @@ The student is made on the spot: 2.2 M random weights (4 layers of 192), and a v
 reads lower-cased text. `--student` takes any other; the bundled one scores less here (docs/log.md says what was tried).
 """
 
-import argparse
 import csv
-import json
 import random
 import sys
 import tempfile
@@ -23,10 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dspy
+from harness import options, publish, say
 from machine import machine
 
 import dspyc
 
+RESULTS = Path(__file__).parent / "results" / "banking77.json"
 # Chosen on 1,000 held-out training rows, never on test rows: docs/log.md has the others.
 RECIPE: dict[str, Any] = {
     "method": "full",
@@ -136,7 +136,7 @@ def measure(train: Rows, test: Rows, student: str | None, epochs: float, seed: i
     program = make_program((category for _, category in train), base)
     compiled = optimizer.compile(program, trainset=examples(train))
     trained = time.monotonic()
-    print(f"trained on {len(train):,} rows in {trained - started:.0f} s", file=sys.stderr)
+    say(f"trained on {len(train):,} rows in {trained - started:.0f} s")
     # Its bar would stand on stdout, before the JSON.
     evaluate = dspy.Evaluate(
         devset=examples(test), metric=exact, num_threads=64, display_progress=False, max_errors=len(test) + 1
@@ -155,7 +155,7 @@ def measure(train: Rows, test: Rows, student: str | None, epochs: float, seed: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--data", type=Path, help="a folder with train.csv and test.csv")
     parser.add_argument("--rows", type=int, help="only the first so many of the shuffled training rows")
     parser.add_argument(
@@ -163,21 +163,15 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="nothing on stdout but the JSON line")
-    parser.add_argument("--save", type=Path, help="also write the result, with the machine it was measured on")
     args = parser.parse_args()
 
     train, test = load_rows(args.data)
     if args.rows is not None:
         train = random.Random(args.seed).sample(train, min(args.rows, len(train)))
-    if not args.json:
-        print(f"Banking77: {len(train):,} training rows, {len(test):,} test rows, {args.epochs:g} epochs")
+    say(f"Banking77: {len(train):,} training rows, {len(test):,} test rows, {args.epochs:g} epochs")
     with tempfile.TemporaryDirectory(prefix="banking77-") as folder:
         result = measure(train, test, args.student, args.epochs, args.seed, Path(folder))
-    if args.save is not None:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps({**result, "recipe": RECIPE, "machine": machine()}, indent=2) + "\n")
-    print(json.dumps(result))
+    publish({**result, "recipe": RECIPE, "machine": machine()}, args)
 
 
 if __name__ == "__main__":

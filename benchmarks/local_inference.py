@@ -31,10 +31,8 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
 import queue
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -44,6 +42,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from harness import TurnError, Turns, options, publish, run_turn, say, some_of
 from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "local_inference.json"
@@ -364,30 +363,17 @@ class Continuous(Generate):
 # ---------------------------------------------------------------------------------------------------- the comparison
 
 
-class TurnError(Exception):
-    """A turn's process ended with an error."""
-
-
 class Bench:
     """Starts the turns of one benchmark and puts their figures together."""
 
     def __init__(self, args: argparse.Namespace, folder: str) -> None:
-        self.args, self.quiet = args, args.json
-        self.common = {"folder": folder, "model": f"{folder}/model"}
+        self.args, self.folder = args, folder
+        self.run = Turns(__file__, folder=folder, model=f"{folder}/model")
         self.prepared = self.run("prepare", shapes=args.shapes, prompts=args.prompts)["shapes"]
-
-    def run(self, name: str, **facts: Any) -> dict[str, Any]:
-        turn = json.dumps({"turn": name, **self.common, **facts})
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, __file__, "--turn", turn]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise TurnError(f"{turn} failed:\n{done.stderr[-4000:]}")
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
     def compare(self, shape: str, mode: str) -> dict[str, Any]:
         """Rows/s of every side, in turns."""
-        where = {"prompts_file": f"{self.common['folder']}/{shape}.json", "threads": self.args.threads}
+        where = {"prompts_file": f"{self.folder}/{shape}.json", "threads": self.args.threads}
         turns: dict[str, list[dict[str, Any]]] = {side: [] for side in self.args.sides}
         failed: dict[str, str] = {}
         for _ in range(self.args.repeats):
@@ -400,10 +386,10 @@ class Bench:
                     if side == "ours":
                         raise
                     failed[side] = str(error).splitlines()[-1]
-                    self.say(f"{shape:9}{mode:8}{side:11} cannot be had here: {failed[side]}")
+                    say(f"{shape:9}{mode:8}{side:11} cannot be had here: {failed[side]}")
                     continue
                 turns[side].append(found)
-                self.say(f"{shape:9}{mode:8}{side:11}{found['rows_per_s']:8.2f} rows/s")
+                say(f"{shape:9}{mode:8}{side:11}{found['rows_per_s']:8.2f} rows/s")
         return {**self.summary(turns, mode), "failed": failed}
 
     @staticmethod
@@ -431,41 +417,24 @@ class Bench:
             if part in self.args.parts:
                 seconds = self.run(part)
                 found[part] = {**seconds, "ratio": round(seconds[over] / seconds[under], 3)}
-                self.say(f"{part:17}{found[part]['ratio']:.2f}")
+                say(f"{part:17}{found[part]['ratio']:.2f}")
         if "constrained" in self.args.parts:
             found["constrained"] = {}
             for shape in ("classify", "cot", "free_text"):
                 asked = {"prompts": self.args.prompts, "threads": self.args.threads, "repeats": self.args.repeats}
                 found["constrained"][shape] = self.run("constrained", shape=shape, **asked)
-                self.say(f"constrained {shape}: {found['constrained'][shape]}")
+                say(f"constrained {shape}: {found['constrained'][shape]}")
         settings = {"prompts": self.args.prompts, "threads": self.args.threads, "new_tokens": NEW_TOKENS}
         return {**found, **settings, "repeats": self.args.repeats, "machine": machine()}
 
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr if self.quiet else sys.stdout, flush=True)
-
 
 def arguments() -> argparse.Namespace:
-    def some_of(*allowed: str) -> Any:
-        def read(text: str) -> list[str]:
-            if unknown := set(text.split(",")) - set(allowed):
-                raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(allowed)}")
-            return text.split(",")
-
-        return read
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", type=some_of(*PARTS), default=list(PARTS), help=",".join(PARTS))
-    parser.add_argument("--shapes", type=some_of(*SHAPES), default=list(SHAPES), help=",".join(SHAPES))
-    parser.add_argument("--modes", type=some_of(*MODES), default=list(MODES), help=",".join(MODES))
-    parser.add_argument("--sides", type=some_of(*SIDES), default=list(SIDES), help=",".join(SIDES))
+    parser = options(__doc__, RESULTS)
+    for name, allowed in {"--parts": PARTS, "--shapes": SHAPES, "--modes": MODES, "--sides": SIDES}.items():
+        parser.add_argument(name, **some_of(allowed))
     parser.add_argument("--prompts", type=int, default=128, help="of each shape")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    parser.add_argument("--json", action="store_true", help="nothing on stdout but the JSON line")
-    parser.add_argument(
-        "--save", type=Path, nargs="?", const=RESULTS, help=f"also write it; by itself to {RESULTS.name}"
-    )
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if "ours" not in args.sides:
@@ -476,8 +445,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     if args.turn:
-        turn = json.loads(args.turn)
-        print(json.dumps(TURNS[turn.pop("turn")](turn)))
+        run_turn(args.turn, TURNS)
         return
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         sys.exit(f"{' and '.join(missing)} cannot be imported: pip install 'dspyc[local]'")
@@ -486,10 +454,7 @@ def main() -> None:
             result = Bench(args, folder).result()
         except TurnError as error:
             sys.exit(str(error))
-    if args.save is not None:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    publish(result, args)
 
 
 if __name__ == "__main__":

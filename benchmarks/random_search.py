@@ -19,7 +19,6 @@ and 16 threads, a median of turns; `overhead_ms` is by call. `resume_seconds`: a
 for again; `resume_calls` is what that called. `ledger_mib` and `ledger_open_seconds` are of 100,000 calls.
 """
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -27,7 +26,6 @@ import json
 import logging
 import math
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -38,6 +36,7 @@ from typing import Any
 
 import dspy
 from dspy import lm15
+from harness import options, publish, say, some_of
 from machine import machine
 
 import dspyc
@@ -164,7 +163,7 @@ def turn(side: str, world: Simulated, **options: Any) -> dict[str, Any]:
     return {"seconds": seconds, "calls": world.calls - before, "quality": world.quality(chosen)}
 
 
-def compare(repeats: int, spread: float, latency: float, say: Any) -> dict[str, Any]:
+def compare(repeats: int, spread: float, latency: float) -> dict[str, Any]:
     """Both sides on the same worlds, in turns."""
     pairs = []
     for seed in range(repeats):
@@ -189,7 +188,7 @@ def shown(found: dict[str, Any]) -> str:
     return f"{found['seconds']:6.2f} s {found['calls']:5} calls, quality {found['quality']:.4f}"
 
 
-def no_race(spread: float, say: Any) -> float:
+def no_race(spread: float) -> float:
     ratios = []
     for seed in range(3):
         found = turn("ours", Simulated(seed, spread, LATENCY), race=False)
@@ -198,7 +197,7 @@ def no_race(spread: float, say: Any) -> float:
     return round(statistics.median(ratios), 3)
 
 
-def bootstrap_bound(say: Any) -> float:
+def bootstrap_bound() -> float:
     world, number, latency, threads = Simulated(0, 0.0, 0.0), 150, 2.0, 32
     world.latency = latency
     settings = {"max_bootstrapped_demos": number, "max_labeled_demos": 0, "num_threads": threads, "max_errors": 1000}
@@ -211,7 +210,7 @@ def bootstrap_bound(say: Any) -> float:
     return round(seconds / (math.ceil(number / threads) * latency), 3)
 
 
-def overhead(say: Any) -> dict[str, Any]:
+def overhead() -> dict[str, Any]:
     """Time by call of an evaluation whose engine answers at once, ours and dspy.Evaluate's."""
     lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})
     examples = Simulated(0, 0.0, 0.0).examples("validation", VALIDATION)
@@ -244,7 +243,7 @@ def overhead(say: Any) -> dict[str, Any]:
     }
 
 
-def resume(say: Any) -> dict[str, Any]:
+def resume() -> dict[str, Any]:
     """A finished search, asked for again."""
     world = Simulated(0, 0.3, 0.0)
     data = {"trainset": world.examples("training", TRAIN), "valset": world.examples("validation", 525)}
@@ -260,7 +259,7 @@ def resume(say: Any) -> dict[str, Any]:
     return {"resume_seconds": round(took[1][0], 3), "resume_calls": took[1][1], "resume_of_calls": took[0][1]}
 
 
-def ledger_size(say: Any, calls: int = 100_000) -> dict[str, Any]:
+def ledger_size(calls: int = 100_000) -> dict[str, Any]:
     """A ledger of so many calls, each with 16 demos before its question, of 500 characters each."""
     demos = [json.dumps({"role": "user", "content": f"{i} {'x' * 500}"}) for i in range(2000)]
 
@@ -289,37 +288,25 @@ def ledger_size(say: Any, calls: int = 100_000) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--spread", type=float, default=0.4, help="of abilities; qualities then differ by some 0.09")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
-    parser.add_argument("--json", action="store_true", help="nothing on stdout but the JSON line")
-    parser.add_argument("--save", type=Path, nargs="?", const=RESULTS, help=f"also write it; alone to {RESULTS.name}")
+    parser.add_argument("--parts", **some_of(PARTS))
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"--parts names {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
-
     logging.disable(logging.WARNING)
     parts: dict[str, Any] = {
-        "search": lambda: compare(args.repeats, args.spread, LATENCY, say),
-        "no_race": lambda: {"no_race_bound_ratio": no_race(args.spread, say)},
-        "bootstrap": lambda: {"bootstrap_bound_ratio": bootstrap_bound(say)},
-        "overhead": lambda: overhead(say),
-        "resume": lambda: resume(say),
-        "ledger": lambda: ledger_size(say),
-        "spreads": lambda: {"spreads": {s: compare(args.repeats, s, 0.0, say) for s in (0.2, 0.4, 0.8)}},
+        "search": lambda: compare(args.repeats, args.spread, LATENCY),
+        "no_race": lambda: {"no_race_bound_ratio": no_race(args.spread)},
+        "bootstrap": lambda: {"bootstrap_bound_ratio": bootstrap_bound()},
+        "overhead": overhead,
+        "resume": resume,
+        "ledger": ledger_size,
+        "spreads": lambda: {"spreads": {s: compare(args.repeats, s, 0.0) for s in (0.2, 0.4, 0.8)}},
     }
     result: dict[str, Any] = {}
     for name in args.parts:
         result |= parts[name]()
-    result |= {"repeats": args.repeats, "spread": args.spread, "machine": machine()}
-    if args.save is not None:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    publish(result | {"repeats": args.repeats, "spread": args.spread, "machine": machine()}, args)
 
 
 if __name__ == "__main__":

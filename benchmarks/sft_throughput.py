@@ -29,7 +29,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import TurnError, Turns, options, publish, run_turn, say, some_of
 from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "sft_throughput.json"
@@ -316,47 +316,34 @@ TURNS = {turn.__name__: turn for turn in (prepare, ours, trl, matmul, gradients)
 # ---------------------------------------------------------------------------------------------------- the comparison
 
 
-class TurnError(Exception):
-    """A turn's process ended with an error, or trained on something else."""
-
-
 class Bench:
     """Starts the turns of one benchmark and puts their figures together."""
 
     def __init__(self, args: argparse.Namespace, folder: str) -> None:
-        self.args, self.quiet = args, args.json
-        self.common = {"folder": folder, "model": f"{folder}/model", "device": args.device, "method": args.method}
+        self.args, self.folder = args, folder
+        self.run = Turns(__file__, folder=folder, model=f"{folder}/model", device=args.device, method=args.method)
         self.choices = {**VARIANTS, **(ON_CUDA if args.device == "cuda" else {})}
         self.prepared = self.run("prepare", shapes=args.shapes, rows=args.rows)
         self.precisions = args.precisions or self.prepared["precisions"]
 
-    def run(self, name: str, **facts: Any) -> dict[str, Any]:
-        turn = json.dumps({"turn": name, **self.common, **facts})
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, __file__, "--turn", turn]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise TurnError(f"{turn} failed:\n{done.stderr[-4000:]}")
-        return json.loads(done.stdout.splitlines()[-1])
-
     def train(self, side: str, shape: str, precision: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         facts = self.prepared["shapes"][shape]
-        where = {"rows_file": f"{self.common['folder']}/{shape}.json", "tokens_per_row": facts["tokens_per_row"]}
+        where = {"rows_file": f"{self.folder}/{shape}.json", "tokens_per_row": facts["tokens_per_row"]}
         found = self.run(side, **where, precision=precision, settings=settings or {})
         if found.pop("learned", None) not in (None, facts["learned"]):
             raise TurnError(f"trl and dspyc do not learn the same tokens of the rows of {shape}.")
-        self.say(f"{shape:9}{precision:6}{side:5}{found['rows_per_s']:8.3f} rows/s{found['peak_mib']:9.1f} MiB")
+        say(f"{shape:9}{precision:6}{side:5}{found['rows_per_s']:8.3f} rows/s{found['peak_mib']:9.1f} MiB")
         return found
 
     def variants(self, shape: str) -> dict[str, Any]:
         """rows/s of each of trl's settings, in every precision."""
         found: dict[str, Any] = {}
         for (name, settings), precision in itertools.product(self.choices.items(), self.precisions):
-            self.say(f"trl: {name}")
+            say(f"trl: {name}")
             try:
                 rate = self.train("trl", shape, precision, settings)["rows_per_s"]
             except TurnError as error:
-                self.say(f"{shape} {precision}: cannot be had here: {str(error).splitlines()[-1]}")
+                say(f"{shape} {precision}: cannot be had here: {str(error).splitlines()[-1]}")
             else:
                 found.setdefault(name, {})[precision] = round(rate, 4)
         return found
@@ -402,31 +389,16 @@ class Bench:
         settings = {"method": self.args.method, "device": self.args.device, "rows_a_step": BATCH, "recipe": RECIPE}
         return {**result, **settings, "repeats": self.args.repeats, "machine": machine("trl", "datasets")}
 
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr if self.quiet else sys.stdout, flush=True)
-
 
 def arguments() -> argparse.Namespace:
-    def one_of(*allowed: str) -> Any:
-        def read(text: str) -> list[str]:
-            if unknown := set(text.split(",")) - set(allowed):
-                raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(allowed)}")
-            return text.split(",")
-
-        return read
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", type=one_of(*SHAPES), default=list(SHAPES), help="classify,cot,demos")
+    parser = options(__doc__, RESULTS)
+    parser.add_argument("--shapes", **some_of(SHAPES))
     parser.add_argument("--rows", type=int, default=96, help=f"of each shape, a multiple of {BATCH}")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of turns")
-    parser.add_argument("--precisions", type=one_of("bf16", "fp32"), help="bf16,fp32")
+    parser.add_argument("--precisions", **{**some_of(("bf16", "fp32")), "default": None})
     parser.add_argument("--method", choices=("full", "lora"), default="full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--trl-variants", action="store_true", help="measure trl's settings instead")
-    parser.add_argument("--json", action="store_true", help="nothing on stdout but the JSON line")
-    parser.add_argument(
-        "--save", type=Path, nargs="?", const=RESULTS, help=f"also write it; by itself to {RESULTS.name}"
-    )
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rows < (WARM_UP + 1) * BATCH or args.rows % BATCH:
@@ -437,8 +409,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     if args.turn:
-        turn = json.loads(args.turn)
-        print(json.dumps(TURNS[turn.pop("turn")](turn)))
+        run_turn(args.turn, TURNS)
         return
     if missing := [name for name in ("trl", "datasets", "torch") if importlib.util.find_spec(name) is None]:
         sys.exit(f"{' and '.join(missing)} cannot be imported: pip install 'dspyc[bench]'")
@@ -448,10 +419,7 @@ def main() -> None:
             result = {shape: bench.variants(shape) for shape in args.shapes} if args.trl_variants else bench.result()
         except TurnError as error:
             sys.exit(str(error))
-    if args.save is not None:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    publish(result, args)
 
 
 if __name__ == "__main__":
