@@ -161,7 +161,7 @@ def read_settings(model: str, train_kwargs: Mapping[str, Any]) -> BedrockSetting
         role_arn=_role(train_kwargs.get("role_arn")),
         hyperparameters=hyperparameters(base, train_kwargs.get("hyperparameters") or {}),
         job_name=None if name is None else str(name),
-        aws_profile=None if profile == "default" else profile,
+        aws_profile=None if profile == "default" and not os.environ.get("AWS_PROFILE") else profile,
         aws_region=train_kwargs.get("aws_region"),
         start_endpoint=endpoint is not False,
         model_units=train_kwargs.get("model_units", 1),

@@ -1,6 +1,7 @@
 """Which provider a model's name leads to, without loading any of them."""
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ CATALOG = {
     "vertex": Entry("vertex", "VertexProvider", ("vertex_ai/", "vertex/")),
 }
 
+_NOVA = re.compile(r"bedrock/(converse/)?([a-z-]+\.)?amazon\.nova-[a-z]+-v1")
+
 
 def provider_name(model: str) -> str | None:
     """The provider that trains models of this name; None where none does."""
@@ -36,9 +39,12 @@ def provider_name(model: str) -> str | None:
 
 
 def called(model: str) -> str:
-    """The model's name as DSPy calls it: `together/x` is `together_ai/x`, and `ft:x` is `openai/ft:x`."""
+    """The model's name as DSPy calls it: `together/x` is `together_ai/x`, `ft:x` is `openai/ft:x`, and Nova has the version
+    without which Bedrock does not know it."""
     if model.startswith("ft:"):
         return f"openai/{model}"
+    if _NOVA.fullmatch(model):
+        return f"{model}:0"
     for entry in CATALOG.values():
         for prefix in entry.prefixes[1:]:
             if model.startswith(prefix):

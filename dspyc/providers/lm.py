@@ -12,20 +12,23 @@ from .local import LocalLM
 _HERE = ("local/", "dspyc/")
 
 
-def LM(model: str, **settings: Any) -> dspy.LM:  # noqa: N802 (reads as a class)
+def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (reads as a class)
     """A `dspy.LM` whose provider is found from its name.
 
         lm = LM("openai/gpt-4.1-mini-2025-04-14")        # also azure/, bedrock/, databricks/, together_ai/, fireworks_ai/,
         job = lm.finetune(rows, TrainDataFormat.CHAT)    # vertex_ai/, and dspyc/tiny or local/<folder or hub id> for here
 
     Args:
-        model: `provider/model`. Models of other providers can be called and not trained.
+        model: `provider/model`. Models of other providers can be called and not trained. Of an LM, such as a job's result, a
+            copy is made.
         **settings: Those of `dspy.LM`, and what the provider needs to be reached (docs/providers.md): `api_base`, `api_key`,
             `aws_profile`, … Secrets stay in memory.
 
     Raises:
         ConfigError: An address with a password in it, or, for a model here, a setting that it does not have.
     """
+    if isinstance(model, dspy.BaseLM):
+        return model.copy(**settings)
     if not isinstance(model, str) or not model.strip():
         raise ConfigError(
             f"LM's model is {model!r}.", hint="Give it as provider/model: 'openai/gpt-4.1-mini-2025-04-14'."

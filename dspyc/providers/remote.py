@@ -57,6 +57,9 @@ class JobStatus(str, Enum):
     failed = "failed"
     cancelled = "cancelled"
 
+    def __str__(self) -> str:
+        return self.value
+
     @property
     def over(self) -> bool:
         """Whether nothing will change it."""

@@ -171,10 +171,10 @@ def test_threads_that_order_the_same_start_one_job(server: OpenAIServer) -> None
 
 
 def test_a_job_that_failed_may_be_ordered_again(server: OpenAIServer) -> None:
-    server.outcome = "failed"
+    server.failure = "The file has 3 examples of one kind"
     with pytest.raises(TrainingError, match=r"3 examples of one kind \(invalid_file\)"):
         start(server).result(60)
-    server.outcome = "succeeded"
+    server.failure = ""
     assert start(server).result(60).model.endswith("ftjob-2")
 
 
@@ -295,7 +295,7 @@ def test_who_may_no_longer_create_jobs_is_told_the_alternatives(
 
 
 def test_a_server_that_speaks_something_else(server: OpenAIServer) -> None:
-    server.answer = lambda *_: (200, {"hello": "world"})  # type: ignore[method-assign]
+    server.carry_out = lambda *_: {"hello": "world"}  # type: ignore[method-assign]
     with pytest.raises(ProviderError, match="without an id"):
         start(server)
 
@@ -401,7 +401,7 @@ def test_an_address_with_a_password_is_refused() -> None:
         ("openai/gpt-4.1", "openai", "openai/gpt-4.1"),
         ("ft:gpt-4.1:x", "openai", "openai/ft:gpt-4.1:x"),
         ("azure/x", "azure", "azure/x"),
-        ("bedrock/amazon.nova-lite-v1", "bedrock", "bedrock/amazon.nova-lite-v1"),
+        ("bedrock/amazon.nova-lite-v1", "bedrock", "bedrock/amazon.nova-lite-v1:0"),
         ("databricks/x", "databricks", "databricks/x"),
         ("together/x/y", "together", "together_ai/x/y"),
         ("fireworks_ai/x", "fireworks", "fireworks_ai/x"),
