@@ -8,6 +8,7 @@ _home = tempfile.mkdtemp(prefix="dspyc-tests-")
 os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
 os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # DSPy's prices too; they would be fetched, and waited for
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Small matrices gain nothing from threads, and lose much where tests share the cores with anything else.
 os.environ["OMP_NUM_THREADS"] = "1"
