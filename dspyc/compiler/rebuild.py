@@ -12,6 +12,7 @@ import dspy
 
 from ..errors import ArtifactError
 from ..signatures import predictors, signature_fingerprint
+from ..signatures.mixins import written_class
 
 _BUILT_IN: dict[str, type[dspy.Module]] = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
 
@@ -64,10 +65,9 @@ def _import(reference: str, path: Path) -> Callable[[], dspy.Module]:
     return found
 
 
-def _own_class(kind: type) -> type:
-    """The class that the user wrote, without those that `attach` and `adapt` put around it."""
-    kind = getattr(kind, "compiled_from", kind)
-    return getattr(kind, "adapted_from", kind)
+def _own_class(kind: type) -> Any:
+    """The class that the user wrote, without what `attach` and `mix` put before it."""
+    return written_class(getattr(kind, "compiled_from", kind))
 
 
 def _signature_text(name: str, program: dspy.Module) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 
 from ..signatures import predictors
+from ..signatures.mixins import PredictorMixin, mix
 
 _KEY = "dspyc_withheld"
 
@@ -19,7 +20,7 @@ _KEY = "dspyc_withheld"
 def withhold(program: dspy.Module) -> None:
     """Make the predictors of `program`, in place, leave out of their demos the example that is withheld from a run."""
     for predictor in predictors(program).values():
-        predictor.__class__ = _withholding_class(type(predictor))
+        mix(predictor, _Withholding)
 
 
 def withheld(example: dspy.Example) -> dict[str, Any]:
@@ -27,8 +28,8 @@ def withheld(example: dspy.Example) -> dict[str, Any]:
     return {_KEY: example}
 
 
-class _Withholding:
-    """Put before a predictor's class."""
+class _Withholding(PredictorMixin):
+    """Its demos lack the example that is withheld."""
 
     @property
     def demos(self) -> list[Any]:
@@ -42,13 +43,3 @@ class _Withholding:
     @demos.setter
     def demos(self, demos: list[Any]) -> None:
         vars(self)["demos"] = demos
-
-
-_classes: dict[type, type] = {}
-
-
-def _withholding_class(kind: Any) -> type:
-    if kind not in _classes:
-        names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _classes[kind] = type(kind)(kind.__name__, (_Withholding, kind), names)
-    return _classes[kind]

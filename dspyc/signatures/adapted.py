@@ -1,8 +1,7 @@
 """Predictors that carry their adapter.
 
 In DSPy the adapter is global, yet weights answer only in the format that they were trained with. So a compiled predictor
-keeps its adapter and applies it in every call. It takes it by a change of class, in place: whatever in the program refers
-to the predictor still does.
+keeps its adapter and applies it in every call. It takes it in place, by a change of class (`mixins`).
 
     adapt(predictor, dspy.XMLAdapter())
     adapter_of(predictor)                     # the adapter that a call would use now
@@ -22,13 +21,13 @@ from dspy.adapters.types.base_type import Type
 
 from ..errors import ConfigError
 from .fingerprints import adapter_fingerprint, is_secret
+from .mixins import PredictorMixin, mix, mixed
 
 
-class AdaptedMixin:
-    """Put before `dspy.Predict`, or a subclass of it: `adapter` is in force in this predictor's calls."""
+class AdaptedMixin(PredictorMixin):
+    """`adapter` is in force in this predictor's calls."""
 
     adapter: dspy.Adapter
-    adapted_from: type[dspy.Predict] = dspy.Predict  # the class that the user wrote
     signature: type[dspy.Signature]
 
     def forward(self, **kwargs: Any) -> Any:
@@ -54,16 +53,8 @@ class AdaptedMixin:
         self.signature.__name__ = name
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By the user's class: ours may have been made at run time, where no other process can import it from.
-        return _blank, (self.adapted_from,), self.__getstate__()
 
-
-class AdaptedPredict(AdaptedMixin, dspy.Predict):
-    """A `dspy.Predict` that carries its adapter."""
-
-
-_classes: dict[type, type] = {dspy.Predict: AdaptedPredict}
+AdaptedPredict = mixed(dspy.Predict, AdaptedMixin)  # a `dspy.Predict` that carries its adapter
 
 
 def adapt(predictor: dspy.Predict, adapter: dspy.Adapter) -> None:
@@ -80,8 +71,7 @@ def adapt(predictor: dspy.Predict, adapter: dspy.Adapter) -> None:
     if not isinstance(adapter, dspy.Adapter):
         kind = f"the class {adapter.__name__}" if isinstance(adapter, type) else f"a {type(adapter).__name__}"
         raise ConfigError(f"The adapter is {kind}; a dspy.Adapter is allowed.", hint="Pass dspy.ChatAdapter(), say.")
-    if not isinstance(predictor, AdaptedMixin):
-        predictor.__class__ = _adapted_class(type(predictor))
+    mix(predictor, AdaptedMixin)
     predictor.adapter = adapter
 
 
@@ -199,16 +189,3 @@ def _import_type(reference: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, Type)):
         raise ConfigError(f"{reference!r}, a native response type, is not a dspy.Type.")
     return kind
-
-
-def _adapted_class(kind: Any) -> Any:
-    if kind not in _classes:
-        names: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        names |= {"__doc__": kind.__doc__, "adapted_from": kind}
-        _classes[kind] = type(kind)(kind.__name__, (AdaptedMixin, kind), names)
-    return _classes[kind]
-
-
-def _blank(kind: Any) -> Any:
-    adapted = _adapted_class(kind)
-    return adapted.__new__(adapted)

@@ -14,8 +14,9 @@ import dspy
 from dspy.predict.parameter import Parameter
 
 from ..errors import ProgramError
-from .adapted import AdaptedMixin, adapter_of
+from .adapted import adapter_of
 from .fingerprints import adapter_key, fingerprint, is_secret, lm_key, public, signature_fingerprint, stable, type_key
+from .mixins import written_class
 
 
 def predictors(program: dspy.Module, *, frozen: bool = True) -> dict[str, dspy.Predict]:
@@ -239,10 +240,8 @@ def _predictor_key(predictor: dspy.Predict) -> list[Any]:
 
 
 def _class_path(module: dspy.Module) -> str:
-    """Of the class that the user wrote; the one that `adapt` makes around it carries its name."""
-    kind = type(module)
-    if issubclass(kind, AdaptedMixin):
-        kind = kind.adapted_from
+    """Of the class that the user wrote."""
+    kind = written_class(type(module))
     return f"{kind.__module__}:{kind.__qualname__}"
 
 

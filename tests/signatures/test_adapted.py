@@ -15,6 +15,7 @@ from dspy.adapters.baml_adapter import BAMLAdapter
 from dspyc.errors import ConfigError
 from dspyc.signatures import TerseAdapter, adapt, adapter_of, adapter_state, copy_program, load_adapter, predictors
 from dspyc.signatures.adapted import AdaptedMixin, AdaptedPredict
+from dspyc.signatures.mixins import written_class
 
 from .engines import prepared_lm
 from .programs import Sort, Spicy
@@ -76,7 +77,7 @@ def test_references_and_looks_stay() -> None:
     assert repr(spicy) == shown
     assert (type(spicy).__name__, type(spicy).__doc__, spicy.flavour) == ("Spicy", Spicy.__doc__, "hot")
     assert isinstance(spicy, Spicy)
-    assert type(spicy).adapted_from is Spicy
+    assert written_class(type(spicy)) is Spicy
     assert type(adapted(TerseAdapter(), Spicy)) is type(spicy)
 
 
