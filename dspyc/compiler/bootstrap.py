@@ -10,7 +10,8 @@ import dspy
 from ..errors import BootstrapError, BudgetError, ConfigError, DataError
 from ..evaluation.metrics import Metric
 from ..progress import bar
-from ..signatures import copy_program, fingerprint, predictors
+from ..signatures import copy_program, fingerprint, predictors, remembering
+from ..signatures.adapted import AdaptedMixin
 from .calls import durable
 from .ledger import Ledger
 from .pool import Pool
@@ -26,7 +27,7 @@ def observe(
     adapter: dspy.Adapter | None = None,
     traced: bool = True,
 ) -> Subject:
-    """A copy of `program` whose language models remember their calls; the program itself is not changed.
+    """A copy of `program` whose language models remember their calls, and its adapters demos; it is not changed itself.
 
     `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
     `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does.
@@ -36,8 +37,11 @@ def observe(
     for predictor in predictors(copied).values():
         if predictor.lm is not None:
             predictor.lm = memory.setdefault(id(predictor.lm), durable(predictor.lm))
+        if isinstance(predictor, AdaptedMixin):
+            predictor.adapter = remembering(predictor.adapter)
     shared = lm if lm is not None else dspy.settings.lm
-    return Subject(copied, role, identity, durable(shared) if shared is not None else None, adapter, traced)
+    written_by = remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter())
+    return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced)
 
 
 def bootstrap(

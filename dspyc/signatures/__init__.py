@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .fingerprints import fingerprint as fingerprint
     from .fingerprints import signature_fingerprint as signature_fingerprint
     from .grammar import reply_grammar as reply_grammar
+    from .remembered import remembering as remembering
     from .render import Prompt as Prompt
     from .render import Row as Row
     from .render import prompt as prompt
@@ -54,6 +55,7 @@ _DOORS = {
     "predictors": "structure",
     "program_fingerprint": "structure",
     "prompt": "render",
+    "remembering": "remembered",
     "reply_grammar": "grammar",
     "row": "render",
     "signature_fingerprint": "fingerprints",
@@ -78,6 +80,7 @@ __all__ = [
     "predictors",
     "program_fingerprint",
     "prompt",
+    "remembering",
     "reply_grammar",
     "row",
     "signature_fingerprint",
