@@ -27,6 +27,7 @@ from ..errors import ArtifactError
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
+from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
 from .readme import readme
@@ -112,12 +113,14 @@ def load(
     base: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    vectorizer: dspy.Embedder | None = None,
 ) -> dspy.Module:
     """The program that an artifact holds, ready to run, without a network.
 
     Without `program` it is made anew: DSPy's own modules from the signature that the artifact records, other classes by
     importing the one that it names, so load only artifacts that you trust or pass a program (or a function that makes
-    one) yourself. `base` says where the base model of LoRA weights lies, if not where it lay when saved.
+    one) yourself. `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what
+    predictors choose their demos, if by a function, which no file holds.
 
     Raises:
         ArtifactError: A file is missing or was changed, or the program is not the one that was saved.
@@ -137,6 +140,8 @@ def load(
     for name, predictor in found.items():
         if "adapter" in state[name]:
             adapt(predictor, load_adapter(state[name]["adapter"]))
+        if "nearest" in state[name]:
+            choose_nearest(predictor, Nearest.from_state(state[name]["nearest"], vectorizer))
         predictor.load_state(state[name])
         if signature_fingerprint(predictor.signature) != saved[name]["signature"]:
             raise ArtifactError(
@@ -211,7 +216,7 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
 def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
     settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
     engine: Any = getattr(lm, "engine", None)
-    served = isinstance(engine, _class("server_engine", "ServerEngine"))
+    served = isinstance(engine, _class("servers.engine", "ServerEngine"))
     if served and engine.path is None:
         return {"kind": "server", **engine.dump_state(), "settings": settings, "cache": lm.cache}
     if served or isinstance(engine, _class("engine", "LocalEngine")):  # weights that were served are weights

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .async_engine import AsyncLocalEngine as AsyncLocalEngine
-    from .async_server_engine import AsyncServerEngine as AsyncServerEngine
     from .chat import ChatTokenizer as ChatTokenizer
     from .constrained import ConstrainedLM as ConstrainedLM
     from .decisions import choice_probabilities as choice_probabilities
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from .engine import find_engine as find_engine
     from .messages import messages_of as messages_of
     from .scripted import ScriptedLM as ScriptedLM
-    from .server_engine import ServerEngine as ServerEngine
+    from .servers.async_engine import AsyncServerEngine as AsyncServerEngine
+    from .servers.engine import ServerEngine as ServerEngine
     from .weights import identity as identity
     from .weights import load_model as load_model
     from .weights import load_tokenizer as load_tokenizer
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "AsyncLocalEngine": "async_engine",
-    "AsyncServerEngine": "async_server_engine",
+    "AsyncServerEngine": "servers.async_engine",
     "ChatTokenizer": "chat",
     "ConstrainedLM": "constrained",
     "LocalEngine": "engine",
     "ScriptedLM": "scripted",
-    "ServerEngine": "server_engine",
+    "ServerEngine": "servers.engine",
     "choice_probabilities": "decisions",
     "find_engine": "engine",
     "identity": "weights",

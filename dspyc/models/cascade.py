@@ -165,6 +165,18 @@ class StepCache(Cache):
         return 0
 
 
+def refuse_more(beyond: bool, mask: torch.Tensor | None, dropout: float, others: dict[str, Any]) -> None:
+    """Raise NotImplementedError where a model asks more of causal attention than it says of itself by default.
+
+    Args:
+        beyond: Whether the caller found something else that it cannot do.
+        others: What transformers hands an attention beside its usual arguments; sinks and soft caps are among them.
+    """
+    asked = [name for name, what in others.items() if what is not None and name not in _IGNORED]
+    if beyond or mask is not None or dropout or asked:
+        raise NotImplementedError(f"attention with a mask, dropout, a short window or {', '.join(asked) or 'the like'}")
+
+
 def attend(
     module: Any,
     query: torch.Tensor,
@@ -181,9 +193,8 @@ def attend(
     Raises:
         NotImplementedError: The model asks for what this does not do: sinks, soft caps, windows, masks, dropout.
     """
-    asked = [name for name, what in others.items() if what is not None and name not in _IGNORED]
-    if step is None or attention_mask is not None or dropout or asked:
-        raise NotImplementedError(f"attention with a mask, dropout or {', '.join(asked) or 'the like'}")
+    refuse_more(step is None, attention_mask, dropout, others)
+    step = cast(Step, step)
     layer = step.store.layer(module.layer_idx, key, value)
     index = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -59,8 +59,8 @@ def LocalLM(  # noqa: N802 (reads as a class)
     """
     _check_arguments(model, adapter, generation)
     if server is not None:
-        from ..models.async_server_engine import AsyncServerEngine
-        from ..models.server_engine import ServerEngine
+        from ..models.servers.async_engine import AsyncServerEngine
+        from ..models.servers.engine import ServerEngine
 
         served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
         return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)

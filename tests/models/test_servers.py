@@ -20,8 +20,8 @@ from dspy import lm15
 
 from dspyc import LocalLM
 from dspyc.errors import ModelError
-from dspyc.models.async_server_engine import AsyncServerEngine
-from dspyc.models.server_engine import ServerEngine
+from dspyc.models.servers.async_engine import AsyncServerEngine
+from dspyc.models.servers.engine import ServerEngine
 from tests.models import openai_server, small
 
 SCRIPT = Path(openai_server.__file__)

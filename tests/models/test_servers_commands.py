@@ -10,7 +10,7 @@ import pytest
 
 from dspyc import LocalLM
 from dspyc.errors import ConfigError, ModelError
-from dspyc.models.server_commands import SGLANG, TRANSFORMERS, VLLM, Adapter, Launch, command, environment, program_of
+from dspyc.models.servers.commands import SGLANG, TRANSFORMERS, VLLM, Adapter, Launch, command, environment, program_of
 
 FIRST, SECOND = Adapter("first-1", "/adapters/first", 4), Adapter("second-2", "/adapters/second", 64)
 

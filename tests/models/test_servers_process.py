@@ -11,14 +11,14 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from dspyc.models.server_process import ServerProcess
+from dspyc.models.servers.process import ServerProcess
 
 WAIT = "print('up', flush=True); import time; time.sleep(300)"
 WORKERS = f"import subprocess; [subprocess.Popen(['sleep', '300']) for _ in range(2)]; {WAIT}"
 STUBBORN = f"import signal; signal.signal(15, signal.SIG_IGN); {WAIT}"
 PARENT = """
 import os, sys, time
-from dspyc.models.server_process import ServerProcess
+from dspyc.models.servers.process import ServerProcess
 process = ServerProcess([sys.executable, "-c", {code!r}], os.environ)
 while "up" not in process.tail(): time.sleep(0.01)
 print(process.pid, flush=True)

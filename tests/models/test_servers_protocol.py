@@ -18,7 +18,7 @@ from dspy import lm15
 
 from dspyc import LocalLM
 from dspyc.errors import ModelError
-from dspyc.models.async_server_engine import AsyncServerEngine
+from dspyc.models.servers.async_engine import AsyncServerEngine
 from tests.models.running import Running
 
 KEY = "key-canary-0123456789"

@@ -20,17 +20,17 @@ import openai
 from dspy import lm15
 from dspy.clients.engines.base import validate_request
 
-from ..errors import DspycError, ModelError
-from . import weights
+from ...errors import DspycError, ModelError
+from .. import weights
+from ..messages import Message, messages_of
 from .chat_completions import StreamReader, Tokens, body_of, canonical_error, response_of
-from .messages import Message, messages_of
+from .client import Clients, is_loopback, key_now
+from .commands import ServerKind
 from .served_model import ServedModel
-from .server_client import Clients, is_loopback, key_now
-from .server_commands import ServerKind
-from .servers import Endpoint, Server
+from .server import Endpoint, Server
 
 if TYPE_CHECKING:
-    from .chat import ChatTokenizer
+    from ..chat import ChatTokenizer
 
 DEFAULT_MAX_TOKENS = 1024
 FAILURES = (openai.OpenAIError, httpx.HTTPError, ValueError)
@@ -96,7 +96,7 @@ class ServerEngine:
         """The tokenizer that writes this engine's prompts, where the model's folder is here."""
         with self._lock:
             if self._chat is None and self.path is not None:
-                from .chat import ChatTokenizer
+                from ..chat import ChatTokenizer
 
                 self._chat = ChatTokenizer(weights.load_tokenizer(self.path))
             return self._chat

@@ -1,6 +1,6 @@
 """Runs a server, and ends it with its whole process group when the program that asked for it is gone.
 
-    python server_watchdog.py GRACE COMMAND [ARGUMENT ...]     # GRACE: seconds from SIGTERM to SIGKILL
+    python watchdog.py GRACE COMMAND [ARGUMENT ...]     # GRACE: seconds from SIGTERM to SIGKILL
 
 The program holds the other end of this process's standard input. That end closes however the program ends, `kill -9`
 included, and reading its end here is the sign to stop. It runs by its path, with the standard library alone, so that it

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 _KEEPALIVE = 2.0  # seconds; servers close idle connections after five, and must not do so under a request

@@ -7,8 +7,8 @@ from typing import Any
 from dspy import lm15
 
 from .chat_completions import StreamReader, response_of
-from .server_engine import FAILURES, ServerEngine
-from .servers import Endpoint
+from .engine import FAILURES, ServerEngine
+from .server import Endpoint
 
 
 class AsyncServerEngine:

@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from . import weights
-from .remote_server import RemoteServer
-from .server_commands import KINDS, Adapter, check_arguments, program_of
-from .server_options import ServerOptions, address_of
-from .servers import Server, ServerSettings, shared
+from ...errors import ConfigError
+from .. import weights
+from .commands import KINDS, Adapter, check_arguments, program_of
+from .options import ServerOptions, address_of
+from .remote import RemoteServer
+from .server import Server, ServerSettings, shared
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from typing import Any
 
 import httpx
 
-from ..errors import DspycError, ModelError
-from ..progress import bar
-from .server_commands import LOOPBACK, Adapter, Launch, ServerKind, command, environment, highest_rank
-from .server_process import ServerProcess
+from ...errors import DspycError, ModelError
+from ...progress import bar
+from .commands import LOOPBACK, Adapter, Launch, ServerKind, command, environment, highest_rank
+from .process import ServerProcess
 
 _POLL = 0.1  # seconds between two questions for health
 _PORT_TRIES = 3

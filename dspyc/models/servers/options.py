@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError
-from .server_commands import KINDS
+from ...errors import ConfigError
+from .commands import KINDS
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
-from ..errors import DspycError, ModelError
-from .server_client import api_key, is_loopback
-from .server_commands import KINDS, Adapter, ServerKind
-from .server_options import ServerOptions
-from .servers import Endpoint
+from ...errors import DspycError, ModelError
+from .client import api_key, is_loopback
+from .commands import KINDS, Adapter, ServerKind
+from .options import ServerOptions
+from .server import Endpoint
 
 _LIST_TIMEOUT = 10.0  # seconds; less where a request may take less
 _FAILURE_LASTS = 5.0  # seconds in which a server that did not answer is not asked again

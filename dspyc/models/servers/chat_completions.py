@@ -9,9 +9,9 @@ import httpx
 import openai
 from dspy import lm15
 
-from ..errors import redact
-from .replies import reply_message
-from .server_commands import ServerKind
+from ...errors import redact
+from ..replies import reply_message
+from .commands import ServerKind
 
 _TOO_LONG = (
     "maximum context length",

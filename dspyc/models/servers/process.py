@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import ConfigError, redact
+from ...errors import ConfigError, redact
 
-_WATCHDOG = Path(__file__).with_name("server_watchdog.py")
+_WATCHDOG = Path(__file__).with_name("watchdog.py")
 _MARGIN = 5.0  # seconds that the watchdog itself may take
 _KEPT_LINES = 400
 _LINE_LENGTH = 2000  # characters of a line that are kept
