@@ -12,10 +12,11 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ..models.cascade import refuse_more
+
 NAME = "dspyc_prompt"  # among transformers' attention implementations
 
 SCORES = 1 << 20  # that are computed at once
-_IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal"}
 
 
 class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -71,9 +72,7 @@ def attend(
     before = cast(Any, prompt).layers[module.layer_idx].before if prompt is not None else None
     length = key.shape[2] + (before[0].shape[2] if before is not None else 0)
     window = others.pop("sliding_window", None)
-    asked = [name for name, what in others.items() if what is not None and name not in _IGNORED]
-    if attention_mask is not None or dropout or asked or (window is not None and length > window):
-        raise NotImplementedError(f"attention with a mask, dropout, a short window or {', '.join(asked) or 'the like'}")
+    refuse_more(window is not None and length > window, attention_mask, dropout, others)
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     given = (query, key, value, *(before or ()))
