@@ -226,8 +226,10 @@ class Ledger:
         name = blake2b(body.encode(), digest_size=16).digest()
         known = self._messages.get(name)
         if known is None:
-            row = db.execute("SELECT id FROM messages WHERE hash=?", (name,)).fetchone()
-            known = row[0] if row else db.execute("INSERT INTO messages VALUES (NULL,?,?)", (name, body)).lastrowid
+            done = db.execute("INSERT OR IGNORE INTO messages VALUES (NULL,?,?)", (name, body))
+            known = done.lastrowid
+            if not done.rowcount:
+                (known,) = db.execute("SELECT id FROM messages WHERE hash=?", (name,)).fetchone()
             if len(self._messages) >= _KNOWN_MESSAGES:
                 self._messages.clear()
             assert known is not None

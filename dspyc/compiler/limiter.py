@@ -235,4 +235,6 @@ _door = threading.Lock()
 def limiter_of(model: str, address: str = "") -> Limiter:
     """The limiter that this process has for a language model, by its name and the address that it is asked at."""
     with _door:
-        return _limiters.setdefault((model, address), Limiter())
+        if (limiter := _limiters.get((model, address))) is None:
+            limiter = _limiters[model, address] = Limiter()
+        return limiter

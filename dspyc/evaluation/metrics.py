@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import dspy
@@ -61,6 +62,14 @@ def metric_fingerprint(metric: Metric | None) -> str:
 
 
 def _takes_trace(metric: Metric) -> bool:
+    try:
+        return _has_third_argument(metric)
+    except TypeError:  # a callable without a hash, which cannot be remembered
+        return _has_third_argument.__wrapped__(metric)
+
+
+@lru_cache(maxsize=64)
+def _has_third_argument(metric: Metric) -> bool:
     try:
         parameters = list(inspect.signature(metric).parameters.values())
     except (TypeError, ValueError):
