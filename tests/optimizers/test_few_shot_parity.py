@@ -32,7 +32,7 @@ def compiled(
 
 
 @pytest.mark.parametrize("make", PROGRAMS)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
 def test_bootstrapped_demos_are_dspys(make: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     examples = trainset()
     random.Random(str(settings.keys())).shuffle(examples)
