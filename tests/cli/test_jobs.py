@@ -31,6 +31,7 @@ def test_a_second_process_sees_waits_and_cancels(server: OpenAIServer) -> None:
     job = dspyc.LM("openai/gpt-4.1-mini-2025-04-14", api_base=server.url).finetune(ROWS, TrainDataFormat.CHAT, {})
     listed = json.loads(dspyc_jobs("list", "--json").stdout)["jobs"]
     assert [(one["id"], one["remote_id"]) for one in listed] == [(job.id, "ftjob-1")]
+    assert job.id in dspyc_jobs("list").stdout  # whole, on a screen of 80 columns
     assert json.loads(dspyc_jobs("status", job.id, "--json").stdout)["status"] == "running"
     assert "Step 1: training loss=1.5" in dspyc_jobs("events", "ftjob-1").stdout
     assert dspyc_jobs("wait", job.id, "--timeout", "0").returncode == 3
