@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         BootstrapFewShot,
         BootstrapFewShotWithRandomSearch,
         BootstrapFinetune,
+        KNNFewShot,
         LabeledFewShot,
     )
     from .providers import LM, LocalLM, LocalProvider
@@ -57,6 +58,7 @@ _ROOMS = {
     "ConfigError": "errors",
     "DataError": "errors",
     "DspycError": "errors",
+    "KNNFewShot": "optimizers",
     "LM": "providers",
     "LabeledFewShot": "optimizers",
     "LedgerError": "errors",
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "ConfigError",
     "DataError",
     "DspycError",
+    "KNNFewShot",
     "LM",
     "LabeledFewShot",
     "LedgerError",

@@ -8,9 +8,9 @@ import dspy
 import numpy as np
 from dspy.utils.hasher import Hasher
 
-from ..errors import ConfigError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
+from ..signatures.likeness import asked, likeness_to
 from .trace import Trace
 
 
@@ -35,54 +35,52 @@ def labelled(
     diverse: bool = False,
     beside: Sequence[dspy.Example] = (),
 ) -> list[dspy.Example]:
-    """`number` examples as demos of `predictor`: drawn, or with `diverse` as unlike each other as can be.
-
-    Diverse is farthest first (Gonzalez, 1985) by the cosine of tf-idf vectors of the predictor's inputs: each next example
-    is the one whose likest among those chosen, and among the demos `beside` them, is least like it. Examples without a
-    word in them are drawn.
+    """`number` examples as demos of `predictor`: drawn, or with `diverse` as unlike each other, and those `beside`, as can be.
 
     Raises:
         ConfigError: scikit-learn, which `diverse` needs, is not installed.
     """
     if not diverse or number in (0, len(examples)):
         return [example.copy() for example in rng.sample(list(examples), number)]
-    vectors = _vectors([_text(predictor, demo) for demo in [*examples, *beside]])
-    if vectors is None:
-        return labelled(predictor, examples, number, rng)
-    likeness = np.full(len(examples), -1.0)
-    chosen = [] if beside else [rng.randrange(len(examples))]
-    for at in [*chosen, *range(len(examples), len(examples) + len(beside))]:
-        likeness = np.maximum(likeness, _likeness(vectors, at, len(examples)))
-    while len(chosen) < number:
-        likeness[chosen] = np.inf
-        chosen.append(int(likeness.argmin()))
-        likeness = np.maximum(likeness, _likeness(vectors, chosen[-1], len(examples)))
+    texts = [_text(predictor, demo) for demo in [*examples, *beside]]
+    first = None if beside else rng.randrange(len(examples))
+    chosen = _farthest(texts, number, first=first, candidates=len(examples))
     return [examples[at].copy() for at in chosen]
+
+
+def spread(examples: Sequence[dspy.Example], number: int) -> list[dspy.Example]:
+    """The examples in another order: behind the first the `number` that are as unlike each other as can be, by their inputs.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    texts = [" | ".join(map(str, example.inputs().values())) for example in examples]
+    chosen = _farthest(texts, min(number, len(examples)), first=0, candidates=len(examples))
+    rest = set(chosen)
+    return [examples[at] for at in chosen] + [example for at, example in enumerate(examples) if at not in rest]
+
+
+def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidates: int) -> list[int]:
+    """Places of `number` texts among the first `candidates`: `first`, then each the one that is least like its likest so far.
+
+    Farthest first (Gonzalez, 1985), by the cosine of their tf-idf vectors. Without a `first` those behind the candidates
+    are what there is so far.
+    """
+    like = likeness_to(texts)
+    chosen = [] if first is None else [first]
+    likest = np.full(candidates, -1.0)
+    for at in [*chosen, *range(candidates, len(texts))]:
+        likest = np.maximum(likest, like(texts[at])[:candidates])
+    while len(chosen) < number:
+        likest[chosen] = np.inf
+        chosen.append(int(likest.argmin()))
+        likest = np.maximum(likest, like(texts[chosen[-1]])[:candidates])
+    return chosen
 
 
 def _text(predictor: dspy.Predict, demo: dspy.Example) -> str:
     """What the predictor would be asked; of an example of the whole program that lacks its inputs, all there is."""
-    asked = [str(demo[name]) for name in predictor.signature.input_fields if name in demo]
-    return "\n".join(asked or map(str, demo.values()))
-
-
-def _vectors(texts: list[str]) -> Any:
-    """Sparse tf-idf rows of length 1, or None where there is no word in any text."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError as error:
-        raise ConfigError(
-            "`diverse=True` compares examples by scikit-learn's tf-idf, which is not installed.",
-            hint='pip install "dspyc[search]"',
-        ) from error
-    try:
-        return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
-    except ValueError:  # an empty vocabulary
-        return None
-
-
-def _likeness(vectors: Any, at: int, number: int) -> Any:
-    return (vectors[:number] @ vectors[at].T).toarray().ravel()
+    return asked(predictor.signature, demo) or "\n".join(map(str, demo.values()))
 
 
 def _shown(run: Trace, calls: list[int]) -> dspy.Example:

@@ -4,7 +4,9 @@ fitting("answer", predictor, predictor.demos, inputs)      # those that leave ro
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -40,27 +42,71 @@ def fitting(
     Raises:
         RenderError: The adapter cannot write the prompt.
     """
-    lm = predictor.lm or dspy.settings.lm
-    limit = limit if limit is not None or lm is None else prompt_limit(lm)
-    if lm is None or limit is None or not demos:
-        return list(demos)
-    count, adapter = token_counter(lm), adapter_of(predictor)
-    # Where an example of the whole program lacks a field of this predictor, the adapter still writes its header.
-    given = [{field: one.get(field, "") for field in predictor.signature.input_fields} for one in (*inputs, {})]
-    longest = max(given, key=lambda one: sum(len(str(value)) for value in one.values()))
-
-    def fits(some: Sequence[Any]) -> bool:
-        return count(prompt(predictor, longest, adapter=adapter, lm=lm, demos=some)) <= limit
-
-    if fits(demos):
+    reader = _Reader.of(predictor, inputs, limit)
+    if reader is None or reader.fits(demos):
         return list(demos)
     kept: list[Any] = []
     for demo in demos:
-        if fits([*kept, demo]):
+        if reader.fits([*kept, demo]):
             kept.append(demo)
-    left = len(demos) - len(kept)
-    logger.warning("%d of %d demos of `%s` are left out: its prompt may have %d tokens.", left, len(demos), name, limit)
+    reader.warn(name, demos, kept)
     return kept
+
+
+def fitting_pool(
+    name: str,
+    predictor: dspy.Predict,
+    pool: Sequence[Any],
+    k: int,
+    inputs: Sequence[Mapping[str, Any]],
+    *,
+    limit: int | None = None,
+) -> list[Any]:
+    """The demos of a pool, in their order, without its longest ones, so that any `k` of them fit; as `fitting` counts."""
+    reader = _Reader.of(predictor, inputs, limit)
+    if reader is None or (len(pool) <= k and reader.fits(pool)):
+        return list(pool)
+    length = [reader.length([demo]) for demo in pool]
+    by_length = sorted(range(len(pool)), key=length.__getitem__)
+    fit = bisect_left(
+        range(len(pool)), True, key=lambda n: not reader.fits([pool[at] for at in by_length[: n + 1][-k:]])
+    )
+    kept = [pool[at] for at in sorted(by_length[:fit])]
+    reader.warn(name, pool, kept)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A predictor's prompts as its language model counts them; `longest` are the inputs that leave least room for demos."""
+
+    predictor: dspy.Predict
+    longest: Mapping[str, Any]
+    lm: dspy.BaseLM
+    limit: int  # tokens
+
+    @classmethod
+    def of(cls, predictor: dspy.Predict, inputs: Sequence[Mapping[str, Any]], limit: int | None) -> "_Reader | None":
+        """None where no limit is known."""
+        lm = predictor.lm or dspy.settings.lm
+        limit = limit if limit is not None or lm is None else prompt_limit(lm)
+        if lm is None or limit is None:
+            return None
+        # Where an example of the whole program lacks a field of this predictor, the adapter still writes its header.
+        given = [{field: one.get(field, "") for field in predictor.signature.input_fields} for one in (*inputs, {})]
+        return cls(predictor, max(given, key=lambda one: sum(len(str(value)) for value in one.values())), lm, limit)
+
+    def length(self, demos: Sequence[Any]) -> int:
+        made = prompt(self.predictor, self.longest, adapter=adapter_of(self.predictor), lm=self.lm, demos=demos)
+        return token_counter(self.lm)(made)
+
+    def fits(self, demos: Sequence[Any]) -> bool:
+        return self.length(demos) <= self.limit
+
+    def warn(self, name: str, demos: Sequence[Any], kept: Sequence[Any]) -> None:
+        if left := len(demos) - len(kept):
+            said = "%d of %d demos of `%s` are left out: its prompt may have %d tokens."
+            logger.warning(said, left, len(demos), name, self.limit)
 
 
 def prompt_limit(lm: dspy.BaseLM) -> int | None:

@@ -9,6 +9,7 @@ from ..compiler.report import CompileReport
 from .better_together import BetterTogether
 from .bootstrap_few_shot import BootstrapFewShot
 from .bootstrap_finetune import BootstrapFinetune
+from .knn_few_shot import KNNFewShot
 from .labeled_few_shot import LabeledFewShot
 from .random_search import BootstrapFewShotWithRandomSearch
 
@@ -18,5 +19,6 @@ __all__ = [
     "BootstrapFewShotWithRandomSearch",
     "BootstrapFinetune",
     "CompileReport",
+    "KNNFewShot",
     "LabeledFewShot",
 ]

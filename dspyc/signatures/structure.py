@@ -236,6 +236,7 @@ def _predictor_key(predictor: dspy.Predict) -> list[Any]:
         stable(predictor.fields),
         adapter_key(adapter_of(predictor)),
         None if lm is None else lm_key(lm),
+        *([stable(nearest.state())] if (nearest := getattr(predictor, "nearest", None)) else []),
     ]
 
 

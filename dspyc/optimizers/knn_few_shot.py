@@ -1,0 +1,113 @@
+"""KNNFewShot: for every input the demos that are most like it.
+
+The method is that of Liu et al. (2022, arXiv 2101.06804), under DSPy's name. DSPy asks a teacher again for every input; here
+its runs are made once, when the program is compiled, and every predictor chooses from them by what it is asked itself.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from ..compiler.bootstrap import check_examples
+from ..compiler.fitting import fitting_pool
+from ..errors import ConfigError
+from ..signatures import predictors
+from ..signatures.nearest import Nearest, choose_nearest
+from .bootstrap_few_shot import BootstrapFewShot
+from .checks import check_fit
+from .labeled_few_shot import LabeledFewShot
+
+logger = logging.getLogger(__name__)
+
+
+class KNNFewShot(Teleprompter):
+    """Let every predictor show, for each input, the `k` demos of its pool whose inputs are most like it.
+
+    The pool is the training examples as they are; with a teacher, or settings of BootstrapFewShot, it is the good runs on all
+    of them, made once. A demo with the very inputs of a call is never shown.
+
+    Args:
+        k: Demos in a prompt; or by predictor's name, where those that are not named show none.
+        trainset: The examples; those that `compile` is given win.
+        vectorizer: By what texts are alike. Default: scikit-learn's tf-idf, with no network and no model
+            (`pip install "dspyc[search]"`).
+        fit_context: Leave the longest demos out of a pool, so that any `k` of it fit the student's context, counted by its own
+            tokenizer; a number of tokens sets the limit instead.
+        run_dir: As for BootstrapFewShot.
+        **few_shot_bootstrap_args: Of BootstrapFewShot, such as `metric`. `max_bootstrapped_demos` is by default all examples.
+    """
+
+    def __init__(
+        self,
+        k: int | Mapping[str, int],
+        trainset: Sequence[dspy.Example] | None = None,
+        vectorizer: dspy.Embedder | None = None,
+        *,
+        fit_context: bool | int = False,
+        run_dir: str | os.PathLike[str] | None = None,
+        **few_shot_bootstrap_args: Any,
+    ) -> None:
+        super().__init__()
+        for number in k.values() if isinstance(k, Mapping) else [k]:
+            Nearest(number, vectorizer)
+        check_fit(fit_context)
+        self.k, self.trainset, self.vectorizer = k, trainset, vectorizer
+        self.fit_context, self.run_dir = fit_context, run_dir
+        self.few_shot_bootstrap_args = few_shot_bootstrap_args
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """A copy of `student` whose predictors choose their demos; after a bootstrap with its `report` and `save`.
+
+        Raises:
+            DspycError: Its subclass says what was wrong.
+        """
+        examples = check_examples(self.trainset if trainset is None else trainset, "trainset")
+        wanted = self._wanted(student, len(examples))
+        compiled = self._with_pools(student, teacher, examples)
+        for name, predictor in predictors(compiled, frozen=False).items():
+            if name not in wanted:
+                predictor.demos = []
+                continue
+            if self.fit_context is not False:
+                limit = None if self.fit_context is True else self.fit_context
+                given = [
+                    *(dict(example.items()) for example in examples),
+                    *(dict(demo.items()) for demo in predictor.demos),
+                ]
+                predictor.demos = fitting_pool(name, predictor, predictor.demos, wanted[name], given, limit=limit)
+            if len(predictor.demos) < wanted[name]:
+                logger.warning("`%s` has %d demos to choose %d from.", name, len(predictor.demos), wanted[name])
+            choose_nearest(predictor, Nearest(wanted[name], self.vectorizer))
+        return compiled
+
+    def _wanted(self, student: dspy.Module, examples: int) -> dict[str, int]:
+        """Demos by predictor's name."""
+        names = list(predictors(student, frozen=False))
+        wanted = dict(self.k) if isinstance(self.k, Mapping) else dict.fromkeys(names, self.k)
+        if unknown := sorted(wanted.keys() - set(names)):
+            raise ConfigError(f"`k` names {unknown}; the student's predictors are {sorted(names)}.")
+        for name, number in wanted.items():
+            if number > examples:
+                raise ConfigError(
+                    f"`k` asks for {number} demos for predictor `{name}`, and `trainset` has {examples} example(s).",
+                    hint="Pass more examples, or a smaller `k`.",
+                )
+        return wanted
+
+    def _with_pools(
+        self, student: dspy.Module, teacher: dspy.Module | None, examples: list[dspy.Example]
+    ) -> dspy.Module:
+        if teacher is None and not self.few_shot_bootstrap_args:
+            return LabeledFewShot(len(examples)).compile(student, trainset=examples, sample=False)
+        settings = {"max_bootstrapped_demos": len(examples), **self.few_shot_bootstrap_args, "run_dir": self.run_dir}
+        return BootstrapFewShot(**settings).compile(student, teacher=teacher, trainset=examples)
