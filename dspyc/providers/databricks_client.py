@@ -1,5 +1,6 @@
 """databricks-sdk as the provider uses it: loaded when first needed, and its faults explained."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ def client(host: str | None, profile: str | None, token: str | None) -> Any:
         from databricks.sdk.config import Config
     except ImportError:
         raise ConfigError("Databricks needs databricks-sdk.", hint="pip install 'dspyc[databricks]'") from None
+    if logging.getLogger("databricks.sdk").level < logging.INFO:  # its debug lines hold rows and answers
+        logging.getLogger("databricks.sdk").setLevel(logging.INFO)
     try:
         config = Config(host=host, profile=profile, token=token, retry_timeout_seconds=_RETRY_SECONDS)
         return WorkspaceClient(config=config)

@@ -18,9 +18,10 @@ from dspyc.providers.job import RemoteJob, attach
 from dspyc.providers.lm import LM
 from dspyc.providers.polling import Polling
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
-from .bedrock_server import MODEL, BedrockServer, Fault  # noqa: E402 (werkzeug comes with moto)
+from .bedrock_server import CREATE, LOOK, MODEL, BedrockServer
+from .http_server import LOST
 
 ROLE = "arn:aws:iam::123456789012:role/tuner"
 KWARGS: dict[str, Any] = {"s3_path": "s3://rows-bucket/fine-tuning-data/", "role_arn": ROLE}
@@ -33,21 +34,11 @@ TITAN = "bedrock/amazon.titan-text-express-v1"
 CANARY = "canary-5f1d9c30"
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def server(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BedrockServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BedrockServer]:
     with BedrockServer() as made:
         environment = {
-            "AWS_ENDPOINT_URL_S3": s3,
-            "AWS_ENDPOINT_URL_BEDROCK": made.url,
+            "AWS_ENDPOINT_URL": made.url,
             "AWS_ACCESS_KEY_ID": f"{CANARY}-id",
             "AWS_SECRET_ACCESS_KEY": f"{CANARY}-secret",
             "AWS_SESSION_TOKEN": f"{CANARY}-token",
@@ -172,29 +163,30 @@ def test_the_same_order_is_one_job(server: BedrockServer, monkeypatch: pytest.Mo
 
 
 def test_an_answer_that_is_lost_is_no_second_job(server: BedrockServer) -> None:
-    server.faults = [Fault(500, "InternalServerException", after=True)]
+    server.fail(CREATE, LOST)
     job = finetune()
-    assert server.calls[:2] == ["CreateModelCustomizationJob", "GetModelCustomizationJob"]
+    assert server.seen[server.seen.index(CREATE) + 1].startswith(LOOK)
     assert list(server.jobs) == [job.remote_id]
     job.wait(30)
 
 
 def test_a_storm_of_429_and_500_passes(server: BedrockServer) -> None:
     job = finetune(start_endpoint=False)
-    server.faults = [Fault(429, "ThrottlingException"), Fault(500, "InternalServerException"), Fault(503, "Busy")]
+    for status in (429, 500, 503):
+        server.fail(LOOK, status)
     assert job.wait(30) == "succeeded"
 
 
 def test_a_job_that_fails_says_why(server: BedrockServer) -> None:
-    server.reason = "Training data has 1 line that cannot be parsed"
+    server.failure = "Training data has 1 line that cannot be parsed"
     job = finetune()
     with pytest.raises(TrainingError, match="has 1 line that cannot be parsed"):
         job.result(30)
-    assert job.events()[-1].message == f"Failed {server.reason}"
+    assert job.events()[-1].message == f"Failed {server.failure}"
 
 
 def test_a_job_is_cancelled_here_or_elsewhere(server: BedrockServer) -> None:
-    server.polls = 10_000
+    server.polls = None
     job = finetune()
     assert job.cancel()
     assert job.wait(30) == "cancelled"
@@ -216,13 +208,13 @@ def test_status_events_and_metrics(server: BedrockServer) -> None:
 
 @pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "AccessDeniedException"])
 def test_credentials_that_do_not_serve_are_said_at_once(server: BedrockServer, code: str) -> None:
-    server.faults = [Fault(403, code)]
+    server.fail(CREATE, 403, code=code)
     with pytest.raises(ProviderError, match=code) as caught:
         finetune()
     assert caught.value.hint
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
-    assert server.calls == ["CreateModelCustomizationJob"]
+    assert server.seen.count(CREATE) == 1
 
 
 def test_no_credentials_at_all_are_said(server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +239,7 @@ def test_rows_that_would_be_refused_are_named_before_anything_is_sent(server: Be
         finetune(rows=[*ROWS, {"messages": [{"role": "user", "content": "User: hi"}, ROWS[0]["messages"][1]]}])
     with pytest.raises(DataError, match="trains on 8 rows or more"):
         finetune(rows=ROWS[:7])
-    assert server.calls == []
-    assert list(bucket().objects.all()) == [] or server.jobs == {}
+    assert [request for request in server.seen if "/train" in request] == []
 
 
 def test_no_credential_is_written_or_logged(
@@ -256,7 +247,7 @@ def test_no_credential_is_written_or_logged(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         finetune().result(30)
-        server.faults = [Fault(403, "AccessDeniedException")]
+        server.fail(CREATE, 403)
         with pytest.raises(ProviderError) as caught:
             finetune(rows=ROWS * 2)
     assert CANARY not in caplog.text + str(caught.value)

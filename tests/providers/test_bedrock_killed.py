@@ -12,10 +12,10 @@ from dspyc.providers.job import attach
 
 pytest.importorskip("moto.server")
 
-from .bedrock_server import BedrockServer
-from .test_bedrock import KWARGS, NOVA, ROWS, finetune, s3, server
+from .bedrock_server import CREATE, LOOK, BedrockServer
+from .test_bedrock import KWARGS, NOVA, ROWS, finetune, server
 
-__all__ = ["s3", "server"]  # fixtures
+__all__ = ["server"]  # fixtures
 
 ORDER = f"""
 import dspy
@@ -32,29 +32,29 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("moment", "when"),
+    ("moment", "after"),
     [
-        ("CreateModelCustomizationJob", 0),  # the rows are uploaded, and the job was not asked for
-        ("CreateModelCustomizationJob", 1),  # there is a job, and nobody knows its id
-        ("GetModelCustomizationJob", 1),  # while waiting
-        ("CreateCustomModelDeployment", 1),  # there is an endpoint, and nobody knows its id
+        (CREATE, False),  # the rows are uploaded, and the job was not asked for
+        (CREATE, True),  # there is a job, and nobody knows its id
+        (LOOK, True),  # while waiting
+        ("POST /model-customization/custom-model-deployments", True),  # there is an endpoint, and nobody knows its id
     ],
 )
 def test_one_job_and_one_endpoint_whenever_the_process_dies(
     server: BedrockServer,
     moment: str,
-    when: int,
+    after: bool,
     tmp_path: Path,
 ) -> None:
-    server.stop_at = (moment, when)
+    reached, go = server.hold(moment, after)
     child = subprocess.Popen([sys.executable, "-c", ORDER], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        assert server.reached.wait(120)
+        assert reached.wait(120)
         os.kill(child.pid, signal.SIGKILL)
     finally:
         child.kill()
         child.wait()
-        server.go_on.set()
+        go.set()
     job = finetune()
     tuned = job.result(60)
     assert len(server.jobs) == len(server.endpoints) == 1

@@ -68,7 +68,7 @@ def test_rows_become_a_model_behind_an_endpoint(server: DatabricksServer, caplog
 
 def test_our_own_trainer_runs_on_ai_runtime(server: DatabricksServer) -> None:
     job = finetune(skip_deploy=True, accelerator="GPU_8xH100", training={"epochs": 2, "method": "lora"})
-    (run,) = server.runs.values()
+    (run,) = server.jobs.values()
     (task,) = run["tasks"]
     (deployment,) = task["ai_runtime_task"]["deployments"]
     assert deployment["compute"] == {"accelerator_type": "GPU_8xH100", "accelerator_count": 8}
@@ -104,9 +104,10 @@ def test_the_same_order_is_one_run(server: DatabricksServer, monkeypatch: pytest
 
 def test_faults_that_pass_make_no_second_run(server: DatabricksServer) -> None:
     job = finetune(skip_deploy=True)
-    server.faults = [503, 429]
+    server.fail("GET", 503)
+    server.fail("GET", 429)
     assert job.wait(30) == "succeeded"
-    assert len(server.runs) == 1
+    assert len(server.jobs) == 1
 
 
 def test_a_run_that_fails_says_why(server: DatabricksServer) -> None:
@@ -116,10 +117,10 @@ def test_a_run_that_fails_says_why(server: DatabricksServer) -> None:
 
 
 def test_a_run_is_cancelled_in_the_workspace_too(server: DatabricksServer) -> None:
-    server.polls = 10_000
+    server.polls = None
     job = finetune()
     assert job.cancel()
-    assert server.runs[101]["result"] == "CANCELED"
+    assert server.jobs[101]["result"] == "CANCELED"
     assert job.wait(30) == "cancelled"
 
 
@@ -129,7 +130,7 @@ def test_a_wrong_token_is_said_at_once_and_kept_nowhere(
     with caplog.at_level(logging.DEBUG):
         finetune().result(30)
         monkeypatch.setenv("DATABRICKS_TOKEN", f"{TOKEN}-old")
-        with pytest.raises(ProviderError, match="Invalid access token") as caught:
+        with pytest.raises(ProviderError, match="Incorrect API key") as caught:
             finetune(ROWS * 2)
     assert "databricks auth login" in caught.value.hint
     assert TOKEN not in caplog.text + str(caught.value)
@@ -163,7 +164,7 @@ def test_settings_that_cannot_be_used_are_refused(
     with pytest.raises(ConfigError) as caught:
         finetune(**change)
     assert reason in str(caught.value)
-    assert server.calls == []
+    assert server.seen == []
 
 
 def test_rows_that_would_be_refused_are_named(server: DatabricksServer) -> None:
@@ -185,11 +186,11 @@ def test_the_retired_service_is_asked_where_it_is_wanted_and_said_to_be_retired(
     job.result(30)
     (endpoint,) = server.endpoints.values()
     assert endpoint["config"]["served_entities"][0]["entity_version"] == "2"
-    assert server.runs == {}
+    assert server.jobs == {}
 
 
 def test_a_run_of_the_retired_service_is_cancelled_and_a_workspace_without_it_says_so(server: DatabricksServer) -> None:
-    server.polls = 10_000
+    server.polls = None
     job = finetune(service="foundation-model")
     assert job.cancel()
     assert job.wait(30) == "cancelled"

@@ -14,90 +14,22 @@ from dspyc.providers.fireworks import FireworksProvider
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.polling import Polling
 
-from .http_server import HttpServer, refused
+from .fireworks_server import FireworksServer
+from .http_server import LOST
 
 ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}] * 3
-JOBS = "/v1/accounts/me/supervisedFineTuningJobs"
-
-
-class Fireworks(HttpServer):
-    routes = (
-        ("GET", "/v1/accounts", "accounts"),
-        ("POST", "/v1/accounts/me/datasets", "make_dataset"),
-        ("POST", "/v1/accounts/me/datasets/<id>:upload", "upload"),
-        ("GET", "/v1/accounts/me/datasets/<id>", "dataset"),
-        ("POST", JOBS, "create"),
-        ("GET", f"{JOBS}/<id>", "job"),
-        ("POST", f"{JOBS}/<id>:cancel", "cancel"),
-        ("POST", "/v1/accounts/me/deployments", "deploy"),
-        ("GET", "/v1/accounts/me/deployments/<id>", "deployment"),
-        ("DELETE", "/v1/accounts/me/deployments/<id>", "end"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.datasets: dict[str, dict[str, Any]] = {}
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.deployments: dict[str, dict[str, Any]] = {}
-        self.polls, self.failure = 2, ""
-
-    def accounts(self, request: Any) -> dict[str, Any]:
-        return {"accounts": [{"name": "accounts/me"}]}
-
-    def make_dataset(self, request: Any) -> Any:
-        asked = request.get_json()
-        if asked["datasetId"] in self.datasets:
-            return refused(409, "it exists")
-        self.datasets[asked["datasetId"]] = {**asked["dataset"], "state": "UPLOADING"}
-        return {}
-
-    def upload(self, request: Any, id: str) -> dict[str, Any]:
-        rows = request.files["file"].read().decode().splitlines()
-        assert len(rows) == int(self.datasets[id]["exampleCount"])
-        self.datasets[id].update(state="READY", rows=rows)
-        return {}
-
-    def dataset(self, request: Any, id: str) -> dict[str, Any]:
-        return {"state": self.datasets[id]["state"]}
-
-    def create(self, request: Any) -> Any:
-        id = request.args["supervisedFineTuningJobId"]
-        if id in self.jobs:
-            return refused(409, "it exists")
-        name = f"accounts/me/supervisedFineTuningJobs/{id}"
-        self.jobs[id] = {**request.get_json(), "name": name, "state": "JOB_STATE_CREATING", "looks": 0}
-        return self.jobs[id]
-
-    def job(self, request: Any, id: str) -> Any:
-        if id not in self.jobs:
-            return refused(404, "there is none")
-        job = self.jobs[id]
-        job["looks"] += 1
-        if job["looks"] > self.polls and job["state"] != "JOB_STATE_CANCELLED":
-            job["state"] = "JOB_STATE_FAILED" if self.failure else "JOB_STATE_COMPLETED"
-            job["status"] = {"code": "OK", "message": self.failure}
-        return job
-
-    def cancel(self, request: Any, id: str) -> dict[str, Any]:
-        self.jobs[id]["state"] = "JOB_STATE_CANCELLED"
-        return {}
-
-    def deploy(self, request: Any) -> dict[str, Any]:
-        self.deployments[request.args["deploymentId"]] = {**request.get_json(), "looks": 0}
-        return {}
-
-    def deployment(self, request: Any, id: str) -> dict[str, Any]:
-        self.deployments[id]["looks"] += 1
-        return {"state": "READY" if self.deployments[id]["looks"] > 1 else "CREATING"}
-
-    def end(self, request: Any, id: str) -> Any:
-        return {} if self.deployments.pop(id, None) else refused(404, "there is none")
+STEPS = (
+    "GET /v1/accounts",
+    "POST /v1/accounts/me/datasets",
+    "POST /v1/accounts/me/datasets/",
+    "GET /v1/accounts/me/datasets/",
+    "POST /v1/accounts/me/supervisedFineTuningJobs",
+)
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fireworks]:
-    with Fireworks() as made:
-        assert isinstance(made, Fireworks)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FireworksServer]:
+    with FireworksServer() as made:
         monkeypatch.setenv("FIREWORKS_API_URL", made.url)
         monkeypatch.setenv("FIREWORKS_API_KEY", made.key)
         monkeypatch.delenv("FIREWORKS_ACCOUNT_ID", raising=False)
@@ -114,7 +46,7 @@ def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
     return job
 
 
-def test_rows_become_a_model_behind_a_deployment(server: Fireworks, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_become_a_model_behind_a_deployment(server: FireworksServer, caplog: pytest.LogCaptureFixture) -> None:
     job = finetune(epochs=2, learning_rate=1e-4, start_endpoint=True)
     token = job.record.token
     model = f"accounts/me/models/{token}"
@@ -130,33 +62,33 @@ def test_rows_become_a_model_behind_a_deployment(server: Fireworks, caplog: pyte
     assert server.deployments == {}
 
 
-def test_what_a_deployment_costs_has_to_be_accepted_or_declined(server: Fireworks) -> None:
+def test_what_a_deployment_costs_has_to_be_accepted_or_declined(server: FireworksServer) -> None:
     with pytest.raises(ConfigError, match="cost by the GPU hour"):
         finetune(start_endpoint=None)
-    assert server.calls == []
+    assert server.seen == []
     assert finetune().result(30).model.startswith("fireworks_ai/accounts/me/models/")
     assert server.deployments == {}
 
 
-@pytest.mark.parametrize("lost", range(5))
-def test_any_answer_may_be_lost_and_there_is_one_job(server: Fireworks, lost: int) -> None:
-    server.faults = [0] * lost + [-500]
+@pytest.mark.parametrize("step", STEPS)
+def test_any_answer_may_be_lost_and_there_is_one_job(server: FireworksServer, step: str) -> None:
+    server.fail(step, LOST)
     job = finetune()
     assert job.wait(30) == "succeeded"
     assert (len(server.jobs), len(server.datasets)) == (1, 1)
 
 
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: Fireworks) -> None:
+def test_a_job_that_fails_says_why_and_one_is_cancelled(server: FireworksServer) -> None:
     server.failure = "row 7 is too long"
     with pytest.raises(TrainingError, match="row 7 is too long"):
         finetune().result(30)
-    server.polls = 10_000
+    server.polls = None
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
 
 
-def test_too_few_rows_are_refused(server: Fireworks) -> None:
+def test_too_few_rows_are_refused(server: FireworksServer) -> None:
     with pytest.raises(DataError, match="trains on 3 rows or more"):
         finetune(ROWS[:2])
-    assert server.calls == []
+    assert server.seen == []

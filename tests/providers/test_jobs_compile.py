@@ -22,7 +22,7 @@ class TrainingServer(OpenAIServer):
     """Base and tuned models are local ones; jobs end when their weights are there."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(polls=1)
+        super().__init__(polls=0)
         self.folder = folder
         self.models = {"dspyc-tiny": dspyc.LocalLM("dspyc/tiny", max_tokens=12, cache=False, constrained=False)}
         self.one = threading.Lock()
@@ -125,11 +125,11 @@ def test_a_model_that_does_not_answer_stops_the_compile_and_is_kept(tmp_path: Pa
 
 
 def test_a_job_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:
-    with OpenAIServer(outcome="failed") as server:
+    with OpenAIServer(failure="The file has 3 examples of one kind") as server:
         server.reply = lambda request: "red"
         with pytest.raises(TrainingError, match="3 examples of one kind"):
             compile_it(server, tmp_path)
-        server.outcome = "succeeded"
+        server.failure = ""
         assert compile_it(server, tmp_path).lm.model.endswith("ftjob-2")
     with Ledger(tmp_path) as ledger:
         assert ledger.events("compile")

@@ -53,8 +53,6 @@ def test_killed_there_is_one_job(request_line: str, after: bool, files: int) -> 
         first = order(server)
         assert reached.wait(60)
         kill(first)
-        if request_line == CREATE and not after:
-            server.refuse_held = True  # the request died with its process
         go.set()
         out, _ = order(server).communicate(timeout=60)
         assert out.strip().endswith("ftjob-1")

@@ -15,66 +15,16 @@ from dspyc.providers.job import RemoteJob, attach
 from dspyc.providers.polling import Polling
 from dspyc.providers.together import TogetherProvider
 
-from .http_server import HttpServer, refused
+from .http_server import CUT, LOST
+from .together_server import TogetherServer
 
+UPLOAD, CREATE = "POST /v1/files/upload", "POST /v1/fine-tunes"
 ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}]
 
 
-class Together(HttpServer):
-    routes = (
-        ("POST", "/v1/files/upload", "upload"),
-        ("POST", "/v1/fine-tunes", "create"),
-        ("GET", "/v1/fine-tunes", "all"),
-        ("GET", "/v1/fine-tunes/<id>", "one"),
-        ("GET", "/v1/fine-tunes/<id>/events", "events"),
-        ("POST", "/v1/fine-tunes/<id>/cancel", "cancel"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.files: dict[str, str] = {}
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.polls, self.failure = 2, ""
-
-    def upload(self, request: Any) -> dict[str, Any]:
-        assert (request.form["purpose"], request.form["file_type"]) == ("fine-tune", "jsonl")
-        id = f"file-{len(self.files)}"
-        self.files[id] = request.files["file"].read().decode()
-        return {"id": id, "filename": request.form["file_name"]}
-
-    def create(self, request: Any) -> Any:
-        asked = request.get_json()
-        if asked["training_file"] not in self.files:
-            return refused(400, "no such file")
-        id = f"ft-{len(self.jobs)}"
-        self.jobs[id] = {"id": id, "status": "pending", "looks": 0, **asked}
-        return self.jobs[id]
-
-    def all(self, request: Any) -> dict[str, Any]:
-        return {"data": list(self.jobs.values())}
-
-    def one(self, request: Any, id: str) -> dict[str, Any]:
-        job = self.jobs[id]
-        job["looks"] += 1
-        if job["status"] in ("pending", "running"):
-            job["status"] = "running" if job["looks"] <= self.polls else "error" if self.failure else "completed"
-        if job["status"] == "completed":
-            job["x_model_output_name"] = f"me/{job['model'].rpartition('/')[2]}-{job.get('suffix', 'tuned')}"
-        return {**job, "events": self.events(request, id)["data"]}
-
-    def events(self, request: Any, id: str) -> dict[str, Any]:
-        last = [{"message": self.failure, "created_at": "2026-11-21T12:01:00Z"}] if self.failure else []
-        return {"data": [{"message": "Fine tune request created", "created_at": "2026-11-21T12:00:00Z"}, *last]}
-
-    def cancel(self, request: Any, id: str) -> dict[str, Any]:
-        self.jobs[id]["status"] = "cancelled"
-        return {"data": []}
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
-    with Together() as made:
-        assert isinstance(made, Together)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TogetherServer]:
+    with TogetherServer() as made:
         monkeypatch.setenv("TOGETHER_BASE_URL", f"{made.url}/v1")
         monkeypatch.setenv("TOGETHER_API_KEY", made.key)
         monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "home"))
@@ -90,7 +40,7 @@ def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
     return job
 
 
-def test_rows_become_a_model(server: Together) -> None:
+def test_rows_become_a_model(server: TogetherServer) -> None:
     job = finetune(n_epochs=2, suffix="triage", validation_data=ROWS)
     assert job.result(30).model == "together_ai/me/Qwen3-8B-triage"
     (made,) = server.jobs.values()
@@ -101,8 +51,9 @@ def test_rows_become_a_model(server: Together) -> None:
     assert job.events()[0].at == 1795262400
 
 
-def test_an_answer_that_is_lost_is_no_second_job(server: Together) -> None:
-    server.faults = [1, 0, -500]  # and the connection is cut during the upload
+def test_an_answer_that_is_lost_is_no_second_job(server: TogetherServer) -> None:
+    server.fail(UPLOAD, CUT)
+    server.fail(CREATE, LOST)
     job = finetune()
     assert list(server.jobs) == [job.remote_id]
     again = finetune()
@@ -111,13 +62,14 @@ def test_an_answer_that_is_lost_is_no_second_job(server: Together) -> None:
 
 
 def test_faults_that_pass_and_those_that_do_not(
-    server: Together, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    server: TogetherServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         job = finetune()
-        server.faults = [429, 503]
+        server.fail("GET", 429)
+        server.fail("GET", 503)
         assert job.wait(30) == "succeeded"
-        server.faults = [401]
+        server.fail(UPLOAD, 401)
         with pytest.raises(ProviderError, match="HTTP 401") as caught:
             finetune(ROWS * 2)
     assert "TOGETHER_API_KEY" in caught.value.hint
@@ -126,24 +78,24 @@ def test_faults_that_pass_and_those_that_do_not(
     assert not any(server.key.encode() in content for content in kept)
 
 
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: Together) -> None:
+def test_a_job_that_fails_says_why_and_one_is_cancelled(server: TogetherServer) -> None:
     server.failure = "out of credit"
     with pytest.raises(TrainingError, match="out of credit"):
         finetune().result(30)
-    server.polls = 10_000
+    server.polls = None
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_sent(
-    server: Together, monkeypatch: pytest.MonkeyPatch
+    server: TogetherServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="`n_epochs` is 0"):
         finetune(n_epochs=0)
     with pytest.raises(DataError, match=r"Row 1: turns 1 and 2 are both the user's"):
         finetune([{"messages": [ROWS[0]["messages"][0], *ROWS[0]["messages"]]}])
-    assert server.calls == []
+    assert server.seen == []
     monkeypatch.delenv("TOGETHER_API_KEY")
     with pytest.raises(ProviderError, match="There is no key for Together"):
         finetune()

@@ -14,70 +14,18 @@ from dspyc.providers.job import RemoteJob
 from dspyc.providers.polling import Polling
 from dspyc.providers.vertex import VertexProvider
 
-from .http_server import HttpServer, refused
+from .http_server import LOST
+from .vertex_server import VertexServer
 
 pytest.importorskip("google.genai")
 
 ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}]
-JOBS = "/v1beta1/projects/p/locations/us-central1/tuningJobs"
-
-
-class Google(HttpServer):
-    routes = (
-        ("POST", "/token", "sign_in"),
-        ("POST", "/upload/storage/v1/b/<bucket>/o", "put"),
-        ("POST", JOBS, "create"),
-        ("GET", JOBS, "all"),
-        ("GET", f"{JOBS}/<id>", "one"),
-        ("POST", f"{JOBS}/<id>:cancel", "cancel"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.objects: dict[str, str] = {}
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.polls, self.failure = 2, ""
-
-    def sign_in(self, request: Any) -> dict[str, Any]:
-        return {"access_token": self.key, "expires_in": 3600, "token_type": "Bearer"}
-
-    def put(self, request: Any, bucket: str) -> Any:
-        if bucket != "rows":
-            return refused(404, "The specified bucket does not exist.")
-        self.objects[f"gs://{bucket}/{request.args['name']}"] = request.get_data().decode()
-        return {}
-
-    def create(self, request: Any) -> dict[str, Any]:
-        id = str(700 + len(self.jobs))
-        self.jobs[id] = {**request.get_json(), "name": f"{JOBS}/{id}".removeprefix("/v1beta1/"), "looks": 0}
-        return self.one(request, id)
-
-    def all(self, request: Any) -> dict[str, Any]:
-        return {"tuningJobs": [self.one(request, id) for id in self.jobs]}
-
-    def one(self, request: Any, id: str) -> dict[str, Any]:
-        job = self.jobs[id]
-        job["looks"] += 1
-        if "state" not in job and job["looks"] > self.polls:
-            job["state"] = "JOB_STATE_FAILED" if self.failure else "JOB_STATE_SUCCEEDED"
-            if self.failure:
-                job["error"] = {"code": 3, "message": self.failure}
-            else:
-                job["tunedModel"] = {"endpoint": "projects/p/locations/us-central1/endpoints/99"}
-        return {"state": "JOB_STATE_RUNNING"} | {name: value for name, value in job.items() if name != "looks"}
-
-    def cancel(self, request: Any, id: str) -> dict[str, Any]:
-        self.jobs[id]["state"] = "JOB_STATE_CANCELLED"
-        return {}
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
-    with Google() as made:
-        assert isinstance(made, Google)
-        account = {"type": "external_account_authorized_user", "audience": "test", "token_url": f"{made.url}/token"}
-        secrets = {"client_id": "me", "client_secret": "s", "refresh_token": "r"}
-        (tmp_path / "account.json").write_text(json.dumps({**account, **secrets}))
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexServer]:
+    with VertexServer() as made:
+        (tmp_path / "account.json").write_text(json.dumps(made.account()))
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
         monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", made.url)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", made.url)
@@ -95,7 +43,7 @@ def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
     return job
 
 
-def test_rows_become_a_model_at_its_endpoint(server: Google) -> None:
+def test_rows_become_a_model_at_its_endpoint(server: VertexServer) -> None:
     job = finetune(epochs=2, adapter_size="ADAPTER_SIZE_FOUR", validation_data=ROWS)
     tuned = job.result(30)
     assert tuned.model == "vertex_ai/99"
@@ -109,24 +57,24 @@ def test_rows_become_a_model_at_its_endpoint(server: Google) -> None:
     assert spec["validationDatasetUri"] == f"gs://rows/tuning/{job.record.token}/validation.jsonl"
 
 
-def test_an_answer_that_is_lost_is_no_second_job(server: Google) -> None:
-    server.faults = [0, 0, 0, -500]
+def test_an_answer_that_is_lost_is_no_second_job(server: VertexServer) -> None:
+    server.fail("POST /v1beta1/projects/p/locations/us-central1/tuningJobs", LOST)
     job = finetune()
     assert len(server.jobs) == 1
     assert job.wait(30) == "succeeded"
 
 
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: Google) -> None:
+def test_a_job_that_fails_says_why_and_one_is_cancelled(server: VertexServer) -> None:
     server.failure = "The data set has no valid example"
     with pytest.raises(TrainingError, match="has no valid example"):
         finetune().result(30)
-    server.polls = 10_000
+    server.polls = None
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
 
 
-def test_what_cannot_be_reached_is_said(server: Google, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_reached_is_said(server: VertexServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="bucket does not exist"):
         finetune(gcs_path="gs://none/x")
     with pytest.raises(ConfigError, match="There is no `gcs_path`"):
