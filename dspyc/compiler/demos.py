@@ -13,6 +13,8 @@ from ..signatures.fingerprints import stable
 from ..signatures.likeness import asked, likeness_to
 from .trace import Trace
 
+_SPREAD = 8  # examples, for each demo wanted, that are put in order
+
 
 def demos_of(run: Trace) -> dict[str, dspy.Example]:
     """What a good run shows of each predictor, by its name: one of its calls, as a demo.
@@ -48,16 +50,19 @@ def labelled(
     return [examples[at].copy() for at in chosen]
 
 
-def spread(examples: Sequence[dspy.Example], number: int) -> list[dspy.Example]:
-    """The examples in another order: behind the first the `number` that are as unlike each other as can be, by their inputs.
+def spread(examples: Sequence[dspy.Example], wanted: int, *, first: int = 0) -> list[dspy.Example]:
+    """The examples in another order, in which the first of them are as unlike each other as can be, by their inputs.
+
+    A teacher that is tried on them in this order gives `wanted` demos that are unlike each other, though some of its runs
+    fail; examples far behind keep their order.
 
     Raises:
         ConfigError: scikit-learn is not installed.
     """
     texts = [" | ".join(map(str, example.inputs().values())) for example in examples]
-    chosen = _farthest(texts, min(number, len(examples)), first=0, candidates=len(examples))
-    rest = set(chosen)
-    return [examples[at] for at in chosen] + [example for at, example in enumerate(examples) if at not in rest]
+    number = min(_SPREAD * wanted, len(examples))
+    chosen = _farthest(texts, number, first=first, candidates=len(examples)) if number else []
+    return [examples[at] for at in [*chosen, *sorted(set(range(len(examples))) - set(chosen))]]
 
 
 def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidates: int) -> list[int]:

@@ -20,7 +20,7 @@ from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
 from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
 from ..compiler.budget import Budget
-from ..compiler.demos import demos_of, labelled
+from ..compiler.demos import demos_of, labelled, spread
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
 from ..compiler.report import CompileReport
@@ -138,8 +138,8 @@ class BootstrapFewShot(Teleprompter):
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
             folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the draw of labelled examples. The demos of seed 0 are those that DSPy's own class chooses.
-        diverse: Choose labelled examples that are as unlike each other and the teacher's as can be, by the words of each
-            predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
+        diverse: Run the teacher on examples that are as unlike each other as can be first, and choose labelled ones that
+            are unlike these, by tf-idf of each predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
             counted by its own tokenizer; a number of tokens sets the limit instead.
         show_progress: Whether a bar is drawn on a terminal or notebook.
@@ -191,6 +191,8 @@ class BootstrapFewShot(Teleprompter):
         """
         started = time.monotonic()
         train = check_examples(trainset, "trainset")
+        if self.diverse:
+            train = spread(train, self.max_bootstrapped_demos, first=random.Random(self.seed).randrange(len(train)))
         threads = check_threads(self.num_threads)
         program = choose_teacher(student, teacher, self.teacher_settings)
         sizes = Sizes(

@@ -22,6 +22,7 @@ from dspy.teleprompt import Teleprompter
 from ..compiler import artifact
 from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
 from ..compiler.budget import Budget
+from ..compiler.demos import spread
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, Withdrawn, percent
@@ -34,7 +35,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .bootstrap_few_shot import Demonstrated, Sizes, choose_teacher, demonstrate
-from .checks import check_count, check_limits
+from .checks import check_count, check_fit, check_limits
 from .folds import Folds, divide
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .runs import data_fingerprint, run_folder
@@ -60,6 +61,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         metric_threshold: The lowest score of a run that becomes a demo. Default: any score above 0.
         race: Let candidates that will not win leave. False scores all of them on all of `valset`, and chooses as DSPy does.
         risk: The chance that a race loses a candidate to a given rival that it would have beaten on all of `valset`.
+        diverse: Make candidates of examples that are unlike each other, as BootstrapFewShot does.
+        fit_context: Leave out demos that do not fit the student's context, as BootstrapFewShot does.
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
             was finished takes its scores from there unless the metric's source has changed. Default: a folder named after
@@ -83,6 +86,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         *,
         race: bool = True,
         risk: float = 0.2,
+        diverse: bool = False,
+        fit_context: bool | int = False,
         budget: Budget | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
@@ -94,12 +99,14 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)
         check_count("num_candidate_programs", num_candidate_programs)
+        check_fit(fit_context)
         check_limits(max_errors, budget)
         self.rule = Rule(risk) if race else None
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.num_candidate_programs = max_rounds, num_candidate_programs
+        self.diverse, self.fit_context = diverse, fit_context
         self.num_threads, self.max_errors, self.stop_at_score = num_threads, max_errors, stop_at_score
         self.budget, self.run_dir, self.seed, self.show_progress = budget, run_dir, seed, show_progress
 
@@ -193,6 +200,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
 
     def _identity(self, maker: "_Maker", folds: Folds, numbers: list[int]) -> str:
         settings = [self.metric_threshold, self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds]
+        settings += [self.diverse, self.fit_context]
         return fingerprint(
             [
                 *(program_fingerprint(maker.student), program_fingerprint(maker.teacher)),
@@ -241,7 +249,8 @@ class _Maker:
         if number == -3:
             return blank_copy(self.student)
         if number == -2:
-            labels = LabeledFewShot(self.options.max_labeled_demos)
+            o = self.options
+            labels = LabeledFewShot(o.max_labeled_demos, diverse=o.diverse, fit_context=o.fit_context)
             return labels.compile(self.student, trainset=self.train, sample=self.labeled_sample)
         try:
             made = self._bootstrap(number, pool)
@@ -271,12 +280,14 @@ class _Maker:
         if number >= 0:
             random.Random(number).shuffle(train)
             most = random.Random(number).randint(1, most)
+        if o.diverse:
+            train = spread(train, most)
         made = demonstrate(
             self.student,
             self.teacher,
             train,
             pool=pool,
-            sizes=Sizes(most, o.max_labeled_demos, o.max_rounds),
+            sizes=Sizes(most, o.max_labeled_demos, o.max_rounds, o.diverse, o.fit_context),
             metric_threshold=o.metric_threshold,
             max_errors=self.max_errors,
             teacher_settings=o.teacher_settings,

@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 import dspyc
-from dspyc.compiler.demos import labelled
+from dspyc.compiler.demos import labelled, spread
 from dspyc.compiler.fitting import fitting, prompt_limit, token_counter
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine
@@ -137,6 +137,48 @@ def test_diversity_is_by_what_each_predictor_is_asked(tmp_path: Any) -> None:
         None, None, {"lm": dspyc.ScriptedLM(lambda inputs: {"answer": "x"})}, 1, 3, diverse=True, run_dir=tmp_path
     ).compile(dspy.Predict("question -> answer"), trainset=crowd())
     assert sorted(topics(compiled.demos)) == [0, 1, 2]
+
+
+def test_a_teacher_is_tried_on_examples_unlike_each_other_first(tmp_path: Any) -> None:
+    asked: list[str] = []
+
+    def teach(inputs: dict[str, str]) -> dict[str, str]:
+        asked.append(inputs["question"])
+        return {"answer": "yes" if len(asked) > 1 else "not at first"}
+
+    def good(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(prediction.answer == "yes")
+
+    optimizer = dspyc.BootstrapFewShot(
+        good, None, {"lm": dspyc.ScriptedLM(teach, cache=False)}, 3, 0, diverse=True, run_dir=tmp_path, num_threads=1
+    )
+    train = [*crowd(), example(f"{TOPICS[1]} today"), example(f"{TOPICS[2]} again")]
+    compiled = optimizer.compile(dspy.Predict("question -> answer"), trainset=train)
+    assert sorted(topics(compiled.demos)) == [0, 1, 2]
+    assert len(asked) <= 5
+    assert {e.question for e in spread(train, 3)} == {e.question for e in train}
+
+
+def test_a_search_makes_its_candidates_so_when_asked_to(tmp_path: Any) -> None:
+    lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"}, cache=False)
+    student = dspy.Predict("question -> answer")
+    student.set_lm(lm)
+    made = dspyc.BootstrapFewShotWithRandomSearch(
+        lambda e, p, trace=None: True,
+        None,
+        3,
+        3,
+        1,
+        3,
+        2,
+        diverse=True,
+        fit_context=10_000,
+        race=False,
+        run_dir=tmp_path,
+    ).compile(student, trainset=crowd(), valset=crowd()[:2])
+    by_number = {found["seed"]: topics(found["program"].demos) for found in made.candidate_programs}
+    assert sorted(by_number[-2]) == [0, 1, 2]
+    assert all(len(set(found)) == len(found) for number, found in by_number.items() if number >= -1)
 
 
 def test_without_scikit_learn_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
