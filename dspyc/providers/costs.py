@@ -43,7 +43,7 @@ class CostEstimate:
         said = (
             price
             if self.usd is None
-            else f"about {self.usd:,.2f} USD at the list price last known here, without what serving costs"
+            else f"{_usd(self.usd)} at the list price last known here, without what serving costs"
         )
         return f"About {self.tokens:,} tokens × {self.epochs:g} epochs: {said}."
 
@@ -56,13 +56,11 @@ class CostEstimate:
         if max_usd is None or confirmed:
             return
         if self.usd is None:
-            raise ConfigError(
-                f"{self.describe()} The limit is {max_usd:g} USD.", hint="Pass --yes to start all the same."
-            )
+            hint = "Leave `max_usd` out (in a shell: pass --yes) to start all the same."
+            raise ConfigError(f"{self.describe()} The limit is {max_usd:g} USD.", hint=hint)
         if self.usd > max_usd:
-            raise ConfigError(
-                f"{self.describe()} The limit is {max_usd:g} USD.", hint="Raise --max-usd, or pass --yes to start."
-            )
+            hint = "Raise `max_usd`, or leave it out (in a shell: --max-usd, --yes)."
+            raise ConfigError(f"{self.describe()} The limit is {max_usd:g} USD.", hint=hint)
 
 
 def estimate_cost(rows: Sequence[Mapping[str, Any]], provider: str, model: str = "", epochs: float = 3) -> CostEstimate:
@@ -71,6 +69,10 @@ def estimate_cost(rows: Sequence[Mapping[str, Any]], provider: str, model: str =
     tokens = max(1, round(size / _BYTES_A_TOKEN)) if rows else 0
     price = _price(provider, model.rpartition("/")[2])
     return CostEstimate(tokens, epochs, None if price is None else tokens * epochs * price / 1e6, model)
+
+
+def _usd(amount: float) -> str:
+    return f"about {amount:,.2f} USD" if amount >= 0.005 else "less than 0.01 USD"
 
 
 def _price(provider: str, model: str) -> float | None:

@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError, ProviderError, TrainingError, Trans
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider
-from .settings import check_names, refuse_secrets
+from .settings import check_limits, check_names, refuse_secrets
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def submit(
     with store.alone(record.id):
         known = store.get(record.id)
         if known is not None and known.state == "created" and known.status not in ("failed", "cancelled"):
-            logger.info("Job %s was started before (%s): attached to it.", known.id, known.remote_id)
+            logger.warning("Job %s was started before (%s): attached to it.", known.id, known.remote_id)
             return known
         if known is not None and known.state != "created":
             record = known  # a process died between its beginning and its id
@@ -251,10 +251,10 @@ def submit(
         estimate = provider.estimate(order)
         estimate.check(train_kwargs.get("max_usd"))
         record.estimate = estimate.describe()
-        logger.info("%s", record.estimate)
+        logger.warning("%s", record.estimate)
         store.put(record)
         _create(provider, order, record)
-    logger.info("Job %s was started: %s.", record.id, record.remote_id)
+    logger.warning("Job %s was started: %s. It goes on when this process ends.", record.id, record.remote_id)
     return record
 
 
@@ -282,6 +282,7 @@ def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str,
     """
     refuse_secrets(train_kwargs, provider.credentials)
     check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
+    check_limits(train_kwargs)
     provider.check_settings(model, {k: v for k, v in train_kwargs.items() if k not in COMMON})
 
 

@@ -32,6 +32,15 @@ def check_names(train_kwargs: Mapping[str, Any], allowed: Sequence[str], provide
         raise ConfigError(f"{provider} has no setting {name!r}.{meant}", hint=f"It has {', '.join(sorted(allowed))}.")
 
 
+def check_limits(train_kwargs: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `max_usd` (USD) or `timeout` (seconds) is no number from 0 up."""
+    for name in ("max_usd", "timeout"):
+        value = train_kwargs.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and value >= 0):
+            raise ConfigError(f"`{name}` is {value!r}.", hint="Use a number from 0 up, or leave it out.")
+
+
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of all that is not a container. `validation_data` holds rows, which are not settings."""
     if isinstance(value, Mapping):

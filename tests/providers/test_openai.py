@@ -317,6 +317,8 @@ def test_a_server_that_speaks_something_else(server: OpenAIServer) -> None:
         ({"seed": "x"}, "whole number"),
         ({"metadata": {"a": 1}}, "names with texts"),
         ({"max_usd": 1}, "no price is known"),
+        ({"max_usd": "1"}, "number from 0 up"),
+        ({"timeout": -1}, "number from 0 up"),
     ],
 )
 def test_settings_that_would_be_refused(server: OpenAIServer, kwargs: dict[str, Any], said: str) -> None:
@@ -326,9 +328,18 @@ def test_settings_that_would_be_refused(server: OpenAIServer, kwargs: dict[str, 
     assert not server.seen
 
 
+def test_the_price_and_the_start_are_said(server: OpenAIServer, caplog: pytest.LogCaptureFixture) -> None:
+    job = start(server)
+    price, started = (record.getMessage() for record in caplog.records if record.name == "dspyc.providers.job")
+    assert "no price is known" in price
+    assert started == f"Job {job.id} was started: ftjob-1. It goes on when this process ends."
+    start(server)
+    assert f"Job {job.id} was started before (ftjob-1): attached to it." in caplog.text
+
+
 def test_a_price_above_the_limit_stops_the_order() -> None:
     lm = dspyc.LM(BASE, api_key=KEY)  # OpenAI itself, which is never reached
-    with pytest.raises(ConfigError, match=r"The limit is 1e-06 USD"):
+    with pytest.raises(ConfigError, match=r"less than 0.01 USD .* The limit is 1e-06 USD"):
         lm.finetune(rows(), TrainDataFormat.CHAT, {"max_usd": 1e-6})
 
 
