@@ -18,7 +18,8 @@ DspycError
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class DspycError(Exception):
@@ -31,6 +32,15 @@ class DspycError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.hint)
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Around imports of what one of this package's extras installs: a ConfigError that names it where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{what}: {error.name} is not installed.", hint=f"pip install 'dspyc[{extra}]'") from None
 
 
 class ConfigError(DspycError):

@@ -14,7 +14,7 @@ import dspy
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import ConfigError, DataError, ModelError, needing
 
 if TYPE_CHECKING:
     from ..models.engine import LocalEngine
@@ -59,17 +59,19 @@ def LocalLM(  # noqa: N802 (reads as a class)
     """
     _check_arguments(model, adapter, generation)
     if server is not None:
-        from ..models.servers.async_engine import AsyncServerEngine
-        from ..models.servers.engine import ServerEngine
+        with needing("local", "LocalLM"):
+            from ..models.servers.async_engine import AsyncServerEngine
+            from ..models.servers.engine import ServerEngine
 
         served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
         return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
-    from ..models.async_engine import AsyncLocalEngine
-    from ..models.candidates import CandidatesLM
-    from ..models.constrained import ConstrainedLM
-    from ..models.engine import LocalEngine
+    with needing("local", "LocalLM"):
+        from ..models.async_engine import AsyncLocalEngine
+        from ..models.candidates import CandidatesLM
+        from ..models.constrained import ConstrainedLM
+        from ..models.engine import LocalEngine
 
     engine = LocalEngine(model, adapter, device=device, dtype=dtype)
     kind = ConstrainedLM if constrained else CandidatesLM

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from ..errors import TrainingError
 
 MANIFEST = "manifest.json"
@@ -25,13 +23,19 @@ def guarded(doing: str, folder: Path) -> Iterator[None]:
     """Errors of the file system as TrainingError: what was being done, where, and what to do."""
     try:
         yield
-    except SafetensorError as error:
-        full = any(sign in str(error) for sign in _FULL_SIGNS)
-        raise TrainingError(f"Cannot {doing} in {folder}: {error}", hint=_hint(full)) from error
     except OSError as error:
         raise TrainingError(
             f"Cannot {doing} in {folder}: {error.strerror or error}.", hint=_hint(error.errno in _FULL)
         ) from error
+    except _safetensor_error() as error:
+        full = any(sign in str(error) for sign in _FULL_SIGNS)
+        raise TrainingError(f"Cannot {doing} in {folder}: {error}", hint=_hint(full)) from error
+
+
+def _safetensor_error() -> type[Exception]:
+    from safetensors import SafetensorError  # other rooms use this file where nothing is trained
+
+    return SafetensorError
 
 
 def _hint(full: bool) -> str:
