@@ -1,14 +1,11 @@
 """Every notebook in tutorials/ runs from a clean state, and what it says about its results is true."""
 
-import json
-import os
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient import NotebookClient
+
+from .notebooks import execute
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 # What a notebook claims: expressions that its kernel must find true once all its cells have run.
@@ -34,40 +31,16 @@ CLAIMS = {
 }
 
 
-@pytest.fixture
-def kernel(tmp_path: Path) -> KernelSpecManager:
-    """A kernel of this very interpreter, whatever kernels the machine has."""
-    folder = tmp_path / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    (folder / "kernel.json").write_text(json.dumps(spec))
-    return KernelSpecManager(kernel_dirs=[str(folder.parent)], ensure_native_kernel=False)
-
-
 def test_every_tutorial_has_claims() -> None:
     assert {path.name for path in TUTORIALS.glob("*.ipynb")} == set(CLAIMS)
 
 
 @pytest.mark.parametrize("name", sorted(CLAIMS))
-def test_a_tutorial_runs_and_its_claims_hold(name: str, kernel: KernelSpecManager, tmp_path: Path) -> None:
+def test_a_tutorial_runs_and_its_claims_hold(name: str, tmp_path: Path) -> None:
     notebook = nbformat.read(TUTORIALS / name, as_version=4)
     claims = "\n".join(f"assert {claim}, {claim!r}" for claim in CLAIMS[name])
     notebook.cells.append(nbformat.v4.new_code_cell(claims))
     folder = tmp_path / "tutorials"  # where it finds what it does in a clone, and leaves nothing behind
     folder.mkdir()
     (tmp_path / "examples").symlink_to(TUTORIALS.parent / "examples")
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.kernel_manager_class = "jupyter_client.manager.KernelManager"
-    manager = client.create_kernel_manager()
-    manager.kernel_spec_manager = kernel
-    environment = {
-        **os.environ,
-        "DSPYC_HOME": str(tmp_path / "dspyc"),
-        "DSPY_CACHEDIR": str(tmp_path / "dspy"),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-    }
-    client.execute(env=environment)
+    execute(notebook, tmp_path, folder)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from .budget import Spent
 from .gate import Verdict
+from .html_table import html_table
 from .plan import in_usd
 
 
@@ -67,20 +68,48 @@ class CompileReport:
 
     def table(self) -> Table:
         """The comparison as a table for a terminal or a notebook."""
-        table = Table(title="Held-out comparison" if self.verdict else "Compiled without a held-out comparison")
+        table = Table(title=self._title, caption=self.conclusion or None)
         table.add_column("program")
         table.add_column("score", justify="right")
-        if self.verdict:
-            low, high = self.verdict.interval
-            table.add_row("student before", f"{self.verdict.before:.3f}")
-            if self.verdict.teacher is not None:
-                table.add_row("teacher", f"{self.verdict.teacher:.3f}")
-            table.add_row("student after", f"{self.verdict.after:.3f}", style="bold")
-            table.add_row("difference (95 %)", f"{low:+.3f} to {high:+.3f}")
-            table.caption = f"{self.verdict.outcome}, on {self.verdict.examples} examples"
-        if self.stopped:
-            table.caption = f"the best so far: the budget was spent ({self.stopped}); {table.caption or 'not compared'}"
+        for name, score in self._scores():
+            table.add_row(name, score, style="bold" if name == "student after" else None)
         return table
+
+    @property
+    def conclusion(self) -> str:
+        """What the comparison says, and what ended the compile early; empty where there is neither."""
+        verdict = self.verdict
+        compared = f"{verdict.outcome}, on {verdict.examples} examples" if verdict else ""
+        if self.stopped:
+            return f"the best so far: the budget was spent ({self.stopped}); {compared or 'not compared'}"
+        return compared
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        scores, calls = self._scores(), ", ".join(f"{count:,} of the {role}" for role, count in self.calls.items())
+        spent = [f"Calls: {calls or 'none'}", *([f"{self.cost:.4f} USD"] if self.cost is not None else [])]
+        said = [self.conclusion] if self.conclusion else []
+        caption = " · ".join([*said, *spent, f"{self.seconds:.0f} s"])
+        after = [name for name, _ in scores].index("student after") if scores else None
+        return html_table(("program", "score"), scores, bold=after, title=self._title, caption=caption)
+
+    @property
+    def _title(self) -> str:
+        return "Held-out comparison" if self.verdict else "Compiled without a held-out comparison"
+
+    def _scores(self) -> list[tuple[str, str]]:
+        if self.verdict is None:
+            return []
+        low, high = self.verdict.interval
+        taught = [] if self.verdict.teacher is None else [("teacher", f"{self.verdict.teacher:.3f}")]
+        return [
+            ("student before", f"{self.verdict.before:.3f}"),
+            *taught,
+            ("student after", f"{self.verdict.after:.3f}"),
+            ("difference (95 %)", f"{low:+.3f} to {high:+.3f}"),
+        ]
 
     def spending(self) -> Table:
         """Plan and actual, side by side."""

@@ -1,6 +1,5 @@
 """What a search over candidates saw, what it chose, and what that is worth on examples that it did not use."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from ..evaluation.estimates import mean_interval
+from .html_table import html_table
 from .trace import Trace
 
 _COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
@@ -135,13 +135,9 @@ class SearchReport:
         return self.table()
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        rows = []
-        for candidate in self._ranked():
-            tag = "b" if candidate.number == self.winner else "span"
-            cells = "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in _cells(candidate))
-            rows.append(f"<tr>{cells}</tr>")
-        return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{html.escape(self.conclusion)}</p>"
+        return html_table(
+            _COLUMNS, [_cells(candidate) for candidate in self._ranked()], bold=0, caption=self.conclusion
+        )
 
     def _ranked(self) -> list[CandidateReport]:
         def place(candidate: CandidateReport) -> tuple[Any, ...]:

@@ -1,70 +1,102 @@
 """The search while it goes on: a table that changes, on a terminal or in a notebook, and nothing elsewhere."""
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from .html_table import html_table
 from .race import Lane, Race
 from .search_report import Score
 
 Watch = Callable[[Race], None]
 _PERIOD = 0.25  # seconds between two pictures
 _SHOWN = 12  # candidates
+_COLUMNS = ("candidate", "score (95 %)", "examples", "")
 
 
 @contextmanager
 def search_view(*, show: bool) -> Iterator[Watch | None]:
-    """What a race is to be watched by; None where nobody would see it."""
+    """What a race is to be watched by; None where nobody would see it.
+
+    A terminal's view goes when the search ends; a notebook's stays, as it was at the end.
+    """
     console = Console(stderr=True)
     if not show or not (console.is_terminal or console.is_jupyter):
         yield None
     elif console.is_jupyter:
-        yield _Watcher(_notebook())
+        watcher = _Watcher(_notebook())
+        try:
+            yield watcher
+        finally:
+            watcher.end()
     else:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield _Watcher(lambda table: live.update(table, refresh=True))
+            yield _Watcher(lambda picture: live.update(picture.table(), refresh=True))
 
 
 class _Watcher:
-    def __init__(self, draw: Callable[[Table], None]) -> None:
+    def __init__(self, draw: "Callable[[Picture], None]") -> None:
         self._draw, self._started, self._drawn = draw, time.monotonic(), 0.0
+        self._race: Race | None = None
 
     def __call__(self, race: Race) -> None:
-        now = time.monotonic()
+        self._race, now = race, time.monotonic()
         if now - self._drawn >= _PERIOD:
             self._drawn = now
             self._draw(picture(race, now - self._started))
 
+    def end(self) -> None:
+        if self._race is not None:
+            self._draw(picture(self._race, time.monotonic() - self._started, over=True))
 
-def picture(race: Race, seconds: float) -> Table:
+
+@dataclass(frozen=True)
+class Picture:
+    """A race at one moment, as rows of text."""
+
+    rows: list[tuple[str, str, str, str]]
+    caption: str
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(caption=self.caption, caption_justify="left")
+        for name in _COLUMNS:
+            table.add_column(name, justify="right" if name == "examples" else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def html(self) -> str:
+        """For a notebook."""
+        return html_table(_COLUMNS, self.rows, caption=self.caption)
+
+
+def picture(race: Race, seconds: float, *, over: bool = False) -> Picture:
     """Candidates by their scores so far, calls, cost, and the time that remains at most."""
-    done = sum(lane.seen for lane in race.lanes)
-    table = Table(caption=_caption(race, done, seconds), caption_justify="left")
-    for name in ("candidate", "score (95 %)", "examples", ""):
-        table.add_column(name, justify="right" if name == "examples" else "left")
     ranked = sorted(race.running, key=lambda lane: -_mean(lane))
-    for lane in ranked[:_SHOWN]:
-        table.add_row(*_cells(lane, len(race.order)), "in the race" if lane.subject else "being made")
+    state = "in the race" if not over else "to the end"
+    rows = [(*_cells(lane, len(race.order)), state if lane.subject else "being made") for lane in ranked[:_SHOWN]]
     hidden, out = max(0, len(ranked) - _SHOWN), len(race.lanes) - len(ranked)
     if hidden or out:
-        table.add_row(f"{hidden} more in the race, {out} out" if hidden else f"{out} out", "", "", "", style="dim")
-    return table
+        rows.append((f"{hidden} more {state}, {out} out" if hidden else f"{out} out", "", "", ""))
+    return Picture(rows, _caption(race, seconds, over))
 
 
-def _caption(race: Race, done: int, seconds: float) -> str:
-    parts = [f"{race.usage.calls} calls", f"{race.usage.replayed} of them from the ledger"]
-    parts = parts if race.usage.replayed else parts[:1]
+def _caption(race: Race, seconds: float, over: bool) -> str:
+    done, missing = sum(lane.seen for lane in race.lanes), sum(len(race.order) - lane.seen for lane in race.running)
+    parts = [f"{race.usage.calls} calls"]
+    if race.usage.replayed:
+        parts.append(f"{race.usage.replayed} of them from the ledger")
     if race.usage.cost is not None:
         parts.append(f"{race.usage.cost:.4f} USD")
-    missing = sum(len(race.order) - lane.seen for lane in race.running)
     if done:
-        parts.append(f"{seconds:.0f} s, at most {seconds / done * missing:.0f} s more")
+        parts.append(f"{seconds:.0f} s" if over else f"{seconds:.0f} s, at most {seconds / done * missing:.0f} s more")
     return " · ".join(parts)
 
 
@@ -77,15 +109,9 @@ def _mean(lane: Lane) -> float:
     return float(lane.judged.mean()) if lane.seen else 0.0
 
 
-def _notebook() -> Callable[[Table], None]:
+def _notebook() -> Callable[[Picture], None]:
     from IPython import display
 
     shown: Any = display  # it has no types
     handle = shown.display(shown.HTML(""), display_id=True)
-
-    def draw(table: Table) -> None:
-        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
-        console.print(table)
-        handle.update(shown.HTML(console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")))
-
-    return draw
+    return lambda picture: handle.update(shown.HTML(picture.html()))

@@ -1,11 +1,11 @@
 """What each step of a sequence of optimizers was worth."""
 
-import html
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
 
+from .html_table import html_table
 from .search_report import Score
 
 _COLUMNS = ("program", "score (95 %)", "against the best before it", "outcome")
@@ -86,13 +86,7 @@ class SequenceReport:
         return self.table()
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        rows = []
-        for place, step in enumerate(self.steps):
-            tag = "b" if place == self.best else "span"
-            rows.append("".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in _cells(step)))
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><tr>{head}</tr>{body}</table><p>{html.escape(self.conclusion)}</p>"
+        return html_table(_COLUMNS, [_cells(step) for step in self.steps], bold=self.best, caption=self.conclusion)
 
 
 def _cells(step: StepReport) -> tuple[str, ...]:
