@@ -12,7 +12,7 @@ from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
-from .calls import durable
+from .calls import Workers, durable
 from .ledger import Ledger
 from .pool import Pool
 from .trace import Subject, Trace
@@ -53,10 +53,12 @@ def bootstrap(
     num_threads: int = 8,
     max_errors: int | None = None,
     show_progress: bool = True,
+    workers: Workers | None = None,
 ) -> list[Trace]:
     """One trace for each example, in the examples' order; where the ledger's budget is spent, for as many as it allowed.
 
-    `max_errors` bad examples stop the bootstrap; None lets every example fail, as a gate does.
+    `max_errors` bad examples stop the bootstrap; None lets every example fail, as a gate does. `workers`, if any, make the
+    requests to models that are not on this machine.
 
     Raises:
         BudgetError: It did not allow one.
@@ -69,7 +71,7 @@ def bootstrap(
     refused: BudgetError | None = None
     with (
         bar(f"{subject.role}: running {len(examples)} examples", len(examples), show=show_progress) as advance,
-        Pool(ledger, metric=metric, num_threads=num_threads) as pool,
+        Pool(ledger, metric=metric, num_threads=num_threads, workers=workers) as pool,
     ):
         running: set[Future[Trace]] = set()
 

@@ -5,6 +5,7 @@ and otherwise writes the answer down before anything else happens. It works abov
 LiteLLM, native and custom engines and legacy `BaseLM` subclasses alike, and needs nothing of their internals.
 """
 
+import asyncio
 import json
 import re
 import threading
@@ -15,11 +16,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import dspy
 
-from ..errors import DspycError, redact
+from ..errors import ConfigError, DspycError, redact
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .ledger import Answer, CallKey, Ledger
@@ -48,18 +49,32 @@ class Call:
     nth: int = 0
 
 
+class Workers(Protocol):
+    """Processes elsewhere that make requests for this one."""
+
+    def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The replies of a call of `lm`, and its `usage` and `cost`. The request is made once.
+
+        Raises:
+            ConfigError: The language model or the request cannot be sent.
+            TransientError: It is not known what became of the request.
+            Exception: What the language model raised.
+        """
+
+
 @dataclass
 class Run:
     """The run of one example that is going on; DSPy's settings carry it into every thread that the program starts.
 
-    `example` is the example's `call_key`. `refusal` is set when a call was not allowed: a program may swallow the exception
-    that says so.
+    `example` is the example's `call_key`. `workers`, if there are any, make the requests to models that are not on this
+    machine. `refusal` is set when a call was not allowed: a program may swallow the exception that says so.
     """
 
     role: str
     example: str
     ledger: Ledger
     on_call: Callable[[Call], None]
+    workers: Workers | None = None
     refusal: DspycError | None = None
     _seen: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -89,6 +104,22 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
     return copied
 
 
+def plain(lm: dspy.BaseLM) -> dspy.BaseLM:
+    """A copy of a durable `lm` without memory, retries or callbacks, for another process to make requests with."""
+    copied = lm.copy(num_retries=0)
+    copied.__class__ = type(lm).__bases__[1] if isinstance(lm, _Durable) else type(lm)
+    copied.callbacks = []
+    return copied
+
+
+def asked(lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The replies of a durable `lm`, and what DSPy's history says of its call."""
+    _last_entry.set(None)
+    with dspy.context(disable_history=False):
+        replies = lm(prompt, messages=messages, **kwargs)
+    return replies, _last_entry.get() or {}
+
+
 class _Durable:
     """Mixed in before an LM's own class."""
 
@@ -113,7 +144,10 @@ class _Durable:
             with pending:
                 for attempt in pending.limiter.attempts(retries=self.num_retries, stopped=pending.stopped):
                     with attempt, _no_other_retries():
-                        pending.replies = super().__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+                        if pending.workers is not None:
+                            pending.take(pending.ask_workers(prompt, messages, kwargs))
+                        else:
+                            pending.replies = super().__call__(prompt, messages=messages, **kwargs)  # type: ignore[misc]
         return pending.finish()
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
@@ -125,7 +159,10 @@ class _Durable:
             with pending:
                 async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
                     with attempt, _no_other_retries():
-                        pending.replies = await super().acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
+                        if pending.workers is not None:
+                            pending.take(await asyncio.to_thread(pending.ask_workers, prompt, messages, kwargs))
+                        else:
+                            pending.replies = await super().acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
         return pending.finish()
 
     def update_history(self, entry: dict[str, Any]) -> None:
@@ -172,6 +209,24 @@ class _Pending:
     @property
     def limiter(self) -> Limiter:
         return limiter_of(self.lm.model, str(self.lm.kwargs.get("api_base") or self.lm.kwargs.get("base_url") or ""))
+
+    @property
+    def workers(self) -> Workers | None:
+        """Who makes the request in place of this process, if anyone does."""
+        return self.run.workers if is_paid(self.lm) else None
+
+    def ask_workers(self, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        assert self.run.workers is not None
+        try:
+            return self.run.workers.ask(self.lm, prompt, messages, kwargs)
+        except ConfigError as error:  # what cannot be sent for one example cannot be for the others
+            self.run.refusal = error
+            raise
+
+    def take(self, answered: tuple[Any, dict[str, Any]]) -> None:
+        """What workers answered."""
+        self.replies, entry = answered
+        _last_entry.set(entry)
 
     def stopped(self) -> bool:
         return self.run.ledger.stopped

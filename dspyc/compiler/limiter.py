@@ -202,7 +202,7 @@ def failure_of(error: BaseException) -> Failure | None:
         return "timeout"
     if isinstance(status, int):
         return "busy" if status in (503, 529) else "passing" if status >= 500 else None
-    passing = ("ServerError", "ConnectionError", "TransportError")
+    passing = ("ServerError", "ConnectionError", "TransportError", "TransientError")
     return "passing" if any(n.endswith(passing) for n in names) else None
 
 

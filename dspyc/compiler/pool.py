@@ -9,6 +9,7 @@ import dspy
 
 from ..evaluation.metrics import Metric
 from ..signatures import fingerprint
+from .calls import Workers
 from .ledger import Ledger
 from .threads import Threads
 from .trace import Subject, Trace, run_example
@@ -31,10 +32,11 @@ class Pool:
         metric: Metric | None,
         num_threads: int,
         recorded: Mapping[str, Trace] | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        """`recorded` runs, by their ids, are answered without being made again."""
+        """`recorded` runs, by their ids, are answered without being made again; `workers`, if any, make the requests."""
         self.ledger, self.num_threads = ledger, num_threads
-        self._metric, self._recorded = metric, recorded or {}
+        self._metric, self._recorded, self._workers = metric, recorded or {}, workers
         self._threads = Threads(num_threads)
         self._going: dict[str, Future[Trace]] = {}
         self._lock = threading.Lock()
@@ -57,7 +59,7 @@ class Pool:
             going = self._going.get(trace.id)
             if going is not None and not going.cancelled():
                 return going
-            task = (run_example, subject, example, trace, self._metric, self.ledger, repeat)
+            task = (run_example, subject, example, trace, self._metric, self.ledger, repeat, self._workers)
             run = self._threads.submit(context.run, *task)
             self._going[trace.id] = run
         run.add_done_callback(lambda _: self._forget(trace.id, run))

@@ -19,7 +19,7 @@ from ..errors import redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
-from .calls import Call, Run, call_key
+from .calls import Call, Run, Workers, call_key
 from .ledger import Ledger
 
 
@@ -136,7 +136,13 @@ class Subject:
 
 
 def run_example(
-    subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, ledger: Ledger, repeat: str = ""
+    subject: Subject,
+    example: dspy.Example,
+    trace: Trace,
+    metric: Metric | None,
+    ledger: Ledger,
+    repeat: str = "",
+    workers: Workers | None = None,
 ) -> Trace:
     """Run, score and record one example; what goes wrong with it is kept in the trace. `repeat` tells equal examples apart.
 
@@ -147,7 +153,7 @@ def run_example(
     recorder = _Recorder(trace)
     trace.taken = Taken(subject.names)
     trace.asked = call_key(example, repeat)
-    run = Run(subject.role, trace.asked, ledger, recorder.on_call)
+    run = Run(subject.role, trace.asked, ledger, recorder.on_call, workers)
     settings: dict[str, Any] = {
         "trace": trace.taken,
         "disable_history": False,

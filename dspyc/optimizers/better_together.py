@@ -21,7 +21,9 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
+from ..compiler.calls import Workers
 from ..compiler.ledger import Ledger
+from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
 from ..errors import ConfigError
@@ -29,7 +31,7 @@ from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
-from .checks import check_limits, check_share
+from .checks import check_executor, check_limits, check_share
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder
 
@@ -74,6 +76,7 @@ class BetterTogether(Teleprompter):
         shuffle_trainset_between_steps: bool = True,
         strategy: str = "p -> w -> p",
         optimizer_compile_args: Mapping[str, Mapping[str, Any]] | None = None,
+        executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
     ) -> dspy.Module:
         """The program of the best step, with `candidate_programs` as DSPy has them, `report` and `save`.
@@ -81,7 +84,8 @@ class BetterTogether(Teleprompter):
         Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
         lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`, only
         compares them, and with neither the last program is returned. Optimizers that take several teachers get all, the
-        others the first. `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
+        others the first. `executor="ray"` has requests made by a Ray cluster, here and in optimizers that have such a
+        setting. `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
 
         The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
         that the same compile goes on where it was stopped.
@@ -92,20 +96,25 @@ class BetterTogether(Teleprompter):
         """
         started, seed = time.monotonic(), seed or 0
         check_limits(max_errors)
+        check_executor(executor)
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed)
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
         identity = self._identity(student, train, held_out, names, seed)
-        with Ledger(run_folder(run_dir, identity)) as ledger:
+        threads = check_threads(num_threads)
+        with (
+            Ledger(run_folder(run_dir, identity)) as ledger,
+            workers_of(executor, num_threads=threads, ledger=ledger) as workers,
+        ):
             ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out))
-            judge = _Judge(self.metric, held_out, ledger, check_threads(num_threads), max_errors, seed)
+            judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
             for place, name in enumerate(names):
                 so_far, begun = _ARROW.join(names[: place + 1]), time.monotonic()
                 if shuffle_trainset_between_steps:
                     random.Random(f"step {place} {seed}").shuffle(train)
-                optimizer = _kept_in(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}")
+                optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", executor)
                 arguments = {"trainset": list(train), **_taught_by(optimizer, teachers), **given.get(name, {})}
                 try:
                     made = optimizer.compile(copy_program(judge.base), **arguments)
@@ -178,6 +187,7 @@ class _Judge:
     threads: int
     max_errors: int | None
     seed: int
+    workers: Workers | None
     programs: list[dspy.Module] = field(default_factory=list)
     steps: list[StepReport] = field(default_factory=list)
     best: int = 0
@@ -225,6 +235,7 @@ class _Judge:
             num_threads=self.threads,
             max_errors=self.max_errors,
             show_progress=False,
+            workers=self.workers,
         )
         return [trace.score or 0.0 for trace in traces]
 
@@ -245,12 +256,13 @@ def _split(
     )
 
 
-def _kept_in(optimizer: Teleprompter, folder: Path) -> Teleprompter:
-    """The optimizer with its record in `folder`, if it keeps one and was given no other place for it."""
-    if getattr(optimizer, "run_dir", folder) is not None:
-        return optimizer
+def _set_up(optimizer: Teleprompter, folder: Path, executor: Executor) -> Teleprompter:
+    """The optimizer with its record in `folder`, and with `executor`, as far as it has such settings and was given none."""
     placed = copy.copy(optimizer)
-    placed.run_dir = folder
+    if getattr(placed, "run_dir", folder) is None:
+        placed.run_dir = folder
+    if getattr(placed, "executor", None) == "threads":
+        placed.executor = executor
     return placed
 
 

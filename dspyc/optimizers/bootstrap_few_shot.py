@@ -23,6 +23,7 @@ from ..compiler.budget import Budget
 from ..compiler.demos import demos_of, labelled, spread
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
+from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
 from ..compiler.withheld import withheld, withhold
@@ -31,7 +32,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from .checks import check_count, check_fit, check_limits
+from .checks import check_count, check_executor, check_fit, check_limits
 from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
 from .runs import data_fingerprint, run_folder
 from .teachers import choose_teachers
@@ -135,6 +136,8 @@ class BootstrapFewShot(Teleprompter):
             says so.
         num_threads: Examples that run at once. Default: DSPy's setting, else 8. Fewer than `num_threads` examples are run
             beyond those that are needed, and none while every run is good.
+        executor: Who makes the requests to models elsewhere: "threads" of this process, or the workers of a "ray" cluster
+            (`pip install "dspyc[ray]"`). Programs, metrics and models of this machine run here in either case.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated. Default: a
             folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the draw of labelled examples. The demos of seed 0 are those that DSPy's own class chooses.
@@ -157,6 +160,7 @@ class BootstrapFewShot(Teleprompter):
         *,
         budget: Budget | None = None,
         num_threads: int | None = None,
+        executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
         diverse: bool = False,
@@ -170,12 +174,13 @@ class BootstrapFewShot(Teleprompter):
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)
         check_limits(max_errors, budget)
+        check_executor(executor)
         check_fit(fit_context)
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.max_errors = max_rounds, max_errors
-        self.budget, self.num_threads, self.run_dir = budget, num_threads, run_dir
+        self.budget, self.num_threads, self.executor, self.run_dir = budget, num_threads, executor, run_dir
         self.diverse, self.fit_context = diverse, fit_context
         self.seed, self.show_progress = seed, show_progress
 
@@ -207,7 +212,8 @@ class BootstrapFewShot(Teleprompter):
         folder = run_folder(self.run_dir, identity)
         with (
             Ledger(folder, budget=self.budget) as ledger,
-            Pool(ledger, metric=self.metric, num_threads=threads) as pool,
+            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
+            Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool,
         ):
             ledger.event("compile", identity=identity, train=len(train))
             made = demonstrate(

@@ -18,9 +18,11 @@ from dspy.teleprompt import Teleprompter
 from ..compiler import artifact, gate
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, example_keys, observe
 from ..compiler.budget import Budget
+from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
+from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import fitted_to, rescored
@@ -38,7 +40,7 @@ from ..signatures import (
     predictors,
     program_fingerprint,
 )
-from .checks import check_limits, check_share
+from .checks import check_executor, check_limits, check_share
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
@@ -62,6 +64,7 @@ class BootstrapFinetune(Teleprompter):
         metric_threshold: The lowest score that a run may teach with. Default: full marks, 1.0.
         max_errors: Bad examples that stop the bootstrap. Default: DSPy's setting.
         on_regression: What happens when the compiled program scores below the student: "warn", "raise" or "keep_student".
+        executor: "threads", or "ray" for requests by the workers of a Ray cluster, as in BootstrapFewShot.
         run_dir: The folder of the ledger and the weights; the same compile in the same folder resumes. Default: a folder
             named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         balance: The name of a predictor whose distinct replies shall all have as many rows as the rarest.
@@ -86,6 +89,7 @@ class BootstrapFinetune(Teleprompter):
         metric_threshold: float | None = None,
         max_errors: int | None = None,
         on_regression: gate.OnRegression = "warn",
+        executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
         balance: str | None = None,
         validation_fraction: float = 0.1,
@@ -102,6 +106,7 @@ class BootstrapFinetune(Teleprompter):
         check_share("validation_fraction", validation_fraction)
         check_share("holdout_fraction", holdout_fraction)
         check_limits(max_errors, budget)
+        check_executor(executor)
         if teacher_lm is not None and not isinstance(teacher_lm, dspy.BaseLM):
             raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
         self.metric, self.metric_threshold = metric, metric_threshold
@@ -109,7 +114,7 @@ class BootstrapFinetune(Teleprompter):
         self.train_kwargs = dict(train_kwargs or {})
         self.adapter, self.teacher_lm = adapter, teacher_lm
         self.num_threads, self.max_errors = num_threads, max_errors
-        self.on_regression, self.run_dir = on_regression, run_dir
+        self.on_regression, self.executor, self.run_dir = on_regression, executor, run_dir
         self.validation_fraction, self.holdout_fraction = validation_fraction, holdout_fraction
         self.budget, self.seed, self.show_progress = budget, seed, show_progress
 
@@ -149,9 +154,12 @@ class BootstrapFinetune(Teleprompter):
         identity = self._identity(student, teachers, train, traces)
         plan = Plan(_stages(student, teachers, train, held_out), threads)
         run_dir = run_folder(self.run_dir, identity)
-        with Ledger(run_dir, budget=self.budget) as ledger:
+        with (
+            Ledger(run_dir, budget=self.budget) as ledger,
+            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
+        ):
             ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out), plan=plan.to_dict())
-            sitting = _Sitting(self, ledger, threads)
+            sitting = _Sitting(self, ledger, threads, workers)
             if traces is None:
                 dataset = sitting.rows(train, teachers, targets)
             else:
@@ -296,8 +304,8 @@ class BootstrapFinetune(Teleprompter):
 class _Sitting:
     """The passes of one `compile` over one open ledger, and the count of what they used."""
 
-    def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int) -> None:
-        self.options, self.ledger, self.threads = options, ledger, threads
+    def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
+        self.options, self.ledger, self.threads, self.workers = options, ledger, threads, workers
         self.replayed = 0
         self.taught = False  # whether there is anything that a spent budget leaves
         self.cost: float | None = None
@@ -366,6 +374,7 @@ class _Sitting:
                 num_threads=self.threads,
                 max_errors=max_errors,
                 show_progress=self.options.show_progress,
+                workers=self.workers,
             )
         except BudgetError:
             if self.ledger.meter.exhausted is None or not self.taught:

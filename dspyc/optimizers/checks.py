@@ -1,8 +1,9 @@
 """Settings that several optimizers take, checked before anything is run."""
 
-from typing import Any
+from typing import Any, get_args
 
 from ..compiler.budget import Budget
+from ..compiler.ray_workers import Executor
 from ..errors import ConfigError
 
 
@@ -26,6 +27,12 @@ def check_limits(max_errors: Any, budget: Any = None) -> None:
         raise ConfigError(
             f"`budget` is {budget!r}; a dspyc.Budget is allowed.", hint="For example dspyc.Budget(usd=5)."
         )
+
+
+def check_executor(value: Any) -> None:
+    """Raises ConfigError unless `value` names who makes requests."""
+    if value not in get_args(Executor):
+        raise ConfigError(f"`executor` is {value!r}; {' and '.join(map(repr, get_args(Executor)))} are allowed.")
 
 
 def check_share(name: str, value: Any) -> None:

@@ -26,6 +26,7 @@ from ..compiler.demos import spread
 from ..compiler.ledger import Ledger
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, Withdrawn, percent
+from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import CandidateReport, Score, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
@@ -35,7 +36,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .bootstrap_few_shot import Demonstrated, Sizes, choose_teacher, demonstrate
-from .checks import check_count, check_fit, check_limits
+from .checks import check_count, check_executor, check_fit, check_limits
 from .folds import Folds, divide
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .runs import data_fingerprint, run_folder
@@ -64,6 +65,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         diverse: Make candidates of examples that are unlike each other, as BootstrapFewShot does.
         fit_context: Leave out demos that do not fit the student's context, as BootstrapFewShot does.
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
+        executor: "threads", or "ray" for requests by the workers of a Ray cluster, as in BootstrapFewShot.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
             was finished takes its scores from there unless the metric's source has changed. Default: a folder named after
             the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
@@ -89,6 +91,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         diverse: bool = False,
         fit_context: bool | int = False,
         budget: Budget | None = None,
+        executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
         show_progress: bool = True,
@@ -101,6 +104,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         check_count("num_candidate_programs", num_candidate_programs)
         check_fit(fit_context)
         check_limits(max_errors, budget)
+        check_executor(executor)
         self.rule = Rule(risk) if race else None
         self.metric, self.metric_threshold = metric, metric_threshold
         self.teacher_settings = dict(teacher_settings or {})
@@ -108,7 +112,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         self.max_rounds, self.num_candidate_programs = max_rounds, num_candidate_programs
         self.diverse, self.fit_context = diverse, fit_context
         self.num_threads, self.max_errors, self.stop_at_score = num_threads, max_errors, stop_at_score
-        self.budget, self.run_dir, self.seed, self.show_progress = budget, run_dir, seed, show_progress
+        self.budget, self.executor, self.run_dir = budget, executor, run_dir
+        self.seed, self.show_progress = seed, show_progress
 
     def compile(
         self,
@@ -145,9 +150,10 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             ledger.event("compile", identity=identity, train=len(folds.train), validation=len(folds.validation))
             known = {} if maker.ahead else recorded(ledger, "candidate")
             with (
+                workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
                 _threads(min(len(numbers), threads + 2)) as makers,
                 # Left before the makers are: they wait for its runs.
-                Pool(ledger, metric=self.metric, num_threads=threads, recorded=known) as pool,
+                Pool(ledger, metric=self.metric, num_threads=threads, recorded=known, workers=workers) as pool,
                 search_view(show=self.show_progress) as watch,
             ):
                 race = Race(

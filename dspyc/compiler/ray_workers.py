@@ -1,0 +1,241 @@
+"""Requests to language models that are made by the workers of a Ray cluster.
+
+    with workers_of("ray", num_threads=32, ledger=ledger) as workers:     # None of "threads"
+        replies, facts = workers.ask(lm, None, messages, {})
+
+Only requests travel: they are what takes the time. Programs, metrics and tools run in the driver's threads, so what they hold
+need not be sent, and the ledger, the budget and the limiters see every call there, as without Ray. A worker is an actor that
+takes no CPU of the cluster's for itself. It gets a language model once, in memory; nothing of it is written anywhere.
+"""
+
+import json
+import logging
+import pickle
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal
+
+import dspy
+
+from ..errors import ConfigError, TransientError, redact
+from .calls import Workers, asked, durable, plain
+from .ledger import Ledger
+from .limiter import retry_after_of
+
+Executor = Literal["threads", "ray"]
+_MOST_CAUSES = 4  # of an error, the nearest first
+
+
+@contextmanager
+def workers_of(executor: Executor, *, num_threads: int, ledger: Ledger) -> Iterator[Workers | None]:
+    """The workers of an executor while they are needed; None where the driver's threads do the asking themselves.
+
+    A Ray that this process has begun or joined is used; else one is joined or begun as `ray.init()` does, and left running.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if executor == "threads":
+        yield None
+        return
+    workers = RayWorkers(num_threads, ledger)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+class RayWorkers:
+    """Actors on a Ray cluster, one for each of its CPUs and at most `num_threads`, spread over its nodes.
+
+    A worker that dies is noted in the ledger and replaced; its requests fail as with a lost connection, and so are made again.
+    """
+
+    def __init__(self, num_threads: int, ledger: Ledger) -> None:
+        self._ray, self._ledger, self._concurrency = _started_ray(), ledger, num_threads
+        number = min(num_threads, max(1, int(self._ray.cluster_resources().get("CPU", 1))))
+        self._slots = [_Slot(self._start()) for _ in range(number)]
+        self._packed: dict[int, tuple[dspy.BaseLM, str, bytes]] = {}  # by the LM's `id`
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The replies of a call of `lm`, and its `usage` and `cost`.
+
+        Raises:
+            ConfigError: The language model or its request cannot be sent.
+            TransientError: The worker died.
+            Exception: What the language model raised.
+        """
+        name, packed = self._pack(lm)
+        request = _dumps((prompt, messages, kwargs), f"A request to {lm.model!r}")
+        slot = self._take()
+        actor = slot.actor
+        try:
+            if name not in slot.known:
+                self._ray.get(actor.hold.remote(name, packed))
+                slot.known.add(name)
+            told = self._ray.get(actor.ask.remote(name, request))
+        except self._ray.exceptions.RayError as error:
+            raise self._lost(slot, actor, error) from error
+        finally:
+            with self._lock:
+                slot.busy -= 1
+        if isinstance(told, list):
+            raise _rebuilt(told)
+        replies, facts = told
+        return json.loads(replies), facts
+
+    def close(self) -> None:
+        self._closed = True
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
+
+    def _start(self) -> Any:
+        remote = self._ray.remote(num_cpus=0, max_concurrency=self._concurrency, scheduling_strategy="SPREAD")(_Worker)
+        return remote.remote()
+
+    def _take(self) -> "_Slot":
+        with self._lock:
+            slot = min(self._slots, key=lambda slot: slot.busy)
+            slot.busy += 1
+            return slot
+
+    def _lost(self, slot: "_Slot", actor: Any, error: Exception) -> TransientError:
+        with self._lock:
+            if slot.actor is actor and not self._closed:
+                slot.actor, slot.known = self._start(), set()
+                self._ledger.event("worker lost", error=redact(str(error)).splitlines()[0])
+        return TransientError("The Ray worker that made this request died.", hint="See Ray's own log of it.")
+
+    def _pack(self, lm: dspy.BaseLM) -> tuple[str, bytes]:
+        with self._lock:
+            if id(lm) not in self._packed:
+                packed = _dumps(plain(lm), f"The language model {lm.model!r}")
+                self._packed[id(lm)] = (lm, sha256(packed).hexdigest(), packed)
+            return self._packed[id(lm)][1:]
+
+
+@dataclass
+class _Slot:
+    """A worker's place: the actor that has it now, the language models that it holds, and the requests that it has."""
+
+    actor: Any
+    known: set[str] = field(default_factory=set)
+    busy: int = 0
+
+
+class _Worker:
+    """What runs on the cluster."""
+
+    def __init__(self) -> None:
+        warnings.simplefilter("ignore", DeprecationWarning)  # DSPy's, of what its own adapters send
+        logging.disable(logging.WARNING)
+        self._lms: dict[str, dspy.BaseLM] = {}
+
+    def hold(self, name: str, packed: bytes) -> None:
+        self._lms[name] = durable(pickle.loads(packed))
+
+    def ask(self, name: str, request: bytes) -> "tuple[str, dict[str, Any]] | list[_Fault]":
+        prompt, messages, kwargs = pickle.loads(request)
+        try:
+            replies, entry = asked(self._lms[name], prompt, messages, kwargs)
+        except Exception as error:
+            return _faults(error)
+        return json.dumps(replies, default=str), {key: entry.get(key) for key in ("usage", "cost")}
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """An exception on its way: itself where it survives that, and what the limiter and a reader need of it in any case."""
+
+    pickled: bytes | None
+    names: tuple[str, ...]  # of its classes, the nearest first
+    text: str
+    facts: dict[str, Any]
+
+
+def _faults(error: BaseException) -> list[_Fault]:
+    """An error and its causes."""
+    found: list[_Fault] = []
+    cause: BaseException | None = error
+    while cause is not None and len(found) < _MOST_CAUSES:
+        status = getattr(cause, "status_code", None) or getattr(cause, "status", None)
+        facts = {"status_code": status, "retry_after": retry_after_of(cause)}
+        known = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+        names = tuple(kind.__name__ for kind in type(cause).__mro__)
+        found.append(_Fault(_survivor(cause), names, redact(str(cause)), known))
+        cause = cause.__cause__
+    return found
+
+
+def _survivor(error: BaseException) -> bytes | None:
+    try:
+        pickled = pickle.dumps(error)
+        again = pickle.loads(pickled)
+    except Exception:  # exceptions with arguments of their own often cannot be made again
+        return None
+    return pickled if type(again) is type(error) and str(again) == str(error) else None
+
+
+def _rebuilt(faults: list[_Fault]) -> BaseException:
+    rebuilt: BaseException | None = None
+    for fault in reversed(faults):
+        error = pickle.loads(fault.pickled) if fault.pickled is not None else _stand_in(fault)
+        for name, value in fault.facts.items():
+            if getattr(error, name, None) is None:
+                setattr(error, name, value)
+        error.__cause__, rebuilt = rebuilt, error
+    assert rebuilt is not None
+    return rebuilt
+
+
+def _stand_in(fault: _Fault) -> BaseException:
+    """An exception with the names of another's classes, by which the limiter knows what it is."""
+    kind: type[Exception] = Exception
+    for name in reversed(fault.names):
+        if name not in ("object", "BaseException", "Exception"):
+            kind = type(name, (kind,), {})
+    return kind(fault.text)
+
+
+def _dumps(value: Any, what: str) -> bytes:
+    """The value as a worker reads it.
+
+    Raises:
+        ConfigError: It cannot be sent; the message says which part.
+    """
+    from ray import cloudpickle
+
+    def refused(part: Any) -> bool:
+        try:
+            cloudpickle.dumps(part)
+        except Exception:  # any object may refuse, in any way
+            return True
+        return False
+
+    try:
+        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    except Exception as error:
+        parts = vars(value).items() if hasattr(value, "__dict__") else ()
+        part = next((f" its `{name}`, a {type(part).__name__}:" for name, part in parts if refused(part)), "")
+        raise ConfigError(
+            f"{what} cannot be sent to Ray's workers:{part} {error}.",
+            hint="Name the model and its settings in a dspy.LM(…), or leave `executor` out to ask from this process.",
+        ) from error
+
+
+def _started_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "executor='ray' needs Ray, which is not installed.", hint="pip install 'dspyc[ray]'"
+        ) from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+    return ray
