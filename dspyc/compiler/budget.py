@@ -61,6 +61,9 @@ class Spent:
     def plus(self, tokens: int, usd: float) -> "Spent":
         return Spent(self.calls + 1, self.tokens + tokens, self.usd + usd)
 
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

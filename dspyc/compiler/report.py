@@ -8,7 +8,7 @@ from rich.table import Table
 from .budget import Spent
 from .gate import Verdict
 from .html_table import html_table
-from .plan import in_usd
+from .spending import spending_table
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,10 @@ class CompileReport:
 
     def spending(self) -> Table:
         """Plan and actual, side by side."""
-        table = Table(title="Spent on models elsewhere")
-        for name in ("", "plan", "actual"):
-            table.add_column(name, justify="right" if name else "left")
-        plan = self.plan or {}
-        for name in ("calls", "tokens"):
-            table.add_row(name, f"{plan[name]:,}" if plan else "–", f"{self.spent[name]:,}")
-        known = self.cost is not None or not self.spent["calls"]
-        table.add_row("USD", in_usd(plan["usd"]) if plan else "–", in_usd(self.spent["usd"] if known else None))
-        table.add_row("seconds", f"{plan['seconds']:.0f}" if plan else "–", f"{self.seconds:.0f}, training included")
-        return table
+        return spending_table(
+            self.plan,
+            self.spent,
+            priced=self.cost is not None,
+            seconds=self.seconds,
+            note=", training included" if self.training else "",
+        )

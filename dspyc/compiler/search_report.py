@@ -7,7 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from ..evaluation.estimates import mean_interval
+from .budget import Spent
 from .html_table import html_table
+from .spending import spending_table
 from .trace import Trace
 
 _COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
@@ -78,8 +80,8 @@ class SearchReport:
 
     `validation` says which examples chose; the winner's score on them is flattered, as the best of many is. `final` is its
     score on examples that the search did not use, which `final_on` names, or why there is none. `stopped` says which limit
-    ended the search before it had compared all, if one did. `calls`, `replayed`, `cost`
-    and `seconds` are as in a CompileReport.
+    ended the search before it had compared all, if one did. `calls`, `replayed`, `cost`,
+    `seconds`, `plan` and `spent` are as in a CompileReport.
     """
 
     winner: int
@@ -95,6 +97,8 @@ class SearchReport:
     seed: int
     stopped: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
 
     @property
     def best(self) -> CandidateReport:
@@ -130,6 +134,10 @@ class SearchReport:
         )
         stopped = f" The search was not finished: {self.stopped}" if self.stopped else ""
         return f"Candidate {self.winner} won on {self.validation}. {final}{stopped}"
+
+    def spending(self) -> Table:
+        """Plan and actual, side by side."""
+        return spending_table(self.plan, self.spent, priced=self.cost is not None, seconds=self.seconds)
 
     def __rich__(self) -> Table:
         return self.table()

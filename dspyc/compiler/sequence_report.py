@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from .budget import Spent
 from .html_table import html_table
 from .search_report import Score
+from .spending import spending_table
 
 _COLUMNS = ("program", "score (95 %)", "against the best before it", "outcome")
 Outcome = Literal["better", "worse", "no clear difference", "not compared"]
@@ -42,7 +44,8 @@ class SequenceReport:
     """Figures of a sequence; `steps[0]` is the student as it was, and `best` says which step was returned.
 
     `calls` are those that compared the steps, by role; what the steps paid for themselves stands in the reports of their
-    own folders, below `run_dir`. The best of several steps is a little flattered by the examples that chose it.
+    own folders, below `run_dir`. `plan` and `spent` are of the comparison and all steps, as far as optimizers have plans and
+    reports. The best of several steps is a little flattered by the examples that chose it.
     """
 
     steps: list[StepReport]
@@ -53,6 +56,8 @@ class SequenceReport:
     run_dir: str
     seed: int
     fingerprints: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         return {"report": "sequence", **asdict(self)}
@@ -81,6 +86,11 @@ class SequenceReport:
         for place, step in enumerate(self.steps):
             table.add_row(*_cells(step), style="bold" if place == self.best else None)
         return table
+
+    def spending(self) -> Table:
+        """Plan and actual, side by side."""
+        note = ", training included"
+        return spending_table(self.plan, self.spent, priced=self.spent["usd"] > 0, seconds=self.seconds, note=note)
 
     def __rich__(self) -> Table:
         return self.table()

@@ -21,8 +21,10 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
+from ..compiler.budget import Spent
 from ..compiler.calls import Workers
 from ..compiler.ledger import Ledger
+from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
@@ -32,6 +34,7 @@ from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share
+from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder
 
@@ -103,11 +106,23 @@ class BetterTogether(Teleprompter):
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
         identity = self._identity(student, train, held_out, names, seed)
         threads = check_threads(num_threads)
+        plan = self.plan(
+            student,
+            trainset=trainset,
+            teacher=teacher,
+            valset=valset,
+            num_threads=num_threads,
+            seed=seed,
+            valset_ratio=valset_ratio,
+            strategy=strategy,
+            optimizer_compile_args=optimizer_compile_args,
+        )
         with (
             Ledger(run_folder(run_dir, identity)) as ledger,
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
         ):
-            ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out))
+            ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
+            spent = Spent()
             judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
             for place, name in enumerate(names):
@@ -117,7 +132,7 @@ class BetterTogether(Teleprompter):
                 optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", executor)
                 arguments = {"trainset": list(train), **_taught_by(optimizer, teachers), **given.get(name, {})}
                 try:
-                    made = optimizer.compile(copy_program(judge.base), **arguments)
+                    made = optimizer.compile(_uncompiled(judge.base), **arguments)
                 except Exception:
                     logger.error(
                         "Step %s failed. What came before it is kept: the same compile goes on from %s.",
@@ -126,6 +141,7 @@ class BetterTogether(Teleprompter):
                     )
                     raise
                 judge.add(so_far, made, time.monotonic() - begun)
+                spent += Spent(**getattr(getattr(made, "report", None), "spent", {}))
             report = SequenceReport(
                 steps=judge.steps,
                 best=judge.best,
@@ -135,6 +151,8 @@ class BetterTogether(Teleprompter):
                 run_dir=str(ledger.run_dir),
                 seed=seed,
                 fingerprints={"compile": identity, "data": data_fingerprint(train)},
+                plan=plan.to_dict(),
+                spent=(spent + ledger.meter.spent).to_dict(),
             )
             ledger.event("report", **report.to_dict())
         chosen = artifact.attach(copy_program(judge.programs[judge.best]), report)
@@ -142,6 +160,38 @@ class BetterTogether(Teleprompter):
         chosen.flag_compilation_error_occurred = False
         chosen._compiled = True
         return chosen
+
+    def plan(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        num_threads: int | None = None,
+        seed: int | None = None,
+        valset_ratio: float = 0.1,
+        strategy: str = "p -> w -> p",
+        optimizer_compile_args: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Plan:
+        """What `compile` with the same arguments will ask for, by the plans of its optimizers: an estimate, at no cost.
+
+        Every step is taken to start from the student; optimizers without a `plan` are named in `unknown`.
+        """
+        check_student(student)
+        names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
+        train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed or 0)
+        teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
+        plans: list[tuple[str, Plan | None]] = []
+        for place, name in enumerate(names):
+            optimizer = self.optimizers[name]
+            planned = getattr(optimizer, "plan", None)
+            arguments = {"trainset": train, **_taught_by(optimizer, teachers), **given.get(name, {})}
+            taken = inspect.signature(planned).parameters if planned is not None else {}
+            arguments = {key: value for key, value in arguments.items() if key in taken}
+            plans.append((f"{place + 1}. {name}", planned(student, **arguments) if planned is not None else None))
+        compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
+        return sum_of(plans, compared, check_threads(num_threads))
 
     def _names(self, strategy: str) -> list[str]:
         names = [name.strip() for name in strategy.split("->")] if isinstance(strategy, str) else []
@@ -238,6 +288,14 @@ class _Judge:
             workers=self.workers,
         )
         return [trace.score or 0.0 for trace in traces]
+
+
+def _uncompiled(program: dspy.Module) -> dspy.Module:
+    """A copy that an optimizer takes as its student, without the report of the step that made it."""
+    copied = copy_program(program)
+    copied._compiled = False
+    vars(copied).pop("report", None)
+    return copied
 
 
 def _split(

@@ -22,6 +22,7 @@ from ..compiler.bootstrap import check_examples, check_threads, example_keys, ob
 from ..compiler.budget import Budget
 from ..compiler.demos import demos_of, labelled, spread
 from ..compiler.ledger import Ledger
+from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
@@ -34,6 +35,7 @@ from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
 from .checks import check_count, check_executor, check_fit, check_limits
 from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
+from .plans import bootstrap_stages
 from .runs import data_fingerprint, run_folder
 from .teachers import choose_teachers
 
@@ -210,12 +212,13 @@ class BootstrapFewShot(Teleprompter):
             ]
         )
         folder = run_folder(self.run_dir, identity)
+        plan = self._plan(program, train)
         with (
             Ledger(folder, budget=self.budget) as ledger,
             workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
             Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool,
         ):
-            ledger.event("compile", identity=identity, train=len(train))
+            ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
             made = demonstrate(
                 student,
                 program,
@@ -228,9 +231,22 @@ class BootstrapFewShot(Teleprompter):
                 seed=self.seed,
                 show_progress=self.show_progress,
             )
-            report = _report(made, ledger, started, self.seed, {"compile": identity, "data": data_fingerprint(train)})
+            named = {"compile": identity, "data": data_fingerprint(train)}
+            report = _report(made, ledger, started, self.seed, named, plan)
             ledger.event("report", **report.to_dict())
         return artifact.attach(made.program, report)
+
+    def plan(
+        self, student: dspy.Module, *, teacher: dspy.Module | None = None, trainset: Sequence[dspy.Example]
+    ) -> Plan:
+        """What `compile` with the same arguments will ask for: an estimate, at no cost."""
+        train = check_examples(trainset, "trainset")
+        return self._plan(choose_teacher(student, teacher, self.teacher_settings), train)
+
+    def _plan(self, teacher: dspy.Module, train: list[dspy.Example]) -> Plan:
+        sizes = {"labels": self.max_labeled_demos, "rounds": self.max_rounds}
+        stages = bootstrap_stages(teacher, train, [self.max_bootstrapped_demos], **sizes)
+        return Plan(stages, check_threads(self.num_threads))
 
 
 def choose_teacher(
@@ -337,7 +353,7 @@ def _short(value: Any, limit: int = 300) -> str:
 
 
 def _report(
-    made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str]
+    made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str], plan: Plan
 ) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
     calls = [call for run in runs for call in run.calls]
@@ -361,4 +377,7 @@ def _report(
         run_dir=str(ledger.run_dir),
         seed=seed,
         fingerprints=fingerprints,
+        plan=plan.to_dict(),
+        spent=ledger.meter.spent.to_dict(),
+        stopped=ledger.meter.exhausted,
     )

@@ -10,6 +10,7 @@ from dspy.teleprompt import Teleprompter
 from ..compiler.bootstrap import check_examples
 from ..compiler.demos import labelled
 from ..compiler.fitting import fitting
+from ..compiler.plan import Plan
 from ..signatures import copy_program, predictors
 from .checks import check_count, check_fit
 
@@ -49,6 +50,11 @@ class LabeledFewShot(Teleprompter):
                 demos = labelled(predictor, examples, number, rng, diverse=self.diverse)
             predictor.demos = fitted(name, predictor, demos, examples, self.fit_context)
         return compiled
+
+    def plan(self, student: dspy.Module, *, trainset: Sequence[dspy.Example], sample: bool = True) -> Plan:
+        """What `compile` with the same arguments asks for: nothing."""
+        check_examples(trainset, "trainset", allow_empty=True, inputs=False)
+        return Plan([], 1)
 
 
 def fitted(

@@ -7,38 +7,37 @@ over one pool; `compiler.race` says which are still worth a call.
 
 import contextvars
 import os
-import random
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.bootstrap import check_examples, check_threads, example_keys
 from ..compiler.budget import Budget
-from ..compiler.demos import spread
 from ..compiler.ledger import Ledger
+from ..compiler.plan import Plan
 from ..compiler.pool import Pool
-from ..compiler.race import Lane, Race, Rule, Withdrawn, percent
+from ..compiler.race import Lane, Race, Rule, percent
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import CandidateReport, Score, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Subject, Trace, recorded
-from ..errors import BootstrapError, BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
-from .bootstrap_few_shot import Demonstrated, Sizes, choose_teacher, demonstrate
+from .bootstrap_few_shot import choose_teacher
+from .candidates import CandidateMaker
 from .checks import check_count, check_executor, check_fit, check_limits
 from .folds import Folds, divide
-from .labeled_few_shot import LabeledFewShot, blank_copy
+from .plans import search_stages
 from .runs import data_fingerprint, run_folder
 
 _MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
@@ -140,14 +139,16 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
         numbers = self._numbers(restrict)
         chosen = choose_teacher(student, teacher, self.teacher_settings)
-        maker = _Maker(self, student, chosen, folds.train, labeled_sample, numbers)
+        maker = CandidateMaker(self, student, chosen, folds.train, labeled_sample, numbers)
         threads = check_threads(self.num_threads)
+        plan = self._plan(student, chosen, folds, numbers)
         identity = self._identity(maker, folds, numbers)
         with Ledger(run_folder(self.run_dir, identity), budget=self.budget) as ledger:
             # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that.
             whole = [r for r in ledger.events("report") if not r.get("stopped")]
             maker.ahead = all(report["fingerprints"].get("compile") != identity for report in whole)
-            ledger.event("compile", identity=identity, train=len(folds.train), validation=len(folds.validation))
+            sizes = {"train": len(folds.train), "validation": len(folds.validation)}
+            ledger.event("compile", identity=identity, **sizes, plan=plan.to_dict())
             known = {} if maker.ahead else recorded(ledger, "candidate")
             with (
                 workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
@@ -187,6 +188,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 run_dir=str(ledger.run_dir),
                 seed=self.seed,
                 fingerprints={"compile": identity, "data": data_fingerprint(folds.train)},
+                plan=plan.to_dict(),
+                spent=ledger.meter.spent.to_dict(),
             )
             ledger.event("report", **report.to_dict())
             for told in report.candidates:
@@ -197,6 +200,37 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         best.candidate_programs = _candidate_programs(race, winner, maker)
         return best
 
+    def plan(
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None = None,
+        restrict: Iterable[int] | None = None,
+        labeled_sample: bool = True,
+        testset: Sequence[dspy.Example] | None = None,
+    ) -> Plan:
+        """What `compile` with the same arguments will ask for, at least and at most: an estimate, at no cost."""
+        check_student(student)
+        folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
+        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        return self._plan(student, chosen, folds, self._numbers(restrict))
+
+    def _plan(self, student: dspy.Module, teacher: dspy.Module, folds: Folds, numbers: list[int]) -> Plan:
+        stages = search_stages(
+            student,
+            teacher,
+            folds,
+            numbers,
+            most=self.max_bootstrapped_demos,
+            labels=self.max_labeled_demos,
+            rounds=self.max_rounds,
+            race=self.rule is not None,
+            stops_early=self.stop_at_score is not None,
+        )
+        return Plan(stages, check_threads(self.num_threads))
+
     def _numbers(self, restrict: Iterable[int] | None) -> list[int]:
         every = range(-3, self.num_candidate_programs)
         chosen = list(every) if restrict is None else sorted(set(restrict) & set(every))
@@ -204,7 +238,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             raise ConfigError(f"`restrict` names none of the candidates, which are -3 to {every[-1]}.")
         return chosen
 
-    def _identity(self, maker: "_Maker", folds: Folds, numbers: list[int]) -> str:
+    def _identity(self, maker: CandidateMaker, folds: Folds, numbers: list[int]) -> str:
         settings = [self.metric_threshold, self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds]
         settings += [self.diverse, self.fit_context]
         return fingerprint(
@@ -214,93 +248,6 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 *(metric_fingerprint(self.metric), settings, numbers, maker.labeled_sample, self.seed),
             ]
         )
-
-
-class _Maker:
-    """Makes the candidates of one compile, each once, in whatever thread asks."""
-
-    def __init__(
-        self,
-        options: BootstrapFewShotWithRandomSearch,
-        student: dspy.Module,
-        teacher: dspy.Module,
-        train: list[dspy.Example],
-        labeled_sample: bool,
-        numbers: list[int],
-    ) -> None:
-        self.options, self.student, self.teacher = options, student, teacher
-        self.train, self.labeled_sample = train, labeled_sample
-        self.max_errors: int = options.max_errors if options.max_errors is not None else dspy.settings.max_errors
-        self.ahead = True
-        self.programs: dict[int, dspy.Module] = {}
-        self.runs: list[Trace] = []  # the teacher's
-        self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
-        self._to_bootstrap = sum(number >= -1 for number in numbers)
-        self._lock = threading.Lock()
-
-    def make(self, number: int, pool: Pool) -> Subject:
-        """The candidate as the race runs it.
-
-        Raises:
-            Withdrawn: Its bootstrap failed, and another's has not.
-            BootstrapError: All bootstraps have failed.
-        """
-        program = self._make(number, pool)
-        with self._lock:
-            self.programs[number] = program
-        identity = fingerprint([program_fingerprint(program), metric_fingerprint(self.options.metric)])
-        return observe(program, "candidate", identity=identity, traced=False)
-
-    def _make(self, number: int, pool: Pool) -> dspy.Module:
-        if number == -3:
-            return blank_copy(self.student)
-        if number == -2:
-            o = self.options
-            labels = LabeledFewShot(o.max_labeled_demos, diverse=o.diverse, fit_context=o.fit_context)
-            return labels.compile(self.student, trainset=self.train, sample=self.labeled_sample)
-        try:
-            made = self._bootstrap(number, pool)
-        except BootstrapError as error:
-            with self._lock:
-                self._to_bootstrap -= 1
-                if not self._to_bootstrap and not any(made >= -1 for made in self.programs):
-                    raise
-            raise Withdrawn(f"not made: {error.message.splitlines()[0]}") from error
-        with self._lock:
-            self.runs += [run for attempt in made.attempts for run in attempt.runs]
-        return made.program
-
-    def with_final(self, folds: Folds, number: int) -> Folds:
-        """With the training examples that had no part in a candidate: neither its demos nor tried for them.
-
-        The choice among candidates was by other examples, so the score on these is not flattered by it.
-        """
-        named = predictors(self.programs[number], frozen=False)
-        shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
-        tried = self._tried.get(number, set())
-        left = [e for e in self.train if id(e) not in tried and dict(e.items()) not in shown]
-        return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
-
-    def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:
-        o, train, most = self.options, list(self.train), self.options.max_bootstrapped_demos
-        if number >= 0:
-            random.Random(number).shuffle(train)
-            most = random.Random(number).randint(1, most)
-        if o.diverse:
-            train = spread(train, most)
-        made = demonstrate(
-            self.student,
-            self.teacher,
-            train,
-            pool=pool,
-            sizes=Sizes(most, o.max_labeled_demos, o.max_rounds, o.diverse, o.fit_context),
-            metric_threshold=o.metric_threshold,
-            max_errors=self.max_errors,
-            teacher_settings=o.teacher_settings,
-            ahead=self.ahead,
-        )
-        self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}
-        return made
 
 
 @contextmanager
@@ -314,7 +261,7 @@ def _threads(number: int) -> Iterator[Threads]:
     threads.end(abandon=False)
 
 
-def _start(makers: Threads, maker: _Maker, number: int, pool: Pool) -> "Future[Subject]":
+def _start(makers: Threads, maker: CandidateMaker, number: int, pool: Pool) -> "Future[Subject]":
     context = contextvars.copy_context()  # DSPy's settings live in the context
     return makers.submit(context.run, maker.make, number, pool)
 
@@ -329,7 +276,7 @@ def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> list[Tra
         return []
 
 
-def _told(lane: Lane, maker: _Maker, winner: Lane) -> CandidateReport:
+def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
     program = maker.programs.get(lane.number)
     named = predictors(program, frozen=False) if program is not None else {}
     return CandidateReport(
@@ -350,7 +297,7 @@ def _final_name(folds: Folds, final: list[Trace], race: Race) -> str:
     return "every training example had a part in it; pass a `testset`" if race.rule is not None else "pass a `testset`"
 
 
-def _candidate_programs(race: Race, winner: Lane, maker: _Maker) -> list[dict[str, Any]]:
+def _candidate_programs(race: Race, winner: Lane, maker: CandidateMaker) -> list[dict[str, Any]]:
     """DSPy's list, by falling score, but after a race the winner first and then those that came further.
 
     `subscores` are by the order of the examples, None where a candidate was not judged; `score` is the mean of the others.
