@@ -1,9 +1,11 @@
-"""The guide to fine-tuning that DSPy's users know, run as it is written: its code stands below word for word.
+"""The guide to fine-tuning that DSPy's users know, run as it is written, and the code in docs/providers.md. The guide's stands
+below word for word.
 
 `here` makes the only changes: `dspy.LM` is `dspyc.LM`, what the guide leaves to the reader ("Add more examples…") is there, and
 a workspace's address is the local one. Servers are found by the environment variables that the real SDKs read.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -464,3 +466,23 @@ def test_one_example_is_too_few(bedrock: BedrockServer) -> None:
     with pytest.raises(DataError, match="trains on 8 rows or more, and 1 can be used"):
         run(here(BASIC_USAGE).replace("*MORE,", ""))
     assert bedrock.jobs == {}
+
+
+# -------------------------------------------------------------------------------------------------------------------- docs
+
+
+@pytest.mark.parametrize("name", ["openai", "bedrock", "databricks"])
+def test_the_code_in_the_docs(
+    name: str,
+    bedrock: BedrockServer,
+    openai: OpenAIServer,
+    databricks: DatabricksServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", databricks.url)
+    text = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f'dspyc.LM("{name}/' in block)
+    names = run(code, rows=[*MORE, MORE[0]], TrainDataFormat=TrainDataFormat)
+    assert str(names["job"].status()) == "succeeded"
+    assert isinstance(names["tuned"], dspy.LM)
+    assert bedrock.endpoints == databricks.endpoints == {}  # what was started has been stopped
