@@ -294,7 +294,8 @@ def _uncompiled(program: dspy.Module) -> dspy.Module:
     """A copy that an optimizer takes as its student, without the report of the step that made it."""
     copied = copy_program(program)
     copied._compiled = False
-    vars(copied).pop("report", None)
+    if isinstance(copied, artifact.CompiledMixin):
+        artifact.attach(copied, None)
     return copied
 
 
