@@ -20,7 +20,7 @@ from ..locks import FolderLock
 from ..models.chat import ChatTokenizer
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
-from . import processes
+from . import division, processes, shards
 from .adapters import continue_adapter
 from .callbacks import Callback
 from .card import base_name, describe
@@ -107,7 +107,12 @@ class _Run:
         self.show = show_progress and processes.is_main()
         check_method(config, self.device)
         check_trackers(config)
-        processes.check()
+        self.division = division.asked()
+        if self.division is not None and config.method == "qlora":
+            raise ConfigError(
+                "method='qlora' and a model that is divided among processes do not go together.",
+                hint="Launch processes that hold whole models: 4 bits are an eighth of the memory. Or use method='lora'.",
+            )
         if adapter is not None and config.method == "full":
             raise ConfigError(
                 f"adapter is {adapter}, and the method is 'full'.",
@@ -139,7 +144,7 @@ class _Run:
             if found.too_long and processes.is_main():
                 shown = ", ".join(f"row {r.index} ({r.length} tokens)" for r in found.too_long[:_SHOWN])
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
-        with _one_at_a_time, _undisturbed():
+        with _one_at_a_time, _undisturbed(), division.carried_out_here():
             return self._train(tokenizer, encoded, held_out, report, held_report)
 
     # ---------------------------------------------------------------------------------------------- the folder
@@ -220,7 +225,7 @@ class _Run:
         held_report: TokenReport,
     ) -> TrainingResult:
         set_seed(self.config.seed)
-        model = prepare(self.base, self.config, str(self.device))
+        model = self._prepared()
         if self.adapter is not None:
             continue_adapter(model, self.adapter)
         with guarded("read checkpoints", self.folder):
@@ -228,6 +233,8 @@ class _Run:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
             events = EventLog(self.folder / "events.jsonl", state.global_step if state else None, processes.is_main())
         learner = Learner.of(model, tokenizer, rows, self.config)
+        if self.division is not None:
+            shards.divide(learner, self.division, self.device)
         trainer = RowTrainer(
             learner,
             rows,
@@ -248,6 +255,10 @@ class _Run:
         with embedding_dropout(model, self.config.embedding_dropout), torch.enable_grad():
             self._fit(trainer, checkpoint, state)
         return self._finish(trainer, tokenizer, report, held_report)
+
+    def _prepared(self) -> Any:
+        """The model to train; in main memory, where it is yet to be divided."""
+        return prepare(self.base, self.config, str(self.device), "cpu" if self.division is not None else None)
 
     def _planner(self, trainer: RowTrainer) -> tuple[Planner, str | None]:
         """The planner that the run uses, and why it does not share prompts, if it does not."""
@@ -337,17 +348,27 @@ class _Run:
             rows=report.to_dict(),
             validation_rows=held_report.to_dict(),
         )
+        student = self._whole(trainer.student) if self.division is not None else trainer.student
         if processes.is_main():
             with guarded("write the weights", self.folder):
-                self._write(trainer, tokenizer, result)
+                self._write(trainer, student, tokenizer, result)
         processes.wait()
         for watcher in self.callbacks:
             watcher.on_end(result)
         return result
 
-    def _write(self, trainer: RowTrainer, tokenizer: Any, result: TrainingResult) -> None:
+    def _whole(self, student: Any) -> Any:
+        """The same model in one piece, for the main process; the others help it, and get None."""
+        tensors = shards.gather(trained_tensors(student))
+        if not processes.is_main():
+            return None
+        whole = self._prepared()
+        put_trained(whole, tensors)
+        return whole
+
+    def _write(self, trainer: RowTrainer, student: Any, tokenizer: Any, result: TrainingResult) -> None:
         """The weights of the last step and of the best one, the curves and the model card; last, what they hash to."""
-        student, best, names = trainer.student, result.best_step, ["final_model"]
+        best, names = result.best_step, ["final_model"]
         events = read_events(trainer.events.path)
         title = f"{base_name(self.model)}, {self.config.method}: {result.rows['rows']:,} rows"
         picture = draw_curves(events, title, best)
