@@ -8,10 +8,13 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, TrainingError
 from ..progress import is_main
+
+if TYPE_CHECKING:
+    from ..training.division import Division
 
 _LOOKS = 1.0  # seconds between two looks at whether the launcher is still there
 
@@ -70,8 +73,11 @@ def _options(processes: int | None, config: Path | None, device: str) -> list[st
     """What `accelerate launch` has to be told so that it warns of nothing and starts what is asked for."""
     options = ["--multi_gpu"]  # its name for "several processes on this machine", CPUs included
     if config is not None:
-        configured = _configured(config)
+        configured, division = _configured(config)
         processes = processes or configured
+        if division is not None:  # whatever asked for it
+            kept = str(division.reshard).lower()
+            options = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", kept]
         options += ["--config_file", str(config)]
     else:
         options += ["--num_machines", "1", "--main_process_port", "0"]  # any free port
@@ -84,11 +90,11 @@ def _options(processes: int | None, config: Path | None, device: str) -> list[st
     return [*options, "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def _configured(config: Path) -> int | None:
-    """The number of processes in an accelerate config."""
+def _configured(config: Path) -> tuple[int | None, "Division | None"]:
+    """The number of processes in an accelerate config, and how it divides the model among them, if it does."""
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from ..training import processes
+    from ..training import division
 
     try:
         found: Any = load_config_from_file(str(config))
@@ -97,9 +103,14 @@ def _configured(config: Path) -> int | None:
             f"--accelerate-config {config} cannot be read: {error}", hint="Write one with `accelerate config`."
         ) from error
     kind = str(getattr(found.distributed_type, "value", found.distributed_type))
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise processes.refusal(kind)
-    return found.num_processes if isinstance(found.num_processes, int) else None
+    asked: Division | None = None
+    if kind == "FSDP":
+        asked = division.of_fsdp({name.removeprefix("fsdp_"): value for name, value in found.fsdp_config.items()})
+    elif kind == "DEEPSPEED":
+        asked = division.of_deepspeed(found.deepspeed_config)
+    elif kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise division.refusal(kind)
+    return found.num_processes if isinstance(found.num_processes, int) else None, asked
 
 
 def _check_devices(processes: int, device: str, config: Path | None) -> None:

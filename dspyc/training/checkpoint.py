@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import TrainingError
 from ..signatures import fingerprint
+from . import shards
 from .files import MANIFEST, first_damaged, sums, whole_folder, write_json
 
 log = logging.getLogger("dspyc.training")
@@ -76,8 +77,8 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_trained(model: torch.nn.Module, folder: Path) -> None:
-    save_file({name: t.contiguous().cpu() for name, t in trained_tensors(model).items()}, folder / _MODEL)
+def save_trained(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, folder / _MODEL)
 
 
 def load_trained(model: torch.nn.Module, folder: Path) -> None:
@@ -97,30 +98,38 @@ def load_trained(model: torch.nn.Module, folder: Path) -> None:
 @torch.no_grad()
 def put_trained(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in trained_tensors(model).items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(shards.part(tensors[name], tensor))
 
 
-def save_optimizer(optimizer: Any, folder: Path) -> None:
-    """An optimizer's state: tensors as safetensors under `<parameter>.<name>`, all else as JSON."""
-    state = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().contiguous().cpu()
-            else:
-                values[f"{index}.{name}"] = value
-    save_file(tensors, folder / "optimizer.safetensors")
-    write_json(folder / "optimizer.json", {"param_groups": state["param_groups"], "values": values})
+@dataclass
+class OptimizerState:
+    """What an optimizer holds, by `<parameter>.<name>`."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]  # all that are no tensors
+    param_groups: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, optimizer: Any) -> "OptimizerState":
+        state = optimizer.state_dict()
+        held = {f"{i}.{name}": value for i, entries in state["state"].items() for name, value in entries.items()}
+        tensors = {key: value.detach() for key, value in held.items() if isinstance(value, torch.Tensor)}
+        values = {key: value for key, value in held.items() if key not in tensors}
+        return cls(tensors, values, state["param_groups"])
+
+    def save(self, folder: Path) -> None:
+        save_file({key: t.contiguous().cpu() for key, t in self.tensors.items()}, folder / "optimizer.safetensors")
+        write_json(folder / "optimizer.json", {"param_groups": self.param_groups, "values": self.values})
 
 
 def load_optimizer(optimizer: Any, folder: Path) -> None:
     saved = _read(folder / "optimizer.json")
     state: dict[int, dict[str, Any]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in [*load_file(folder / "optimizer.safetensors").items(), *saved["values"].items()]:
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        mine = shards.part(value, parameters[int(index)]) if isinstance(value, torch.Tensor) else value
+        state.setdefault(int(index), {})[name] = mine
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -15,10 +16,16 @@ class Interrupts:
     """While entered, Ctrl-C between `hold` and `release` waits for `release`; a second one does not wait.
 
     Signals reach the main thread alone, so in any other thread this does nothing.
+
+    Args:
+        together: Tells whether any process was interrupted, where a model is divided among several: none can stop alone, so
+            Ctrl-C always waits for `release`, which all of them call alike.
     """
 
-    def __init__(self) -> None:
-        self._held = self._waiting = False
+    def __init__(self, together: Callable[[bool], bool] | None = None) -> None:
+        self._together = together
+        self._held, self._waiting = together is not None, False
+        self.answered = False  # by `release`, and not in the middle of something
         self._before: Any = None
 
     def hold(self) -> None:
@@ -26,9 +33,9 @@ class Interrupts:
 
     def release(self) -> None:
         """Raises KeyboardInterrupt where Ctrl-C came since `hold`."""
-        self._held = False
-        if self._waiting:
-            self._waiting = False
+        self._held = self._together is not None
+        if self._together(self._waiting) if self._together is not None else self._waiting:
+            self._waiting, self.answered = False, True
             raise KeyboardInterrupt
 
     def __enter__(self) -> "Interrupts":

@@ -32,6 +32,8 @@ class Learner(torch.nn.Module):
     """
 
     in_place = False
+    divided = False  # whether a process holds a part of the model only (shards.py)
+    passes = ("_grow", "_rows")  # the methods that call the model
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Learner(torch.nn.Module):
         held = before
         if tree.ids:
             with precision():
-                trunk = self._grow(tree, before)
+                trunk, states = self._grow(tree, before)
             grown = [tensor for layer in cast(list[Any], trunk.layers) for tensor in (layer.keys, layer.values)]
             held = _fork(trunk, 1, detach=True)
         if tree.rows:
@@ -100,6 +102,8 @@ class Learner(torch.nn.Module):
         if grown and held is not None:
             leaves = [tensor for layer in cast(list[Any], held.layers) for tensor in (layer.keys, layer.values)]
             pairs = [(t, leaf.grad) for t, leaf in zip(grown, leaves, strict=True) if t.requires_grad]
+            if states is not None:
+                pairs.append((states, torch.zeros_like(states)))
             if pairs:  # an adapter on queries alone leaves a first layer's keys and values without any
                 torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
         return total
@@ -119,15 +123,18 @@ class Learner(torch.nn.Module):
 
     def _walk(self, tree: Tree, before: DynamicCache | None) -> list[Sums]:
         if tree.ids:
-            before = self._grow(tree, before)
+            before, _ = self._grow(tree, before)
         sums = [self._rows(tree, before)] if tree.rows else []
         return sums + [found for branch in tree.branches for found in self._walk(branch, before)]
 
-    def _grow(self, tree: Tree, before: DynamicCache | None) -> DynamicCache:
-        """Keys and values of what stands before a tree's rows."""
+    def _grow(self, tree: Tree, before: DynamicCache | None) -> tuple[DynamicCache, torch.Tensor | None]:
+        """Keys and values of what stands before a tree's rows.
+
+        The hidden states too, where the model is divided: a layer's parts are gathered again once its output gets a gradient.
+        """
         cache = prompt_cache(before, self._layers, continued=True) if self.in_place else _fork(before, 1)
-        self._run(torch.tensor([tree.ids], device=self.device), cache)
-        return cache
+        states = self._run(torch.tensor([tree.ids], device=self.device), cache)
+        return cache, states if self.divided and states.requires_grad else None
 
     def _rows(self, tree: Tree, before: DynamicCache | None) -> Sums:
         prompt_weight = self.prompt_weight if self.training else 0.0

@@ -53,8 +53,8 @@ def one_base() -> Iterator[None]:
         _bases.reset(token)
 
 
-def prepare(folder: Path, config: TrainingConfig, device: str) -> Any:
-    """The model in `folder`, ready to train.
+def prepare(folder: Path, config: TrainingConfig, device: str, loaded_on: str | None = None) -> Any:
+    """The model in `folder`, ready to train on `device`, and loaded there unless `loaded_on` says where.
 
     Weights that are trained are float32, so that small updates are not rounded away. The frozen base under an adapter is
     bfloat16 on a GPU (unless precision is "fp32") and float32 elsewhere; under qlora it has 4 or 8 bits.
@@ -63,10 +63,10 @@ def prepare(folder: Path, config: TrainingConfig, device: str) -> Any:
         ConfigError: A setting that this model has no place for.
     """
     if config.method == "full":
-        model = _load(folder, config, device)
+        model = _load(folder, config, device, loaded_on)
         _freeze(model, config.freeze_ratio)
     else:
-        model = _base(folder, config, device)
+        model = _base(folder, config, device, loaded_on)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable() if hasattr(
             model, "activation_checkpointing_enable"
@@ -75,26 +75,26 @@ def prepare(folder: Path, config: TrainingConfig, device: str) -> Any:
     return model if config.method == "full" else with_adapter(model, config)
 
 
-def _base(folder: Path, config: TrainingConfig, device: str) -> Any:
+def _base(folder: Path, config: TrainingConfig, device: str, loaded_on: str | None) -> Any:
     """A base to put an adapter on. Inside `one_base` its tensors are those of the last one; its modules are its own."""
     held = _bases.get()
-    key = (identity(folder), device, config.precision == "fp32", config.bits, config.dropout)
+    key = (identity(folder), device, loaded_on, config.precision == "fp32", config.bits, config.dropout)
     if held is None or config.bits == 8:  # the first module to use 8-bit weights takes their scales
-        return _load(folder, config, device)
+        return _load(folder, config, device, loaded_on)
     if key not in held:
         held.clear()
-        held[key] = _load(folder, config, device).requires_grad_(False)
+        held[key] = _load(folder, config, device, loaded_on).requires_grad_(False)
     shared = held[key]
     tensors = [*shared.parameters(), *shared.buffers()]
     return copy.deepcopy(shared, {id(tensor): tensor for tensor in tensors})
 
 
-def _load(folder: Path, config: TrainingConfig, device: str) -> Any:
+def _load(folder: Path, config: TrainingConfig, device: str, loaded_on: str | None) -> Any:
     changes: dict[str, Any] = _dropout_settings(folder, config.dropout) if config.dropout is not None else {}
     if config.bits is not None:
         return _quantised(folder, config, device, changes)
     halves = config.method == "lora" and config.precision != "fp32" and device_of(device).type == "cuda"
-    return load_model(folder, device, "bfloat16" if halves else "float32", changes)
+    return load_model(folder, loaded_on or device, "bfloat16" if halves else "float32", changes)
 
 
 def _quantised(folder: Path, config: TrainingConfig, device: str, changes: Mapping[str, Any]) -> Any:
@@ -170,6 +170,14 @@ def _layers(model: Any) -> tuple[str, torch.nn.ModuleList]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return name, module
     raise ConfigError("The model's layers cannot be told apart.", hint="Leave freeze_ratio out.")
+
+
+def layers_of(model: Any) -> list[torch.nn.Module]:
+    """The decoder's layers; none where they cannot be told apart."""
+    try:
+        return list(_layers(model)[1])
+    except ConfigError:
+        return []
 
 
 def with_adapter(model: Any, config: TrainingConfig) -> Any:

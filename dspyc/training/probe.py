@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from . import shards
 from .checkpoint import RandomState
 from .loss import Learner
 from .rows import EncodedRow
@@ -68,6 +69,7 @@ def _why_not(
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        shards.let_go(learner)
         return f"the model does not take a prompt computed before ({type(error).__name__}: {error})"
     difference = _difference(expected, found)
     allowed = max(_TOLERANCE.get(p.dtype, 5e-2) for p in learner.parameters() if p.is_floating_point())
@@ -76,27 +78,26 @@ def _why_not(
     return f"loss or gradients differ by {difference:.1e} from those of whole rows, and {allowed:.0e} is allowed"
 
 
-def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any) -> Forecast:
-    """Time and memory of `epochs` passes over the trees of one, measured on their largest batch.
+def forecast(learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, precision: Any) -> Forecast:
+    """Time and memory of `epochs` passes over the trees of one, measured on a sample.
 
     Args:
         epoch: All trees of one epoch.
+        sample: Their largest batch.
         precision: Makes the autocast context that training runs in.
     """
     before = RandomState.capture()
     parameters = list(learner.parameters())
-    weights = {p.untyped_storage().data_ptr() for p in parameters}
     held: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     try:
         learner.train()
-        sample = _largest_batch(max(epoch, key=lambda tree: max(tree.passes())))
         started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             learner.learn(sample, lambda loss: loss, precision)
@@ -106,8 +107,8 @@ def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any)
     finally:
         learner.zero_grad(set_to_none=True)
         before.restore()
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    bytes_of_weights = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(shards.local(p).numel() for p in parameters if p.requires_grad)
+    bytes_of_weights = sum(shards.local(p).numel() * p.element_size() for p in parameters)
     computed = sum(tree.tokens for tree in epoch)
     return Forecast(
         tokens=sum(len(row) for tree in epoch for row in tree.all_rows()),
@@ -117,11 +118,12 @@ def forecast(learner: Learner, epoch: list[Tree], epochs: float, precision: Any)
     )
 
 
-def _largest_batch(tree: Tree) -> Tree:
-    """The batch of rows of a tree that computes most, behind its trunks: what is held at a time."""
+def largest_batch(trees: list[Tree]) -> Tree:
+    """The batch of rows of some trees that computes most, behind its trunks: what is held at a time."""
+    tree = max(trees, key=lambda tree: max(tree.passes()))
     if tree.rows or not tree.branches:
         return replace(tree, branches=[])
-    return replace(tree, branches=[_largest_batch(max(tree.branches, key=lambda branch: max(branch.passes())))])
+    return replace(tree, branches=[largest_batch(tree.branches)])
 
 
 def _gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -136,8 +138,11 @@ def _difference(expected: tuple[float, dict[str, torch.Tensor]], found: tuple[fl
     """The larger of the relative differences of the losses and of all gradients taken as one vector."""
     if expected[1].keys() != found[1].keys():
         return float("inf")
-    off = sum(float((found[1][name] - gradient).float().square().sum()) for name, gradient in expected[1].items())
-    size = sum(float(gradient.float().square().sum()) for gradient in expected[1].values())
+    off = sum(
+        float(shards.whole((found[1][name] - gradient).float().square().sum()))
+        for name, gradient in expected[1].items()
+    )
+    size = sum(float(shards.whole(gradient.float().square().sum())) for gradient in expected[1].values())
     losses = abs(found[0] - expected[0]) / max(abs(expected[0]), 1e-12)
     return float(max(losses, (off / max(size, 1e-24)) ** 0.5))
 

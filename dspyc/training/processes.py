@@ -16,37 +16,16 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from ..errors import ConfigError, TrainingError
+from ..errors import TrainingError
 from ..progress import is_main as is_main
 
 _TOGETHER = 1 << 25  # numbers that are exchanged at once: 128 MiB of float32
 _told = threading.Event()  # that the run is interrupted
-_SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "A parallelism configuration",
-}
 
 
 def several() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def check() -> None:
-    """Raises ConfigError where the launcher was told to divide the model itself among the processes."""
-    for name, what in _SHARDING.items():
-        if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise refusal(what)
-
-
-def refusal(what: str) -> ConfigError:
-    return ConfigError(
-        f"{what} divides a model among processes, and every process of this trainer holds a whole one.",
-        hint="Launch several processes without it. Where a model does not fit: method='qlora', a smaller "
-        "micro_batch_tokens, or gradient_checkpointing=True.",
-    )
 
 
 def join(cpu: bool) -> None:
@@ -126,6 +105,17 @@ def draw_own(seed: int, step: int) -> None:
 
 
 @contextmanager
+def meeting_in_layers(divided: bool) -> Iterator[None]:
+    """While a divided model is computed. Raises TrainingError where another process has ended meanwhile."""
+    try:
+        yield
+    except RuntimeError as error:
+        if divided and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise _ended() from error
+        raise
+
+
+@contextmanager
 def left_to_main() -> Iterator[None]:
     """Ctrl-C reaches every process. The main one answers it at once; its end is what interrupts the others."""
     if is_main() or threading.current_thread() is not threading.main_thread():
@@ -154,10 +144,14 @@ def _meeting() -> Iterator[None]:
     except RuntimeError as error:  # what gloo and NCCL raise
         if _told.is_set():
             raise KeyboardInterrupt from error
-        raise TrainingError(
-            "Another process of this run has ended, or cannot be reached.",
-            hint="Its own message says why. The same command goes on from the newest checkpoint.",
-        ) from error
+        raise _ended() from error
+
+
+def _ended() -> TrainingError:
+    return TrainingError(
+        "Another process of this run has ended, or cannot be reached.",
+        hint="Its own message says why. The same command goes on from the newest checkpoint.",
+    )
 
 
 def _groups(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:

@@ -15,30 +15,31 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..errors import TrainingError
 from ..progress import Advance
-from . import precision, processes
+from . import precision, processes, shards
 from .batching import Steps, weight_of
 from .callbacks import Callback, Progress, peak_memory
 from .checkpoint import (
     CheckpointStore,
+    OptimizerState,
     RandomState,
     load_optimizer,
     load_scaler,
     load_scheduler,
     load_trained,
-    save_optimizer,
     save_scaler,
     save_scheduler,
     save_trained,
+    trained_tensors,
 )
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
 from .interrupts import Interrupts
 from .loss import Learner
-from .probe import Forecast, forecast
+from .probe import Forecast, forecast, largest_batch
 from .rows import EncodedRow
 from .schedule import rate_factor
-from .sharing import Planner
+from .sharing import Planner, Tree
 
 log = logging.getLogger("dspyc.training")
 _EVALUATED = 256  # validation rows that are planned together
@@ -80,7 +81,7 @@ class RowTrainer(Trainer):
         self.advance = advance or (lambda *_, **__: None)
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(self._any_told if learner.divided else None)
         self._settled: RandomState | None = None
         self._speed = _Speed()
         if autocast is torch.float16:
@@ -88,7 +89,8 @@ class RowTrainer(Trainer):
         # No DDP: `processes.add_up` exchanges the gradients, once a step.
         cast(Any, learner)._is_accelerate_prepared = True
         self._trained = [p for p in learner.parameters() if p.requires_grad]
-        processes.agree(self._trained)
+        if not learner.divided:  # its parts are those of what all had made alike
+            processes.agree(self._trained)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Timing(self))
 
@@ -120,7 +122,7 @@ class RowTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 self._make_smaller(inputs, error)
                 model.zero_grad()
-        losses = processes.add_up(self._trained, loss)
+        losses = processes.add_up([] if self.learner.divided else self._trained, loss)
         self._current = inputs
         for process, found in enumerate(losses):
             if not math.isfinite(found):
@@ -138,24 +140,45 @@ class RowTrainer(Trainer):
         def scaled(loss: torch.Tensor) -> torch.Tensor:
             return cast(torch.Tensor, scaler.scale(loss / weight)) if scaler is not None else loss / weight
 
-        for tree in self.planner(self._share(rows)):
-            total += self.learner.learn(tree, scaled, self._precision)
+        with processes.meeting_in_layers(self.learner.divided):
+            for tree in self._share(rows):
+                total += self.learner.learn(tree, scaled, self._precision)
         return total / weight
 
-    def _share(self, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    def _share(self, rows: Sequence[EncodedRow]) -> list[Tree]:
         """What this process computes of a step, or of the validation rows."""
-        return list(rows[self.accelerator.process_index :: self.accelerator.num_processes])
+        return [self._own(tree) for tree in self._plan(rows)]
+
+    def _plan(self, rows: Sequence[EncodedRow]) -> list[Tree]:
+        """Trees that hold this process's rows; or, where processes make the same passes, the rows of all of them."""
+        place, count = self.accelerator.process_index, self.accelerator.num_processes
+        if self.learner.divided:
+            return replace(self.planner, budget=self.planner.budget * count)(rows)
+        return self.planner(rows[place::count])
+
+    def _own(self, tree: Tree) -> Tree:
+        """What this process computes of a planned tree."""
+        place, count = self.accelerator.process_index, self.accelerator.num_processes
+        return shards.deal(tree, place, count) if self.learner.divided else tree
 
     def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
         """Halve what is computed together; the step stays as it is."""
-        largest = max(n for tree in self.planner(self._share(rows)) for n in tree.passes())
-        smaller = replace(self.planner, budget=min(self.planner.budget, largest) // 2)
-        if smaller.budget < 1 or max(n for tree in smaller(self._share(rows)) for n in tree.passes()) == largest:
+        if self.learner.divided:
+            raise TrainingError(
+                f"Out of memory at step {self.state.global_step + 1}, and the other processes wait for this one.",
+                hint=f"Train again in a new output_dir with micro_batch_tokens below {self.planner.budget}.",
+            ) from error
+        before, largest = self.planner, self._largest(rows)
+        self.planner = replace(before, budget=min(before.budget, largest) // 2)
+        if self.planner.budget < 1 or self._largest(rows) == largest:
             raise error  # a single row or a prompt is what does not fit
-        self.planner = smaller
         torch.cuda.empty_cache()
         log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
         self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
+
+    def _largest(self, rows: list[EncodedRow]) -> int:
+        """Tokens of the largest call of the model."""
+        return max(n for tree in self._share(rows) for n in tree.passes())
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         self._unscale()
@@ -171,6 +194,7 @@ class RowTrainer(Trainer):
             self.accelerator.scaler.unscale_(cast(Any, self.optimizer).optimizer)
 
     def _finite(self, norm: Any) -> Any:
+        norm = shards.whole(norm)
         # In half precision a step whose scaled gradients overflow is left out, and the scale is lowered.
         if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
             raise self._diverged("The gradient", norm, self._current)
@@ -210,9 +234,14 @@ class RowTrainer(Trainer):
     def forecast(self) -> Forecast:
         """What the run is expected to need on this process."""
         steps = self._steps()
-        shares = [self._share([self.rows[i] for i in step]) for step in steps]
-        trees = [tree for share in shares for tree in self.planner(share)] or self.planner(self.rows[:1])
-        return forecast(self.learner, trees, self.total_steps() / len(steps), self._precision)
+        trees = [tree for step in steps for tree in self._plan([self.rows[i] for i in step])]
+        trees = trees or self.planner(self.rows[:1])
+        epoch, sample, epochs = (
+            [*map(self._own, trees)],
+            self._own(largest_batch(trees)),
+            self.total_steps() / len(steps),
+        )
+        return forecast(self.learner, epoch, sample, epochs, self._precision)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -226,9 +255,10 @@ class RowTrainer(Trainer):
         self.learner.eval()
         sums = torch.zeros(2, device=self.args.device)
         for start in range(0, len(self.validation), _EVALUATED):
-            for tree in self.planner(self._share(self.validation[start : start + _EVALUATED])):
-                with self._precision():
+            for tree in self._share(self.validation[start : start + _EVALUATED]):
+                with self._precision(), processes.meeting_in_layers(self.learner.divided):
                     sums += torch.stack(self.learner(tree)).float()
+        shards.let_go(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
 
@@ -287,10 +317,13 @@ class RowTrainer(Trainer):
     def save(self, rng: RandomState) -> None:
         """Write a checkpoint of this step. Raises TrainingError where the disk refuses it."""
         step, best = self.state.global_step, self.state.best_global_step
+        tensors, optimizer = trained_tensors(self.student), OptimizerState.of(self.optimizer)
+        if self.learner.divided:
+            tensors, optimizer.tensors = shards.gather(tensors), shards.gather(optimizer.tensors)
 
         def fill(folder: Path) -> None:
-            save_trained(self.student, folder)
-            save_optimizer(self.optimizer, folder)
+            save_trained(tensors, folder)
+            optimizer.save(folder)
             save_scheduler(self.lr_scheduler, folder)
             save_scaler(self.accelerator.scaler, folder)
             rng.save(folder)
@@ -321,8 +354,14 @@ class RowTrainer(Trainer):
 
     def save_if_settled(self) -> None:
         """On the way out: a checkpoint of this step, unless a second Ctrl-C cut its update or its evaluation short."""
+        if self.learner.divided and not self.interrupts.answered:
+            return  # this process is alone with it
         if self._settled is not None and self.state.global_step not in self.store.steps():
             self.save(self._settled)
+
+    def _any_told(self, told: bool) -> bool:
+        """Whether any process was told to stop."""
+        return bool(processes.total(torch.tensor(float(told), device=self.args.device)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.student, Path(resume_from_checkpoint))

@@ -14,9 +14,9 @@ from dspyc.errors import ConfigError, TrainingError
 CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\nnum_processes: 3\nnum_machines: 1\n"
 
 
-def options(*given: object) -> dict[str, str]:
+def options(*given: object, kind: str = "--multi_gpu") -> dict[str, str]:
     found = _options(*given)  # type: ignore[arg-type]
-    assert found.pop(0) == "--multi_gpu"  # without it accelerate starts one process on a machine without GPUs
+    assert found.pop(0) == kind  # without one accelerate starts one process on a machine without GPUs
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
@@ -46,10 +46,26 @@ def test_a_config_file_says_how_many_unless_the_command_does(tmp_path: Path) -> 
     assert options(2, config, "cpu")["--config_file"] == str(config)
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_config_that_divides_the_model_is_refused(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "config.yaml").write_text(CONFIG.format(kind=kind))
-    with pytest.raises(ConfigError, match=f"{kind} divides a model among processes"):
+@pytest.mark.parametrize(
+    ("said", "reshard"),
+    [
+        ("FSDP", "true"),
+        ("FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: false}", "false"),
+        ("DEEPSPEED", "false"),
+        ("DEEPSPEED\ndeepspeed_config: {zero_stage: 3}", "true"),
+    ],
+)
+def test_a_config_that_divides_the_model_starts_fsdp_2_whatever_its_words(
+    tmp_path: Path, said: str, reshard: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(kind=said))
+    found = options(2, tmp_path / "config.yaml", "cpu", kind="--use_fsdp")
+    assert (found["--fsdp_version"], found["--fsdp_reshard_after_forward"]) == ("2", reshard)
+
+
+def test_a_config_that_divides_the_model_as_nobody_here_does_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(kind="MEGATRON_LM"))
+    with pytest.raises(ConfigError, match="told to divide the model by MEGATRON_LM"):
         _options(2, tmp_path / "config.yaml", "cpu")
 
 

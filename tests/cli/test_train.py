@@ -20,7 +20,10 @@ from ..training import small
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--max-steps", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
-FSDP = "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n"
+FSDP = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 2\n"
+    "fsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n"
+)
 
 
 @pytest.fixture
@@ -145,7 +148,7 @@ def test_merge_writes_a_model_that_transformers_loads(work: Path) -> None:
         (["--num-processes", "2"], "Add --launcher accelerate"),
         (["--launcher", "accelerate"], "Add --num-processes 2"),
         (["--launcher", "accelerate", "--accelerate-config", "none.yaml"], "none.yaml cannot be read"),
-        (["--launcher", "accelerate", "--accelerate-config", "fsdp.yaml"], "FSDP divides a model among processes"),
+        (["--launcher", "accelerate", "--accelerate-config", "fsdp.yaml"], "keeps what it divides on the devices"),
         (["--launcher", "accelerate", "--num-processes", "2", "--device", "tpu"], "There is no device 'tpu'"),
     ],
 )

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, TrainingResult, train
 from dspyc.training.checkpoint import CheckpointStore
+from dspyc.training.division import Division
 from dspyc.training.events import EventLog, read_events
 from dspyc.training.loss import Learner
+from dspyc.training.shards import divide
 from dspyc.training.sharing import Planner
 from dspyc.training.trainer import RowTrainer
 
@@ -20,12 +22,17 @@ from . import small
 SETTINGS: dict[str, Any] = {"method": "full", "precision": "fp32", "batch_size": 8, "logging_steps": 1, "epochs": 3}
 
 
-def trainer(model: Any, folder: Path, *, budget: int = 10_000, **settings: Any) -> RowTrainer:
+def trainer(
+    model: Any, folder: Path, *, budget: int = 10_000, divided: Division | None = None, **settings: Any
+) -> RowTrainer:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     config = TrainingConfig(**(SETTINGS | settings))
     torch.manual_seed(0)
+    learner = Learner(model, [5, 6, 7])
+    if divided is not None:
+        divide(learner, divided, torch.device("cpu"))
     return RowTrainer(
-        Learner(model, [5, 6, 7]),
+        learner,
         small.encoded(20, "the question is "),
         config=config,
         store=CheckpointStore(folder / "checkpoints"),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dspyc.errors import ConfigError, TrainingError
+from dspyc.errors import TrainingError
 from dspyc.training import TrainingConfig, TrainingResult, processes, train
 from dspyc.training.events import read_events
 
@@ -195,16 +195,6 @@ def test_a_command_that_is_killed_and_interrupted_ends_as_one_that_was_not(
     (other,) = Path(uninterrupted["path"]).glob("*.safetensors")
     assert mine.read_bytes() == other.read_bytes()
     assert measured(out) == measured(two / "long")
-
-
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_a_launcher_that_divides_the_model_is_refused(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(name, "true")  # as `accelerate launch --use_fsdp` sets it
-    with pytest.raises(ConfigError, match="divides a model among processes") as raised:
-        train(str(base), small.rows(4), output_dir=tmp_path / "out")
-    assert "qlora" in raised.value.hint
 
 
 def test_one_process_exchanges_nothing() -> None:

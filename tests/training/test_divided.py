@@ -1,0 +1,306 @@
+"""A model of which each of two processes holds a part learns what one learns, whichever words asked for it.
+
+One launch trains everything that is compared; three more are one command that is killed, interrupted and then left to
+finish, each under another configuration that divides the model: what a checkpoint holds does not depend on that.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import distributed
+from transformers import AutoModelForCausalLM
+
+from dspyc.errors import ConfigError, TrainingError
+from dspyc.training import TrainingConfig, TrainingResult, division, shards, train
+from dspyc.training.division import Division
+from dspyc.training.events import read_events
+from dspyc.training.loss import Learner
+from dspyc.training.sharing import Planner
+
+from . import small
+from .test_faults import limit_memory, trainer
+from .test_processes import COMMON, PROMPT, ROOT, measured, start, wait_for, weights
+
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full", "batch_size": 8, "epochs": 3},
+    "lora": {"batch_size": 4, "gradient_accumulation": 2, "epochs": 2, "lora_dropout": 0.0},
+    "early": {
+        "method": "full",
+        "batch_size": 8,
+        "epochs": 60,
+        "eval_steps": 3,
+        "early_stopping_patience": 2,
+        "learning_rate": 1e-2,
+    },
+    "checkpointed": {"method": "full", "batch_size": 8, "epochs": 1, "gradient_checkpointing": True},
+}
+# With dropout: what a process draws must be the same after a resume.
+LONG: dict[str, Any] = {"batch_size": 8, "epochs": 12, "save_steps": 6, "embedding_dropout": 0.1}
+KINDS = ("llama", "gpt2", "gemma2")
+SCRIPT = "import sys; from pathlib import Path; import tests.training.test_divided as t; t.together(*map(Path, sys.argv[1:]))"
+FSDP_2 = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: true}\n"
+FSDP_1 = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_reshard_after_forward: SHARD_GRAD_OP}\n"
+ZERO = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n"
+COMMAND = "compute_environment: LOCAL_MACHINE\nnum_machines: 1\nmain_process_port: 0\nnum_processes: 2\n"
+
+
+def run(base: Path, out: Path, name: str) -> TrainingResult:
+    """17 rows, 8 a step: an epoch's last step has one row, and one of two processes none."""
+    settings = {**COMMON, **(LONG if name == "long" else RUNS[name])}
+    rows, held_out = small.rows(17, PROMPT), small.rows(5, "v")
+    if name == "early":
+        held_out = [{"messages": [row["messages"][0], rows[i - 3]["messages"][1]]} for i, row in enumerate(rows)]
+    config = TrainingConfig(**settings)
+    return train(str(base), rows, config=config, output_dir=out / name, validation=held_out, device="cpu")
+
+
+def learned(learner: Learner, dealt: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """(loss, gradients) of 17 rows behind one trunk and of the same rows whole, added up over the processes."""
+    total, rows = torch.zeros(1), small.encoded(17, PROMPT)
+    for tree in [*Planner(120, worth=8)(rows), *Planner(120, share=False)(rows)]:
+        mine = shards.deal(tree, distributed.get_rank(), 2) if dealt else tree
+        total += learner.learn(mine, lambda loss: loss / 100, nullcontext)
+    found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    if dealt:
+        distributed.all_reduce(total)
+        found = shards.gather(found)
+    return float(total), found
+
+
+def compared(kind: str, reshard: bool) -> dict[str, float]:
+    """How a divided model's loss and gradients differ from a whole one's, relatively; and what this process holds of it."""
+    whole, parts = Learner(small.model(kind), [5, 6, 7]), Learner(small.model(kind), [5, 6, 7])
+    numbers = sum(p.numel() for p in whole.parameters())
+    shards.divide(parts, Division(reshard), torch.device("cpu"))
+    (loss, gradients), (divided_loss, divided) = learned(whole, False), learned(parts, True)
+    with torch.no_grad():
+        parts(shards.deal(Planner(120)(small.encoded(4))[0], distributed.get_rank(), 2))
+    shards.let_go(parts)
+    off = [
+        float((divided[name] - gradient).norm() / gradient.norm()) for name, gradient in gradients.items() if divided
+    ]
+    held = sum(shards.local(p).numel() for p in parts.parameters())
+    return {"loss": divided_loss / loss - 1, "gradients": max(off, default=0.0), "held": held / numbers}
+
+
+def together(base: Path, out: Path) -> None:
+    """What each of the processes does."""
+    torch.set_num_threads(1)
+    results = {name: run(base, out, name).to_dict() for name in [*RUNS, "long"]}
+    rank = int(os.environ["RANK"])
+    (out / f"results-{rank}.json").write_text(json.dumps(results))
+    found = {f"{kind} {reshard}": compared(kind, reshard) for kind in KINDS for reshard in (True, False)}
+    (out / f"compared-{rank}.json").write_text(json.dumps(found))
+    made = small.model()
+    limit_memory(made, 60 if rank == 1 else 10_000)
+    try:
+        trainer(made, out / f"memory-{rank}", divided=Division(True)).train()
+    except TrainingError as error:
+        (out / f"error-{rank}.txt").write_text(str(error))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.folder(tmp_path_factory.mktemp("base") / "model", initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def two(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes filled, started as users of accelerate start their own scripts."""
+    out = tmp_path_factory.mktemp("two")
+    script = out / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(base), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_with_half_a_model_each_give_what_one_gives(
+    base: Path, two: Path, tmp_path: Path, name: str
+) -> None:
+    alone = run(base, tmp_path, name)
+    found = [TrainingResult(**json.loads((two / f"results-{rank}.json").read_text())[name]) for rank in (0, 1)]
+    for result in found:
+        assert (result.steps, result.kept_step, result.best_step) == (alone.steps, alone.kept_step, alone.best_step)
+        assert result.train_loss == pytest.approx(alone.train_loss, rel=1e-4)
+    assert measured(two / name) == pytest.approx(measured(tmp_path / name), rel=1e-4)
+    for key, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(found[0])[key], tensor, rtol=1e-4, atol=1e-5)
+    (begun,) = (e for e in read_events(two / name / "events.jsonl") if e.get("event") == "started")
+    assert begun["shared_prefix"] == (name != "checkpointed")
+    assert alone.stopped_early == (name == "early")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reshard", [True, False])
+def test_each_process_holds_half_and_the_gradients_are_those_of_the_whole(two: Path, kind: str, reshard: bool) -> None:
+    for rank in (0, 1):
+        found = json.loads((two / f"compared-{rank}.json").read_text())[f"{kind} {reshard}"]
+        assert found["held"] == pytest.approx(0.5, abs=0.01)
+        assert abs(found["loss"]) < 1e-6
+        assert found["gradients"] < 1e-5
+
+
+def test_final_weights_are_whole_and_load_in_plain_transformers(two: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(two / "full" / "final_model")
+    saved = weights(TrainingResult(**json.loads((two / "results-0.json").read_text())["full"]))
+    held = model.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in saved.items())
+
+
+def test_memory_that_runs_out_ends_all_processes_and_says_what_to_set(two: Path) -> None:
+    assert "Out of memory at step 1" in (two / "error-1.txt").read_text()
+    assert "micro_batch_tokens" in (two / "error-1.txt").read_text()
+    assert "Another process of this run has ended" in (two / "error-0.txt").read_text()
+
+
+def command(base: Path, folder: Path, out: Path, config: str) -> list[str]:
+    """`dspyc train` of the run that `together` made in one go, under an accelerate configuration."""
+    for name, rows in (("rows", small.rows(17, PROMPT)), ("held_out", small.rows(5, "v"))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "accelerate.yaml").write_text(COMMAND + config)
+    given = [sys.executable, "-m", "dspyc", "train", "--data", "rows.jsonl", "--validation", "held_out.jsonl"]
+    given += ["--model", str(base), "--out", str(out), "--device", "cpu", "--json"]
+    for name, value in {**COMMON, **LONG}.items():
+        given += ["--set", f"{name}={value}"]
+    return [*given, "--launcher", "accelerate", "--accelerate-config", "accelerate.yaml"]
+
+
+def test_a_divided_run_that_is_killed_and_interrupted_ends_as_one_that_was_not(
+    base: Path, two: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    killed = start(command(base, tmp_path, out, FSDP_2), tmp_path)
+    wait_for(8, out, killed)
+    workers = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.communicate()
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2
+    assert not alive
+
+    stopped = start(command(base, tmp_path, out, ZERO), tmp_path)
+    resumed_at = max(int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*"))
+    wait_for(resumed_at + 8, out, stopped)
+    stopped.send_signal(signal.SIGINT)
+    _, said = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, said
+    assert f"the same command goes on from {out}" in said
+    assert "Traceback" not in said, said
+    last = max(e["step"] for e in read_events(out / "events.jsonl"))
+    assert (out / "checkpoints" / f"checkpoint-{last}").exists()  # Ctrl-C kept the step that it stopped at
+
+    finished = start(command(base, tmp_path, out, FSDP_1), tmp_path)
+    printed, said = finished.communicate(timeout=300)
+    assert finished.returncode == 0, said
+    (line,) = printed.strip().splitlines()
+    uninterrupted = json.loads((two / "results-0.json").read_text())["long"]
+    assert json.loads(line)["steps"] == uninterrupted["steps"] == 36
+    (mine,) = (out / "final_model").glob("*.safetensors")
+    (other,) = Path(uninterrupted["path"]).glob("*.safetensors")
+    assert mine.read_bytes() == other.read_bytes()
+    assert measured(out) == measured(two / "long")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reshard"),
+    [
+        ({"version": "2"}, True),
+        ({"version": 2, "reshard_after_forward": False}, False),
+        ({"version": "2", "reshard_after_forward": "true", "offload_params": "false"}, True),
+        ({}, True),
+        ({"sharding_strategy": "SHARD_GRAD_OP"}, False),
+        ({"sharding_strategy": "2", "reshard_after_forward": "true"}, False),
+        ({"version": 1, "reshard_after_forward": "NO_SHARD"}, None),
+        ({"sharding_strategy": "HYBRID_SHARD"}, True),
+    ],
+)
+def test_fsdp_in_its_own_words(settings: dict[str, Any], reshard: bool | None) -> None:
+    assert division.of_fsdp(settings) == (None if reshard is None else Division(reshard))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reshard"),
+    [
+        ({"zero_stage": 3, "offload_param_device": "none"}, True),
+        ({"zero_stage": "2"}, False),
+        ({"zero_stage": 1}, False),
+        ({"zero_stage": 0}, None),
+    ],
+)
+def test_deepspeed_in_its_own_words(settings: dict[str, Any], reshard: bool | None) -> None:
+    assert division.of_deepspeed(settings) == (None if reshard is None else Division(reshard))
+
+
+def test_deepspeeds_own_file_is_read_and_what_of_it_is_not_used_is_named(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(
+        json.dumps({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}, "train_batch_size": "auto"})
+    )
+    assert division.of_deepspeed({"deepspeed_config_file": str(path), "zero_stage": 0}) == Division(True)
+    assert "bf16 are not" in caplog.text
+    assert "train_batch_size" not in caplog.text
+    path.write_text("no JSON")
+    with pytest.raises(ConfigError, match=r"ds\.json cannot be read"):
+        division.of_deepspeed({"deepspeed_config_file": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("of", "settings", "said"),
+    [
+        (division.of_fsdp, {"offload_params": "true"}, "fsdp_offload_params.*keeps what it divides on the devices"),
+        (division.of_fsdp, {"activation_checkpointing": True}, "gradient_checkpointing=True"),
+        (division.of_fsdp, {"sharding_strategy": "HALF"}, "'HALF'.*FULL_SHARD"),
+        (division.of_deepspeed, {"zero_stage": 4}, "zero_stage is 4.*0, 1, 2 or 3"),
+        (division.of_deepspeed, {"zero_stage": 2, "offload_optimizer_device": "cpu"}, "offload_optimizer.*lora"),
+    ],
+)
+def test_what_is_not_done_is_refused(of: Any, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        of(settings)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM.*FSDP and DeepSpeed's ZeRO divide it"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "7"}, "zero_stage is '7'"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "'qlora' needs a CUDA GPU|do not go together"),
+    ],
+)
+def test_a_launched_process_says_what_it_cannot_do(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
+) -> None:
+    for name, value in {**environment, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # as `accelerate launch` sets it
+    config = TrainingConfig(method="qlora" if len(environment) == 1 and "FSDP" in str(environment) else "lora")
+    with pytest.raises(ConfigError, match=said):
+        train(str(base), small.rows(4), config=config, output_dir=tmp_path / "out", device="cpu")
+
+
+def test_dividing_is_left_to_us_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert division.asked() == Division(True)
+    with division.carried_out_here():
+        assert division.asked() is None
+    assert asdict(division.asked() or Division(False)) == {"reshard": True}
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert division.asked() is None  # a process alone holds all of it
