@@ -216,21 +216,21 @@ class BootstrapFewShot(Teleprompter):
         with (
             Ledger(folder, budget=self.budget) as ledger,
             workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
-            Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool,
         ):
             ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
-            made = demonstrate(
-                student,
-                program,
-                train,
-                pool=pool,
-                sizes=sizes,
-                metric_threshold=self.metric_threshold,
-                max_errors=self.max_errors,
-                teacher_settings=self.teacher_settings,
-                seed=self.seed,
-                show_progress=self.show_progress,
-            )
+            with Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool:
+                made = demonstrate(
+                    student,
+                    program,
+                    train,
+                    pool=pool,
+                    sizes=sizes,
+                    metric_threshold=self.metric_threshold,
+                    max_errors=self.max_errors,
+                    teacher_settings=self.teacher_settings,
+                    seed=self.seed,
+                    show_progress=self.show_progress,
+                )
             named = {"compile": identity, "data": data_fingerprint(train)}
             report = _report(made, ledger, started, self.seed, named, plan)
             ledger.event("report", **report.to_dict())
