@@ -36,6 +36,18 @@ class AzureProvider(OpenAIProvider):
     def serve(self, record: JobRecord, model: str) -> str:
         return f"azure/{record.settings['deployment']}"
 
+    def stop_endpoint(self, record: JobRecord) -> None:
+        """Not from here, where the deployment was not made.
+
+        Raises:
+            ConfigError: Always; it says how.
+        """
+        name = record.settings["deployment"]
+        raise ConfigError(
+            f"The deployment {name!r} was made at Azure, and is paid by the hour until it is deleted there.",
+            hint=f"az cognitiveservices account deployment delete --deployment-name {name} (--name, --resource-group).",
+        )
+
     def address(self) -> str:
         """`https://<resource>.openai.azure.com/openai/v1/`.
 

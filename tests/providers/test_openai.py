@@ -132,8 +132,11 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=base, api_version="2024-10-21", cache=False)
     with pytest.raises(ConfigError, match="deployment"):
         lm.finetune(rows(), TrainDataFormat.CHAT, {})
-    tuned = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"}).result(60)
+    job = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"})
+    tuned = job.result(60)
     assert tuned.model == "azure/desk"
+    with pytest.raises(ConfigError, match=r"paid by the hour until it is deleted there.*--deployment-name desk"):
+        job.stop_endpoint()
     assert server.bodies[0]["model"] == "gpt-4.1-mini-2025-04-14"
     assert "ok" in tuned("hello")[0]
 
