@@ -140,6 +140,7 @@ def _train_here(
         validation=validation,
         device=base.device,
         show_progress=show_progress,
+        num_processes=unit.train_kwargs.get("num_processes", 1),
     )
     facts = {"predictors": unit.names, "config": config.model_dump(mode="json"), **result.to_dict()}
     return Trained(trained_lm(unit.lm, result), facts)
@@ -147,8 +148,11 @@ def _train_here(
 
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
+    from ..training.launching import check_count
 
-    settings = {k: v for k, v in unit.train_kwargs.items() if k != "max_usd"}  # training here costs nothing
+    check_count(unit.train_kwargs.get("num_processes", 1))
+    # Training here costs nothing, and gives the same weights in however many processes.
+    settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
     return TrainingConfig.from_kwargs({"seed": seed, **settings})
 
 

@@ -106,7 +106,7 @@ class LocalProvider(Provider):
 
     `train_kwargs` are those of `dspyc.TrainingConfig`, and `output_dir`: where the weights go (a folder named after the
     content of the run, under DSPYC_HOME or ~/.cache/dspyc, unless given), `validation_fraction`: the share of the rows that
-    is held out for early stopping (0.1), and `show_progress`.
+    is held out for early stopping (0.1), `num_processes` that train together (1), and `show_progress`.
     """
 
     def __init__(self) -> None:
@@ -144,6 +144,7 @@ class LocalProvider(Provider):
         output = settings.pop("output_dir", None)
         share = settings.pop("validation_fraction", _VALIDATION_SHARE)
         shown = settings.pop("show_progress", True)
+        count = settings.pop("num_processes", 1)
         rows, held_out = split(train_data, share)
         from ..training import TrainingConfig, train
 
@@ -157,6 +158,7 @@ class LocalProvider(Provider):
             validation=held_out,
             device=base.device,
             show_progress=shown,
+            num_processes=count,
         )
         tuned = _tuned_engine(base, result)
         base.serving(tuned.model_string)

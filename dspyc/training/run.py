@@ -29,6 +29,7 @@ from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import clear_unfinished, first_damaged, guarded, sha256_of, sums, whole_folder, write_bytes, write_json
+from .launching import check_count, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
 from .precision import autocast_dtype
@@ -56,6 +57,7 @@ def train(
     adapter: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     show_progress: bool = True,
+    num_processes: int = 1,
 ) -> TrainingResult:
     """Fine-tune `model` on chat rows; their last messages are what is learned.
 
@@ -65,6 +67,8 @@ def train(
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
         adapter: The folder of a LoRA adapter on `model` to train on; its shape is the config's.
+        num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
+            are those of one, but for the order of sums.
 
     Raises:
         ConfigError: Settings that cannot be used, or an `output_dir` that holds another run.
@@ -73,7 +77,10 @@ def train(
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
     config = config or TrainingConfig()
+    check_count(num_processes, callbacks=callbacks, adapter=adapter)
     run = _Run(_named(model, config), config, Path(output_dir), device, adapter, callbacks, show_progress)
+    if num_processes > 1 and not processes.several():
+        run.hand_over(num_processes, rows, validation)
     return run.carry_out(rows, validation)
 
 
@@ -132,6 +139,13 @@ class _Run:
             done = self._finished()
             processes.wait()  # all have read the same
             return done or self._encode_and_train(rows, validation)
+
+    def hand_over(self, count: int, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
+        """Let other processes carry it out, unless it is finished; `carry_out` then finds what they have made."""
+        with self._claimed(self._key(rows, validation)):
+            done = self._finished()
+        if done is None:
+            train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)
 
     def _encode_and_train(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]

@@ -1,0 +1,112 @@
+"""A run in several processes that is asked for by a call, in a notebook or within a compile: `train(..., num_processes=4)`.
+
+The processes are those of `dspyc train --launcher accelerate` with the same arguments, in the same folder. The call waits for
+them, draws their progress, and then finds the finished run, as any repeated call does.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, TrainingError
+from ..models.servers.process import ServerProcess
+from ..progress import bar
+from .config import TrainingConfig
+from .events import read_events
+from .files import guarded, write_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_LOOKS = 0.5  # seconds between two looks at how far they are
+_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_KEEPS = 60.0  # seconds that an interrupted run has to keep the step that it is in
+_FOLDER = "launched"
+
+
+def train_in_processes(
+    count: int,
+    model: str,
+    rows: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    config: TrainingConfig,
+    folder: Path,
+    device: "torch.device",
+    show_progress: bool,
+) -> None:
+    """Carry out a run in `count` processes, which end when this one does; the run is then finished in `folder`.
+
+    Raises:
+        TrainingError: They ended otherwise; the message has their last words.
+    """
+    command = _command(count, model, rows, validation, config, folder, device)
+    child = ServerProcess(command, os.environ, _GRACE)
+    try:
+        _watch(child, count, config, folder, show_progress)
+    except KeyboardInterrupt:
+        os.killpg(child.pid, signal.SIGINT)
+        child.ended_within(_KEEPS)
+        raise
+    finally:
+        child.stop()
+    if not (folder / "result.json").is_file():
+        raise TrainingError(
+            f"Training in {count} processes ended before it was finished:\n{child.tail(12)}",
+            hint="The same call goes on from the newest checkpoint.",
+        )
+
+
+def check_count(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:
+    """Raises ConfigError where `count` is no number of processes, or where they could not be given what a call asks for."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"num_processes is {count!r}.", hint="Pass a whole number from 1.")
+    if count > 1 and (callbacks or adapter is not None):
+        raise ConfigError(
+            f"num_processes is {count}, with {'callbacks' if callbacks else 'an adapter'}.",
+            hint="Leave them out, or start a script of your own that calls `train` by `accelerate launch`.",
+        )
+
+
+def _command(
+    count: int,
+    model: str,
+    rows: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    config: TrainingConfig,
+    folder: Path,
+    device: "torch.device",
+) -> list[str]:
+    given = folder / _FOLDER
+    with guarded("start training", folder):
+        given.mkdir(parents=True, exist_ok=True)
+        for name, part in (("rows", rows), ("validation", validation)):
+            lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in part)
+            write_bytes(given / f"{name}.jsonl", lines.encode())
+    command = [sys.executable, "-m", "dspyc", "train", "--model", model, "--out", str(folder)]
+    command += ["--data", str(given / "rows.jsonl"), "--device", device.type]
+    held_out = ["--validation", str(given / "validation.jsonl")] if validation else ["--validation-fraction", "0"]
+    command += [*held_out, "--launcher", "accelerate", "--num-processes", str(count)]
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    return command + [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def _watch(child: ServerProcess, count: int, config: TrainingConfig, folder: Path, show_progress: bool) -> None:
+    """Until the run is over, the percent of it that is done as a bar."""
+    seen = 0
+    with bar(f"Training in {count} processes, %", total=100, show=show_progress) as advance:
+        while not child.ended_within(_LOOKS):
+            if (last := _last(folder)) is None:
+                continue
+            whole = last["step"] / config.max_steps if config.max_steps else last["epoch"] / config.epochs
+            done = int(100 * min(whole, 1.0))
+            advance(done - seen, f"loss {last['loss']:.3f}")
+            seen = done
+
+
+def _last(folder: Path) -> dict[str, Any] | None:
+    """The newest event that tells a loss."""
+    return next((event for event in reversed(read_events(folder / "events.jsonl")) if "loss" in event), None)

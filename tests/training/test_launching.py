@@ -1,0 +1,83 @@
+"""`train(..., num_processes=2)`: what one process learns, in a call that may itself be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import dspyc
+from dspyc.errors import ConfigError, TrainingError
+from dspyc.training import TrainingConfig, TrainingResult, train
+from dspyc.training.events import read_events
+
+from . import small
+
+ROOT = Path(__file__).parents[2]
+COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1, "save_steps": 5}
+SCRIPT = """
+import sys; from pathlib import Path; from tests.training import test_launching as t
+if __name__ == "__main__": t.run(Path(sys.argv[1]), Path(sys.argv[2]), 2)
+"""
+
+
+def run(base: Path, out: Path, count: int, **settings: Any) -> TrainingResult:
+    config = TrainingConfig(**{**COMMON, "epochs": 20, "learning_rate": 1e-3, **settings})
+    rows, held_out = small.rows(17, "one \u2028 prompt: "), small.rows(3, "v")
+    return train(str(base), rows, config=config, output_dir=out, validation=held_out, device="cpu", num_processes=count)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.folder(tmp_path_factory.mktemp("base") / "model", initializer_range=0.1)
+
+
+def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_process_does(
+    base: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "two")]
+    caller = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while not any(event["step"] >= 7 for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event):
+        assert caller.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(caller.pid).children(recursive=True)
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    assert len(started) >= 3  # the command, and two that it launched
+    assert not psutil.wait_procs(started, timeout=90)[1]
+
+    two, one = (run(base, tmp_path / name, count) for name, count in (("two", 2), ("one", 1)))
+    assert two.steps == one.steps == 60
+    assert two.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+    assert two.validation_loss == pytest.approx(one.validation_loss, rel=1e-3)
+    events = [event["step"] for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event]
+    assert events == list(range(1, 61))
+
+    began = time.monotonic()
+    assert run(base, tmp_path / "two", 2) == two
+    assert time.monotonic() - began < 3  # nothing was started
+
+
+def test_what_goes_wrong_in_the_processes_is_told(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"(?s)Training in 2 processes.*gradient became nan"):
+        run(base, tmp_path / "wild", 2, learning_rate=1e38, max_grad_norm=0.0)
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5, "2", None])
+def test_a_number_of_processes_is_a_whole_one(count: Any, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="num_processes"):
+        run(base, tmp_path, count)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_processes_could_not_be_given_is_refused(base: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"output_dir": tmp_path, "device": "cpu", "num_processes": 2}
+    with pytest.raises(ConfigError, match="callbacks"):
+        train(str(base), small.rows(9), callbacks=[dspyc.training.Callback()], **common)
+    with pytest.raises(ConfigError, match="adapter"):
+        train(str(base), small.rows(9), adapter=tmp_path, **common)
