@@ -18,6 +18,18 @@ CLAIMS = {
         "str(again(said='Could I have two coffee?').drink) == 'coffee'",
         "type(program.lm.engine) is type(again.lm.engine) and program.lm.model != again.lm.model",
     ],
+    "02_prompt_search.ipynb": [
+        "scores['no demos'] < scores['eight labelled'] < scores['bootstrapped'] < scores['four nearest']",
+        "scores['searched'] > scores['eight labelled']",
+        "best.report.final.interval[0] > scores['no demos'] / 100",
+        "best.report.final.mean == scores['searched'] / 100",
+        "asked < (19 * len(val) + len(test)) / 2",
+        "sum(best.report.calls.values()) <= plan.calls <= 5000",
+        "calls_again == (0, 0)",
+        "again.report.winner == best.report.winner and again.report.final == best.report.final",
+        "both.report.best == 2 and both.report.steps[2].score.mean >= 0.6 and both.report.steps[1].score.mean < 0.1",
+        "[str(waiter_again(said=e.said).drink) for e in test[:20]] == [str(both(said=e.said).drink) for e in test[:20]]",
+    ],
     "03_providers.ipynb": [
         "compiled.report.after - compiled.report.before >= 0.4",
         "compiled.report.interval[0] > 0",

@@ -14,6 +14,7 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler.bootstrap import check_examples
 from ..compiler.fitting import fitting_pool
+from ..compiler.plan import Plan
 from ..errors import ConfigError
 from ..signatures import predictors
 from ..signatures.nearest import Nearest, choose_nearest
@@ -90,6 +91,19 @@ class KNNFewShot(Teleprompter):
             choose_nearest(predictor, Nearest(wanted[name], self.vectorizer))
         return compiled
 
+    def plan(
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example] | None = None,
+    ) -> Plan:
+        """What `compile` with the same arguments will ask for: an estimate, at no cost. A `vectorizer` is not in it."""
+        examples = check_examples(self.trainset if trainset is None else trainset, "trainset")
+        self._wanted(student, len(examples))
+        bootstrap = self._bootstrap(teacher, len(examples))
+        return Plan([], 1) if bootstrap is None else bootstrap.plan(student, teacher=teacher, trainset=examples)
+
     def _wanted(self, student: dspy.Module, examples: int) -> dict[str, int]:
         """Demos by predictor's name."""
         names = list(predictors(student, frozen=False))
@@ -107,7 +121,13 @@ class KNNFewShot(Teleprompter):
     def _with_pools(
         self, student: dspy.Module, teacher: dspy.Module | None, examples: list[dspy.Example]
     ) -> dspy.Module:
+        if (bootstrap := self._bootstrap(teacher, len(examples))) is not None:
+            return bootstrap.compile(student, teacher=teacher, trainset=examples)
+        return LabeledFewShot(len(examples)).compile(student, trainset=examples, sample=False)
+
+    def _bootstrap(self, teacher: dspy.Module | None, examples: int) -> BootstrapFewShot | None:
+        """What makes the pool; None where it is the examples as they are."""
         if teacher is None and not self.few_shot_bootstrap_args:
-            return LabeledFewShot(len(examples)).compile(student, trainset=examples, sample=False)
-        settings = {"max_bootstrapped_demos": len(examples), **self.few_shot_bootstrap_args, "run_dir": self.run_dir}
-        return BootstrapFewShot(**settings).compile(student, teacher=teacher, trainset=examples)
+            return None
+        settings = {"max_bootstrapped_demos": examples, **self.few_shot_bootstrap_args, "run_dir": self.run_dir}
+        return BootstrapFewShot(**settings)

@@ -31,6 +31,7 @@ def adder(lm: dspy.LM | None = None) -> dspy.Predict:
 
 def test_without_a_teacher_the_examples_are_the_pool_and_nothing_is_run() -> None:
     lm = simulated_lm()
+    assert dspyc.KNNFewShot(3, TRAIN).plan(adder(lm)).calls == 0
     compiled = dspyc.KNNFewShot(3, TRAIN).compile(adder(lm))
     assert lm.engine.asked == []
     assert [dict(demo) for demo in compiled.demos] == [dict(example) for example in TRAIN]
@@ -42,6 +43,8 @@ def test_without_a_teacher_the_examples_are_the_pool_and_nothing_is_run() -> Non
 def test_a_teacher_runs_once_on_every_example_and_never_again(tmp_path: Path) -> None:
     teacher, student = simulated_lm(base=0.6), simulated_lm()
     optimizer = dspyc.KNNFewShot(2, TRAIN, metric=right, teacher_settings={"lm": teacher}, run_dir=tmp_path)
+    plan = optimizer.plan(adder(student), teacher=adder(teacher))
+    assert (plan.calls, teacher.engine.asked) == (20, [])
     compiled = optimizer.compile(adder(student), teacher=adder(teacher))
     assert sorted(set(teacher.engine.asked)) == sorted(example.question for example in TRAIN)
     paid = len(teacher.engine.asked)
