@@ -1,4 +1,4 @@
-"""dspyc jobs: training at providers, from any process: list, status, wait, cancel, events."""
+"""dspyc jobs: training at providers, from any process: list, status, wait, cancel, events, forget."""
 
 import time
 from dataclasses import asdict
@@ -102,6 +102,23 @@ def events(id: _Id, as_json: _Json = False) -> None:
     for event in found:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
         typer.echo(f"{at}  {event.level:<5}  {event.message}")
+
+
+@jobs.command()
+@explained
+def forget(
+    id: _Id,
+    yes: Annotated[bool, typer.Option("--yes", help="Forget it though it may go on, and cost.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Let the same order start another job, where this one's model was deleted; nothing changes at the provider."""
+    from ..providers import forget as forget_job
+
+    record = forget_job(id, even_if_unfinished=yes)
+    if as_json:
+        emit(asdict(record))
+    else:
+        typer.echo(f"{record.id} ({record.remote_id}) is forgotten: the same order starts another job.")
 
 
 def _show(job: "RemoteJob", as_json: bool) -> None:

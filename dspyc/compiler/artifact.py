@@ -260,6 +260,7 @@ def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, d
         lm = dspy.BaseLM.load_state(entry["state"])
         if "provider" in entry:
             lm.provider = provider_class(entry["provider"])(entry["connection"])
+            lm.kwargs |= lm.provider.calling()
         return lm
     if entry["kind"] == "server":
         where = {"server": entry["server"], "server_options": entry["options"], "cache": entry["cache"]}

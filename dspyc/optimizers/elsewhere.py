@@ -50,19 +50,21 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
     if known["state"] != "done":
         ledger.record_job(key, {**known, **facts, "state": "started"})
     job = unit.lm.finetune(rows, TrainDataFormat.CHAT, settings)
+    done = known["state"] == "done"
     if isinstance(job, RemoteJob):
         facts |= _facts(job)
-        if known["state"] != "done":
+        done = done and known.get("remote_id") == job.remote_id  # else that job was forgotten since
+        if not done:
             ledger.record_job(key, {**facts, "state": "started"})
     tuned = _result(job, unit, lambda error: ledger.record_job(key, {**facts, "state": "failed", "error": error}))
-    if known["state"] != "done":
-        check_answers(tuned, rows[0])
+    if not done:
+        check_answers(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
     facts["model"] = tuned.model
     ledger.record_job(key, {**facts, "state": "done"})
     return tuned, facts
 
 
-def check_answers(lm: dspy.LM, row: Mapping[str, Any]) -> None:
+def check_answers(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = None) -> None:
     """Ask a new model what one row asks.
 
     Raises:
@@ -81,9 +83,10 @@ def check_answers(lm: dspy.LM, row: Mapping[str, Any]) -> None:
         if reply and (isinstance(reply, str) or reply.get("text") or reply.get("tool_calls")):
             return
         reason = "its reply is empty"
+    gone = f" Should it be deleted: `dspyc jobs forget {job.id}`, and the same compile trains another." if job else ""
     raise ModelError(
         f"The trained model {lm.model!r} does not answer a row that it was trained on: {reason}",
-        hint="Its job is kept: mend what is said here, and the same compile goes on with the same model.",
+        hint=f"Its job is kept: mend what is said here, and the same compile goes on with the same model.{gone}",
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .job import RemoteJob as RemoteJob
     from .job import attach as attach
+    from .job import forget as forget
     from .lm import LM as LM
     from .local import LocalLM as LocalLM
     from .local import LocalProvider as LocalProvider
@@ -32,6 +33,7 @@ _DOORS = {
     "RemoteJob": "job",
     "RemoteProvider": "remote",
     "attach": "job",
+    "forget": "job",
 }
 
 __all__ = [  # noqa: RUF022 (in plain order)
@@ -43,6 +45,7 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "RemoteJob",
     "RemoteProvider",
     "attach",
+    "forget",
 ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, ProviderError, TransientError
+from .faults import MissingError, TakenError
 
 CREDENTIALS = (
     "Credentials come from the SDK: `aws_profile`, AWS_* variables, `aws configure sso`, or the machine's role."
@@ -29,14 +30,6 @@ _PASSING = frozenset(
         "RequestTimeout",
     }
 )
-
-
-class MissingError(ProviderError):
-    """Something that AWS does not have: a bucket, a job, a model, an endpoint."""
-
-
-class TakenError(ProviderError):
-    """A name that is in use, or a state that does not allow what was asked."""
 
 
 def client(service: str, profile: str | None, region: str | None, secrets: dict[str, str]) -> Any:

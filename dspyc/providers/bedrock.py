@@ -7,17 +7,17 @@ job.stop_endpoint()                                    # ends what costs money
 """
 
 import io
-import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import ProviderError, TransientError
+from ..errors import ProviderError
 from . import aws
 from .bedrock_settings import BedrockSettings, job_name, model_name, read_settings
+from .faults import MissingError, TakenError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
+from .rows import Formatter
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ _STATUS = {
 }
 _STEPS = ("validationDetails", "dataProcessingDetails", "trainingDetails")
 _READY = ("Active", "InService")
-_ENDPOINT_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 
 
 class BedrockProvider(RemoteProvider):
@@ -55,13 +54,15 @@ class BedrockProvider(RemoteProvider):
     )
     validates = True
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._clients: dict[tuple[str, str | None, str | None], Any] = {}
+
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         read_settings(model, settings)
 
-    def check_rows(self, order: Order) -> None:
-        formatter = read_settings(order.model, order.settings).family.formatter
-        formatter.format(order.rows).accepted()
-        formatter.format(order.validation).accepted(counted=False)
+    def formatter(self, order: Order) -> Formatter:
+        return read_settings(order.model, order.settings).family.formatter
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float((settings.get("hyperparameters") or {}).get("epochCount", 3))
@@ -69,23 +70,17 @@ class BedrockProvider(RemoteProvider):
     def upload(self, order: Order, record: JobRecord) -> None:
         told = read_settings(order.model, order.settings)
         self.keep(record, role_arn=told.role_arn)  # another process may not have the variable that named it
-        for name, rows in (("train", order.rows), ("validation", order.validation)):
-            if not rows or name in record.facts:
-                continue
-            lines = (
-                json.dumps(row, ensure_ascii=False)
-                for row in told.family.formatter.format(rows).accepted(counted=False)
-            )
+        for name, content in self.unsent(order, record):
             key = f"{_folder(told, record)}/{name}.jsonl"
-            body = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
-            aws.ask(self._client("s3", told).upload_fileobj, Fileobj=body, Bucket=told.bucket, Key=key)
+            s3 = self._client("s3", told)
+            aws.ask(s3.upload_fileobj, Fileobj=io.BytesIO(content), Bucket=told.bucket, Key=key)
             self.keep(record, **{name: f"s3://{told.bucket}/{key}"})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         told = read_settings(order.model, order.settings)
         try:
             found = self._job(record, job_name(told.job_name or told.base, record.token))
-        except aws.MissingError:
+        except MissingError:
             return None
         return str(found["jobArn"]) if found.get("clientRequestToken") in (None, record.token) else None
 
@@ -122,7 +117,7 @@ class BedrockProvider(RemoteProvider):
     def stop(self, record: JobRecord) -> None:
         try:
             aws.ask(self._bedrock(record).stop_model_customization_job, jobIdentifier=record.remote_id)
-        except aws.TakenError:
+        except TakenError:
             logger.info("Job %s was over before it could be stopped.", record.id)
 
     def events(self, record: JobRecord) -> list[JobEvent]:
@@ -184,7 +179,7 @@ class BedrockProvider(RemoteProvider):
                 aws.ask(client.delete_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
             else:
                 aws.ask(client.delete_provisioned_model_throughput, provisionedModelId=endpoint)
-        except aws.MissingError:
+        except MissingError:
             logger.info("The endpoint %s was gone already.", endpoint)
         self.keep(record, endpoint=None)
 
@@ -218,20 +213,18 @@ class BedrockProvider(RemoteProvider):
 
     def _wait_for_endpoint(self, told: BedrockSettings, record: JobRecord) -> None:
         endpoint, client = record.facts["endpoint"], self._client("bedrock", told)
-        began, looks = time.monotonic(), 0
-        while time.monotonic() - began < _ENDPOINT_PATIENCE:
+
+        def ready() -> bool:
             if _on_demand(endpoint):
                 found = aws.ask(client.get_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
             else:
                 found = aws.ask(client.get_provisioned_model_throughput, provisionedModelId=endpoint)
-            if found["status"] in _READY:
-                return
             if found["status"] == "Failed":
                 self.keep(record, endpoint=None)
                 raise ProviderError(f"{endpoint} failed: {found.get('failureMessage') or 'AWS gives no reason'}")
-            time.sleep(self.polling.wait(looks))
-            looks += 1
-        raise TransientError(f"{endpoint} is not up after {_ENDPOINT_PATIENCE / 60:.0f} minutes.")
+            return found["status"] in _READY
+
+        self.wait_until(ready, endpoint)
 
     def _job(self, record: JobRecord, identifier: str | None = None) -> Any:
         return aws.ask(self._bedrock(record).get_model_customization_job, jobIdentifier=identifier or record.remote_id)
@@ -240,8 +233,12 @@ class BedrockProvider(RemoteProvider):
         return self._client("bedrock", _of(record))
 
     def _client(self, service: str, told: BedrockSettings) -> Any:
+        """Made once for a service and place: boto3 reads its descriptions anew for each."""
         profile = told.aws_profile or self.connection.get("aws_profile_name")
-        return aws.client(service, profile, told.aws_region or self.connection.get("aws_region_name"), self.secrets)
+        place = (service, profile, told.aws_region or self.connection.get("aws_region_name"))
+        if place not in self._clients:
+            self._clients[place] = aws.client(*place, self.secrets)
+        return self._clients[place]
 
 
 def _of(record: JobRecord) -> BedrockSettings:

@@ -11,19 +11,20 @@
 """
 
 import io
-import json
 import logging
+import os
 import re
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from ..errors import ConfigError, ProviderError, TransientError
+from ..errors import ConfigError, ProviderError
 from ..training import TrainingConfig
 from . import databricks_client as workspace
 from . import databricks_retired as retired
 from .databricks_client import ask
 from .databricks_script import script
+from .faults import MissingError
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
@@ -38,7 +39,6 @@ _SERVICES = ("ai-runtime", "foundation-model")
 _RETIRED_ALONE = ("training_duration", "learning_rate")
 _RUNTIME_ALONE = ("accelerator", "training")
 _ACCELERATORS = ("GPU_1xA10", "GPU_1xH100", "GPU_8xH100", "GPU_8xB300")
-_ENDPOINT_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 _OVER = {"SUCCESS": JobStatus.succeeded, "CANCELED": JobStatus.cancelled, "UPSTREAM_CANCELED": JobStatus.cancelled}
 _BEFORE = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
 
@@ -83,8 +83,10 @@ class DatabricksProvider(RemoteProvider):
         _one_of(settings, "accelerator", _ACCELERATORS)
         TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
 
-    def check_rows(self, order: Order) -> None:
-        _formatter(order).format(order.rows).accepted()
+    def formatter(self, order: Order) -> Formatter:
+        if _retired(order.settings) and order.settings.get("task_type") != "INSTRUCTION_FINETUNE":
+            return CHAT
+        return _TASKS[order.settings.get("task_type") or "CHAT_COMPLETION"]
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(TrainingConfig.from_kwargs(dict(settings.get("training") or {})).epochs)
@@ -92,15 +94,14 @@ class DatabricksProvider(RemoteProvider):
     def upload(self, order: Order, record: JobRecord) -> None:
         client, folder = self._client(record), _folder(record)
         self.keep(record, host=client.config.host)  # another process may have another workspace as its own
-        if "data" not in record.facts:
-            rows = (json.dumps(row, ensure_ascii=False) for row in _formatter(order).format(order.rows).accepted())
-            data = io.BytesIO("".join(f"{row}\n" for row in rows).encode())
-            ask(lambda: client.files.upload(f"{folder}/train.jsonl", data, overwrite=True))
-            self.keep(record, data=f"{folder}/train.jsonl")
+        for name, content in self.unsent(order, record):
+            path = f"{folder}/{name}.jsonl"
+            ask(partial(client.files.upload, path, io.BytesIO(content), overwrite=True))
+            self.keep(record, **{name: path})
         if "script" not in record.facts and not _retired(order.settings):
             text = script(
                 order.model.removeprefix("databricks/"),
-                record.facts["data"],
+                record.facts["train"],
                 f"{folder}/run",
                 order.settings["register_to"],
                 record.token,
@@ -111,12 +112,12 @@ class DatabricksProvider(RemoteProvider):
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         """By our file where the service is the retired one; AI Runtime finds a run by its token."""
-        return retired.find(self._client(record), record.facts["data"]) if _retired(order.settings) else None
+        return retired.find(self._client(record), record.facts["train"]) if _retired(order.settings) else None
 
     def create(self, order: Order, record: JobRecord) -> str:
         client, base = self._client(record), order.model.removeprefix("databricks/")
         if _retired(order.settings):
-            return retired.create(client, base, record.facts["data"], order.settings)
+            return retired.create(client, base, record.facts["train"], order.settings)
         from databricks.sdk.service import jobs
 
         accelerator = jobs.ComputeSpecAcceleratorType(_accelerator(order.settings))
@@ -170,7 +171,7 @@ class DatabricksProvider(RemoteProvider):
         )
         try:
             ask(lambda: client.serving_endpoints.get(name))
-        except workspace.MissingError:
+        except MissingError:
             config = serving.EndpointCoreConfigInput(name=name, served_entities=[entity])
             ask(lambda: client.serving_endpoints.create(name, config=config))
             logger.warning("Started %s: paid by the hour while it is awake, until `job.stop_endpoint()`.", name)
@@ -182,11 +183,25 @@ class DatabricksProvider(RemoteProvider):
         client, name = self._client(record), _endpoint_name(record)
         try:
             ask(lambda: client.serving_endpoints.delete(name))
-        except workspace.MissingError:
+        except MissingError:
             logger.info("The endpoint %s was gone already.", name)
 
+    def calling(self) -> dict[str, Any]:
+        """The SDK's own token, where LiteLLM has none: it reads other variables, and asks the SDK only without headers, which
+        DSPy always sends."""
+        token = os.environ.get("DATABRICKS_TOKEN")
+        return {"api_key": token} if token and not self._calls_by_itself() else {}
+
     def served(self, record: JobRecord) -> dict[str, Any]:
-        return {"api_base": f"{record.facts['host'].rstrip('/')}/serving-endpoints"}
+        return {
+            "api_base": f"{record.facts['host'].rstrip('/')}/serving-endpoints",
+            **({} if self._calls_by_itself() else workspace.bearer(self._client(record))),
+        }
+
+    def _calls_by_itself(self) -> bool:
+        """Whether LiteLLM has a key: the caller's, or one in a variable that it reads."""
+        known = (self.secrets.get("api_key"), *map(os.environ.get, ("DATABRICKS_API_KEY", "DATABRICKS_CLIENT_SECRET")))
+        return any(known)
 
     def _version(self, client: Any, record: JobRecord) -> str:
         """Our script names its version by an alias; the retired service registers the newest."""
@@ -196,16 +211,13 @@ class DatabricksProvider(RemoteProvider):
         return str(max(found.version for found in ask(lambda: list(client.model_versions.list(name)))))
 
     def _wait_for_endpoint(self, client: Any, name: str) -> None:
-        began, looks = time.monotonic(), 0
-        while time.monotonic() - began < _ENDPOINT_PATIENCE:
+        def ready() -> bool:
             state = ask(lambda: client.serving_endpoints.get(name)).state
             if state and state.config_update and state.config_update.value == "UPDATE_FAILED":
                 raise ProviderError(f"The serving endpoint {name} failed.", hint="Its events are in the workspace.")
-            if state and state.ready and state.ready.value == "READY":
-                return
-            time.sleep(self.polling.wait(looks))
-            looks += 1
-        raise TransientError(f"The serving endpoint {name} is not up after {_ENDPOINT_PATIENCE / 60:.0f} minutes.")
+            return bool(state and state.ready and state.ready.value == "READY")
+
+        self.wait_until(ready, f"The serving endpoint {name}")
 
     def _client(self, record: JobRecord) -> Any:
         """Made once for a workspace, since the SDK asks it about itself first."""
@@ -227,12 +239,6 @@ def _put_script(client: Any, text: str, token: str) -> str:
 
 def _retired(settings: Mapping[str, Any]) -> bool:
     return settings.get("service") == "foundation-model"
-
-
-def _formatter(order: Order) -> Formatter:
-    if _retired(order.settings) and order.settings.get("task_type") != "INSTRUCTION_FINETUNE":
-        return CHAT
-    return _TASKS[order.settings.get("task_type") or "CHAT_COMPLETION"]
 
 
 def _accelerator(settings: Mapping[str, Any]) -> str:

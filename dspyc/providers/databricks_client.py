@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, ProviderError, TransientError
+from .faults import MissingError
 
 CREDENTIALS = (
     "Credentials come from the SDK: DATABRICKS_HOST and DATABRICKS_TOKEN, `databricks auth login`, or a profile "
@@ -12,10 +13,6 @@ CREDENTIALS = (
 )
 _RETRY_SECONDS = 1  # of the SDK itself; the job asks again, and longer
 _T = TypeVar("_T")
-
-
-class MissingError(ProviderError):
-    """Something that the workspace does not have."""
 
 
 def client(host: str | None, profile: str | None, token: str | None) -> Any:
@@ -37,6 +34,12 @@ def client(host: str | None, profile: str | None, token: str | None) -> Any:
     except ValueError as error:
         failure = ConfigError(f"Databricks cannot be reached: {str(error).partition('. Config:')[0]}", hint=CREDENTIALS)
     raise failure
+
+
+def bearer(client: Any) -> dict[str, str]:
+    """The token by which the SDK signs in, as an argument of `dspyc.LM`; one of OAuth serves for an hour."""
+    kind, _, token = str(ask(client.config.authenticate).get("Authorization", "")).partition(" ")
+    return {"api_key": token} if kind == "Bearer" else {}
 
 
 def ask(call: Callable[[], _T]) -> _T:

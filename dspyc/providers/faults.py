@@ -9,6 +9,14 @@ from ..errors import ProviderError, TransientError, redact
 _PASSES = (408, 409, 425, 429)
 
 
+class MissingError(ProviderError):
+    """Something that the provider does not have: a job, a model, an endpoint, a bucket."""
+
+
+class TakenError(ProviderError):
+    """A name that is in use, or a state that does not allow what was asked."""
+
+
 def http_fault(
     what: str,
     status: int,
@@ -23,6 +31,8 @@ def http_fault(
     message = redact(f"{what}: HTTP {status}: {reason}", secrets)
     if status in _PASSES or status >= 500:
         return transient(message, retry_after(headers))
+    if status == 404:
+        return MissingError(message, hint=hint)
     if status in (401, 403):
         return ProviderError(message, hint=hint or f"The credentials were not accepted. {credentials}".strip())
     return ProviderError(message, hint=hint)

@@ -6,15 +6,16 @@ tuned = job.result()                                   # behind a deployment of 
 job.stop_endpoint()
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, ProviderError
+from .faults import MissingError, TakenError
 from .remote import JobStatus, Look, Order, RemoteProvider
-from .rest import MissingError, Rest, TakenError, given, until
+from .rest import Rest, given
+from .rows import Formatter
 from .rows.fireworks import FIREWORKS
 from .store import JobRecord
 
@@ -39,7 +40,6 @@ _NAMES = {
     "max_context_length": "maxContextLength",
     "early_stop": "earlyStop",
 }
-_PATIENCE = 7200.0  # seconds until a dataset or a deployment has to be ready
 
 
 class FireworksProvider(RemoteProvider):
@@ -57,27 +57,24 @@ class FireworksProvider(RemoteProvider):
                 hint="Pass start_endpoint=True to have one started after training, or False to train alone.",
             )
 
-    def check_rows(self, order: Order) -> None:
-        FIREWORKS.format(order.rows).accepted()
+    def formatter(self, order: Order) -> Formatter:
+        return FIREWORKS
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(settings.get("epochs", 1))
 
     def upload(self, order: Order, record: JobRecord) -> None:
-        if "dataset" in record.facts:
-            return
         rest, account, name = self._rest, self._account(record), record.token
-        rows = FIREWORKS.format(order.rows).accepted()
-        described = {"datasetId": name, "dataset": {"userUploaded": {}, "exampleCount": str(len(rows))}}
-        try:
-            rest.ask("making a dataset", "POST", f"/v1/{account}/datasets", json=described)
-        except TakenError:
-            logger.info("The dataset %s was made before.", name)
-        body = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
         path = f"/v1/{account}/datasets/{name}"
-        rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", body)})
-        self._until_ready(path, f"The dataset {name}")
-        self.keep(record, dataset=f"{account}/datasets/{name}")
+        for fact, content in self.unsent(order, record):
+            described = {"datasetId": name, "dataset": {"userUploaded": {}, "exampleCount": str(len(order.rows))}}
+            try:
+                rest.ask("making a dataset", "POST", f"/v1/{account}/datasets", json=described)
+            except TakenError:
+                logger.info("The dataset %s was made before.", name)
+            rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", content)})
+            self._until_ready(path, f"The dataset {name}")
+            self.keep(record, **{fact: path.removeprefix("/v1/")})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         try:
@@ -90,7 +87,7 @@ class FireworksProvider(RemoteProvider):
         account = self._account(record)
         wanted = {
             "displayName": record.id,
-            "dataset": record.facts["dataset"],
+            "dataset": record.facts["train"],
             "baseModel": order.model.removeprefix("fireworks_ai/"),
             "outputModel": f"{account}/models/{record.token}",
         }
@@ -141,14 +138,14 @@ class FireworksProvider(RemoteProvider):
             logger.info("The deployment %s was gone already.", record.token)
 
     def _until_ready(self, path: str, what: str) -> None:
-        def look() -> bool | None:
+        def ready() -> bool:
             found = self._rest.ask(f"looking at {what}", "GET", path)
             if found["state"] == "FAILED":
                 reason = (found.get("status") or {}).get("message")
                 raise ProviderError(f"{what} failed: {reason or 'Fireworks gives no reason'}")
-            return True if found["state"] == "READY" else None
+            return bool(found["state"] == "READY")
 
-        until(look, self.polling.wait, _PATIENCE, what)
+        self.wait_until(ready, what)
 
     def _account(self, record: JobRecord) -> str:
         """`accounts/<id>`: the one that is named, or the only one that the key has."""

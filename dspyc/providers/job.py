@@ -23,13 +23,15 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
+from .faults import MissingError
 from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider
 from .settings import check_limits, check_names, refuse_secrets
-from .store import JobRecord
+from .store import JobRecord, JobStore
 
 logger = logging.getLogger(__name__)
 
 _RETRIES = 3  # of one question that a caller waits for
+_FORGET = "Was it deleted there? `dspyc jobs forget {id}`, and the same order starts another."
 _T = TypeVar("_T")
 
 
@@ -197,7 +199,15 @@ class RemoteJob(TrainingJob):
         return tuned
 
     def _look(self) -> Look:
-        look = self.provider.look(self.record)
+        try:
+            look = self.provider.look(self.record)
+        except MissingError as error:
+            gone = error.message
+        else:
+            return self._seen(look)
+        raise MissingError(gone, hint=_FORGET.format(id=self.id))
+
+    def _seen(self, look: Look) -> Look:
         if (look.status.value, look.error) != (self.record.status, self.record.error):
             self.provider.store.update(self.record, status=look.status.value, error=look.error)
         return look
@@ -241,10 +251,10 @@ def submit(
     store = provider.store
     with store.alone(record.id):
         known = store.get(record.id)
-        if known is not None and known.state == "created" and known.status not in ("failed", "cancelled"):
+        if known is not None and known.state == "created" and not known.ended_in_vain:
             logger.warning("Job %s was started before (%s): attached to it.", known.id, known.remote_id)
             return known
-        if known is not None and known.state != "created":
+        if known is not None and known.state in ("new", "creating"):
             record = known  # a process died between its beginning and its id
         elif known is not None:
             record.attempt = known.attempt + 1
@@ -317,7 +327,6 @@ def attach(id: str) -> RemoteJob:
         ConfigError: No such job is known.
     """
     from .catalog import provider_class
-    from .store import JobStore
 
     record = JobStore().find(id)
     if record.remote_id is None:
@@ -327,6 +336,25 @@ def attach(id: str) -> RemoteJob:
         )
     provider = provider_class(record.provider)(record.connection)
     return RemoteJob(provider, model=record.model, record=record)
+
+
+def forget(id: str, *, even_if_unfinished: bool = False) -> JobRecord:
+    """Let the same order start another job: the model of this one was deleted, say. Nothing is changed at the provider.
+
+    Raises:
+        ConfigError: No such job is known, or it was not over when last looked at: it may go on, and cost.
+    """
+    store = JobStore()
+    record = store.find(id)
+    with store.alone(record.id):
+        record = store.find(id)
+        if not (JobStatus(record.status).over or even_if_unfinished):
+            raise ConfigError(
+                f"Job {record.id} was {record.status} when last looked at.",
+                hint=f"See `dspyc jobs status {record.id}`, and cancel it first; --yes forgets it all the same.",
+            )
+        store.update(record, state="forgotten")
+    return record
 
 
 def patiently(provider: RemoteProvider, ask: Callable[[], _T], retries: int | None = None) -> _T:

@@ -47,4 +47,5 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
             {k: settings[k] for k in kind.secret if settings.get(k) is not None},
         )
         settings = {k: v for k, v in settings.items() if k not in kind.withheld}
+        settings = {**settings["provider"].calling(), **settings}
     return dspy.LM(model, **settings)

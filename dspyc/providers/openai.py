@@ -1,6 +1,5 @@
 """OpenAI, and every server that speaks its fine-tuning protocol: `LM("openai/…", api_base=…)`."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from .faults import retry_after
 from .openai_client import Asker, make_client
 from .preferences import check_preferences
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
-from .rows import formatter
+from .rows import Formatter, formatter, json_lines
 from .store import JobRecord
 
 if TYPE_CHECKING:
@@ -66,10 +65,25 @@ class OpenAIProvider(RemoteProvider):
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         openai_settings.check(settings)
 
+    def formatter(self, order: Order) -> Formatter:
+        if order.format not in (TrainDataFormat.CHAT, TrainDataFormat.COMPLETION):
+            raise ConfigError(
+                f"The training data's format is {order.format.value!r}; {self.name} trains on chat or completion rows."
+            )
+        return formatter(self.name)
+
     def check_rows(self, order: Order) -> None:
-        for rows in (order.rows, order.validation):
-            if rows:
-                self._lines(order, rows, least=rows is order.rows)
+        if _of_preferences(order):
+            check_preferences(order.rows)
+            check_preferences(order.validation, least=False)
+        else:
+            super().check_rows(order)
+
+    def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
+        made = json_lines(rows) if _of_preferences(order) else super().content(order, rows)
+        if len(made) > _MOST_BYTES:
+            raise DataError(f"The rows are {len(made) / 2**20:,.0f} MB; a file may have {_MOST_BYTES >> 20} MB.")
+        return made
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")
@@ -80,10 +94,8 @@ class OpenAIProvider(RemoteProvider):
         return estimate_cost(order.rows, priced, order.model, self.epochs(order.settings))
 
     def upload(self, order: Order, record: JobRecord) -> None:
-        for fact, rows in (("training_file", order.rows), ("validation_file", order.validation)):
-            if rows and fact not in record.facts:
-                name = f"{record.token}-{fact.partition('_')[0]}.jsonl"
-                self.keep(record, **{fact: self._send(name, self._lines(order, rows, least=False))})
+        for fact, content in self.unsent(order, record):
+            self.keep(record, **{fact: self._send(f"{record.token}-{fact}.jsonl", content)})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         """By our file, which no other job has."""
@@ -95,15 +107,15 @@ class OpenAIProvider(RemoteProvider):
             lambda: list(islice(self._client.fine_tuning.jobs.list(limit=100), _MOST_LISTED)),
             hint,
         )
-        file = record.facts.get("training_file")
+        file = record.facts.get("train")
         return next((job.id for job in jobs if job.training_file == file), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
         s = order.settings
         wanted: dict[str, Any] = {
             "model": base_name(order.model),
-            "training_file": record.facts["training_file"],
-            "validation_file": record.facts.get("validation_file"),
+            "training_file": record.facts["train"],
+            "validation_file": record.facts.get("validation"),
             "method": openai_settings.method(s),
             "suffix": s.get("suffix"),
             "seed": s.get("seed"),
@@ -205,29 +217,14 @@ class OpenAIProvider(RemoteProvider):
         )
         return _id(file, self.name)
 
-    def _lines(self, order: Order, rows: Sequence[dict[str, Any]], least: bool) -> bytes:
-        """The file's content. Raises for rows that would be refused, and where `least`, for fewer than are needed."""
-        if openai_settings.method_type(order.settings) == "dpo":
-            check_preferences(rows, least)
-        else:
-            rows = self._chat_rows(order, rows, least)
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        if len(content) > _MOST_BYTES:
-            raise DataError(f"The rows are {len(content) / 2**20:,.0f} MB; a file may have {_MOST_BYTES >> 20} MB.")
-        return content
-
-    def _chat_rows(self, order: Order, rows: Sequence[dict[str, Any]], least: bool) -> Sequence[dict[str, Any]]:
-        if order.format not in (TrainDataFormat.CHAT, TrainDataFormat.COMPLETION):
-            raise ConfigError(
-                f"The training data's format is {order.format.value!r}; {self.name} trains on chat or completion rows."
-            )
-        report = formatter(self.name).format(rows)
-        return report.accepted() if least or report.refused else report.rows
-
 
 def base_name(model: str) -> str:
     """The model as the server knows it: without DSPy's prefix."""
     return model.partition("/")[2] if model.startswith(("openai/", "azure/")) else model
+
+
+def _of_preferences(order: Order) -> bool:
+    return openai_settings.method_type(order.settings) == "dpo"
 
 
 def _id(job: Any, server: str) -> str:

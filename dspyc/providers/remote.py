@@ -10,8 +10,8 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
         allowed = ("epochs", "suffix")                 # names in train_kwargs, beside `COMMON`
 
         def check_settings(self, model, settings): ... # refuse at no cost; no network
-        def check_rows(self, order): ...               # the same for the data
-        def upload(self, order, record): ...           # self.keep(record, file_id=…) as soon as there is one
+        def formatter(self, order): ...                # one of `rows`: it refuses rows at no cost, and writes them
+        def upload(self, order, record): ...           # self.unsent(…); self.keep(record, train=…) as soon as there is one
         def find(self, order, record): ...             # the id of a job that a crash made us forget, or None
         def create(self, order, record): ...           # start the job, return its id
         def look(self, record): ...                    # Look(JobStatus.running)
@@ -27,8 +27,9 @@ again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neit
 may hold keys and rows: catch it, leave the `except` block, and raise then.
 """
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -39,11 +40,15 @@ from dspy.clients.utils_finetune import TrainDataFormat
 
 from ..errors import ConfigError
 from .costs import CostEstimate, estimate_cost
+from .faults import transient
 from .polling import Polling
+from .rows import Formatter, json_lines
 from .store import JobRecord, JobStore
 
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
 COMMON = ("max_usd", "timeout", "validation_data")
+
+_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 
 
 class JobStatus(str, Enum):
@@ -152,6 +157,9 @@ class RemoteProvider(Provider, ABC):
         """
 
     @abstractmethod
+    def formatter(self, order: Order) -> Formatter:
+        """How rows are written for the order's base model."""
+
     def check_rows(self, order: Order) -> None:
         """Refuse rows or a format that the provider would refuse. No network.
 
@@ -159,6 +167,19 @@ class RemoteProvider(Provider, ABC):
             ConfigError: The format.
             DataError: The rows, each with its number and reason.
         """
+        formatter = self.formatter(order)
+        formatter.format(order.rows).accepted()
+        formatter.format(order.validation).accepted(counted=False)
+
+    def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
+        """The file of some of the order's rows."""
+        return json_lines(self.formatter(order).format(rows).accepted(counted=False))
+
+    def unsent(self, order: Order, record: JobRecord) -> Iterator[tuple[str, bytes]]:
+        """For `upload`: the files "train" and, where there are rows for it, "validation", that `record.facts` does not have."""
+        for name, rows in (("train", order.rows), ("validation", order.validation)):
+            if rows and name not in record.facts:
+                yield name, self.content(order, rows)
 
     def estimate(self, order: Order) -> CostEstimate:
         """What the training will cost."""
@@ -208,6 +229,11 @@ class RemoteProvider(Provider, ABC):
         `record.facts` for what was begun. `model` is what `look` gave."""
         return model
 
+    def calling(self) -> dict[str, Any]:
+        """Arguments of `dspyc.LM` that any call of this provider's models needs, and that LiteLLM, which makes the calls, does
+        not find by itself. They stay in memory."""
+        return {}
+
     def served(self, record: JobRecord) -> dict[str, Any]:
         """Arguments of `dspyc.LM` that the tuned model needs and the base did not."""
         return {}
@@ -219,6 +245,19 @@ class RemoteProvider(Provider, ABC):
     def stop_endpoint(self, record: JobRecord) -> None:
         """End what serves the tuned model, and its cost."""
         self._cannot("stop endpoints")
+
+    def wait_until(self, ready: Callable[[], bool], what: str) -> None:
+        """Look until `ready`, as often as at a job.
+
+        Raises:
+            TransientError: `what` takes too long.
+        """
+        began, looks = time.monotonic(), 0
+        while not ready():
+            if time.monotonic() - began > _READY_PATIENCE:
+                raise transient(f"{what} is not ready after {_READY_PATIENCE / 60:.0f} minutes.")
+            time.sleep(self.polling.wait(looks))
+            looks += 1
 
     def finetune(self, job: Any, **_: Any) -> str:
         """DSPy's own hook, in the job's thread: wait for the job that was started when it was made."""

@@ -1,22 +1,13 @@
 """Providers that are asked over plain HTTP: a bearer's key, JSON, and faults in our words."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ..errors import ProviderError
-from .faults import http_fault, transient
+from ..errors import ProviderError, redact
+from .faults import TakenError, http_fault, transient
 
 _TIMEOUT = 60.0  # seconds without a byte
-
-
-class MissingError(ProviderError):
-    """Something that the provider does not have: HTTP 404."""
-
-
-class TakenError(ProviderError):
-    """A name that is in use: HTTP 409."""
 
 
 class Rest:
@@ -48,10 +39,8 @@ class Rest:
             if answer.is_success:
                 return self._json(what, answer)
             reason = answer.text[:500]
-            if answer.status_code == 404:
-                fault = MissingError(f"{self.server}: {what}: HTTP 404: {reason}")
-            elif answer.status_code == 409:
-                fault = TakenError(f"{self.server}: {what}: HTTP 409: {reason}")
+            if answer.status_code == 409:
+                fault = TakenError(redact(f"{self.server}: {what}: HTTP 409: {reason}", (self._key,)))
             else:
                 fault = http_fault(
                     f"{self.server}: {what}",
@@ -77,22 +66,6 @@ def seconds(moment: Any) -> float:
         return datetime.fromisoformat(str(moment).replace("Z", "+00:00")).timestamp()
     except ValueError:
         return 0.0
-
-
-def until(look: Callable[[], Any], wait: Callable[[int], float], patience: float, what: str) -> Any:
-    """The first answer of `look` that is not None, asked at `wait(looks)` seconds.
-
-    Raises:
-        TransientError: None within `patience` seconds.
-    """
-    began, looks = time.monotonic(), 0
-    while time.monotonic() - began < patience:
-        found = look()
-        if found is not None:
-            return found
-        time.sleep(wait(looks))
-        looks += 1
-    raise transient(f"{what} is not ready after {patience / 60:.0f} minutes.")
 
 
 def given(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..errors import ConfigError, LedgerError
 from ..locks import FolderLock
 from .local import home
 
-State = Literal["new", "creating", "created"]
+State = Literal["new", "creating", "created", "forgotten"]
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, record TEXT NOT NULL, created_at REAL NOT NULL)"
 _LOCK_POLL = 0.1  # seconds
@@ -36,7 +36,9 @@ class JobRecord:
     data: str  # the fingerprint of rows, validation rows and their format
     rows: int
     attempt: int = 1  # a job that failed or was cancelled may be ordered again
-    state: State = "new"  # "creating" from before the request that makes the remote job until its answer is kept
+    # "creating": from before the request that makes the remote job until its answer is kept. "forgotten": the same order
+    # starts another attempt, under a name of its own, for the provider may still know this one's.
+    state: State = "new"
     remote_id: str | None = None
     status: str = "pending"
     error: str | None = None
@@ -45,6 +47,11 @@ class JobRecord:
     facts: dict[str, Any] = field(default_factory=dict)  # the provider's own: ids of files, endpoints, versions
     created_at: float = field(default_factory=time.time)
     updated_at: float = field(default_factory=time.time)
+
+    @property
+    def ended_in_vain(self) -> bool:
+        """Whether there will be no model."""
+        return self.status in ("failed", "cancelled")
 
     @property
     def token(self) -> str:
@@ -72,7 +79,7 @@ class JobStore:
             self._db.execute(_SCHEMA)
 
     def get(self, id: str) -> JobRecord | None:
-        """The record of a job by its own id."""
+        """The record of a job by its own id, forgotten or not."""
         with self._guard():
             row = self._db.execute("SELECT record FROM jobs WHERE id=?", (id,)).fetchone()
         return JobRecord(**json.loads(row[0])) if row else None
@@ -83,7 +90,7 @@ class JobStore:
         Raises:
             ConfigError: No such job was started with this store.
         """
-        found = self.get(id) or next((r for r in reversed(self.all()) if r.remote_id == id), None)
+        found = next((r for r in reversed(self.all()) if id in (r.id, r.remote_id)), None)
         if found is None:
             raise ConfigError(
                 f"No job {id!r} is known in {self.folder}.", hint="`dspyc jobs list` shows those that are."
@@ -91,10 +98,11 @@ class JobStore:
         return found
 
     def all(self) -> list[JobRecord]:
-        """Every record, oldest first."""
+        """Every record that is not forgotten, oldest first."""
         with self._guard():
             rows = self._db.execute("SELECT record FROM jobs ORDER BY created_at").fetchall()
-        return [JobRecord(**json.loads(row[0])) for row in rows]
+        records = [JobRecord(**json.loads(row[0])) for row in rows]
+        return [record for record in records if record.state != "forgotten"]
 
     def put(self, record: JobRecord) -> None:
         """Keep a whole record, new or begun anew."""

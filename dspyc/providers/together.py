@@ -4,7 +4,6 @@ lm = LM("together_ai/Qwen/Qwen3-8B")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"n_epochs": 3, "suffix": "triage"})
 """
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rest import Rest, given, seconds
+from .rows import Formatter
 from .rows.together import TOGETHER
 from .store import JobRecord
 
@@ -57,36 +57,29 @@ class TogetherProvider(RemoteProvider):
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise ConfigError(f"`n_epochs` is {epochs!r}.", hint="Use a whole number of at least 1.")
 
-    def check_rows(self, order: Order) -> None:
-        TOGETHER.format(order.rows).accepted()
-        TOGETHER.format(order.validation).accepted(counted=False)
+    def formatter(self, order: Order) -> Formatter:
+        return TOGETHER
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(settings.get("n_epochs", 1))
 
     def upload(self, order: Order, record: JobRecord) -> None:
-        for fact, rows in (("training_file", order.rows), ("validation_file", order.validation)):
-            if not rows or fact in record.facts:
-                continue
-            lines = (json.dumps(row, ensure_ascii=False) for row in TOGETHER.format(rows).accepted(counted=False))
+        for fact, content in self.unsent(order, record):
             name = f"{record.token}-{fact}.jsonl"
+            told = {"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"}
             made = self._rest.ask(
-                "uploading the rows",
-                "POST",
-                "/files/upload",
-                data={"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"},
-                files={"file": (name, "".join(f"{line}\n" for line in lines).encode())},
+                "uploading the rows", "POST", "/files/upload", data=told, files={"file": (name, content)}
             )
             self.keep(record, **{fact: made["id"]})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         """By our file, which no other job has."""
         jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").get("data") or []
-        return next((job["id"] for job in jobs if job.get("training_file") == record.facts["training_file"]), None)
+        return next((job["id"] for job in jobs if job.get("training_file") == record.facts["train"]), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
         wanted = {"model": order.model.removeprefix("together_ai/"), **order.settings}
-        files = given(record.facts, {"training_file": "training_file", "validation_file": "validation_file"})
+        files = given(record.facts, {"train": "training_file", "validation": "validation_file"})
         return str(self._rest.ask("starting the job", "POST", "/fine-tunes", json={**wanted, **files})["id"])
 
     def look(self, record: JobRecord) -> Look:

@@ -2,11 +2,10 @@
 
 lm = LM("vertex_ai/gemini-2.5-flash", vertex_project="my-project", vertex_location="us-central1")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"gcs_path": "gs://bucket/folder/", "epochs": 3})
-tuned = job.result()                                   # vertex_ai/<number of the endpoint>
+tuned = job.result()                                   # vertex_ai/gemini/<number of the endpoint>
 """
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from ..errors import ConfigError, ProviderError
 from .faults import http_fault, transient
 from .remote import JobStatus, Look, Order, RemoteProvider
+from .rows import Formatter
 from .rows.vertex import VERTEX
 from .store import JobRecord
 
@@ -65,21 +65,17 @@ class VertexProvider(RemoteProvider):
             raise ConfigError(f"`adapter_size` is {size!r}.", hint=f"Use one of {', '.join(_ADAPTERS)}.")
         self._where()
 
-    def check_rows(self, order: Order) -> None:
-        VERTEX.format(order.rows).accepted()
-        VERTEX.format(order.validation).accepted(counted=False)
+    def formatter(self, order: Order) -> Formatter:
+        return VERTEX
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(settings.get("epochs", 3))
 
     def upload(self, order: Order, record: JobRecord) -> None:
         bucket, prefix = _gcs(order.settings)
-        for fact, rows in (("train", order.rows), ("validation", order.validation)):
-            if not rows or fact in record.facts:
-                continue
+        for fact, content in self.unsent(order, record):
             key = "/".join(part for part in (prefix, record.token, f"{fact}.jsonl") if part)
-            lines = (json.dumps(row, ensure_ascii=False) for row in VERTEX.format(rows).accepted(counted=False))
-            self._put(bucket, key, "".join(f"{line}\n" for line in lines).encode())
+            self._put(bucket, key, content)
             self.keep(record, **{fact: f"gs://{bucket}/{key}"})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
@@ -117,7 +113,7 @@ class VertexProvider(RemoteProvider):
 
     def serve(self, record: JobRecord, model: str) -> str:
         """LiteLLM calls tuned Gemini models by their endpoint's number; Google has deployed it, and it costs by the token."""
-        return f"vertex_ai/{model.rpartition('/')[2]}"
+        return f"vertex_ai/gemini/{model.rpartition('/')[2]}"
 
     def served(self, record: JobRecord) -> dict[str, Any]:
         project, location = self._where()

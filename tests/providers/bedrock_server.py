@@ -36,7 +36,7 @@ OPERATIONS = (
     "GetProvisionedModelThroughput",
     "DeleteProvisionedModelThroughput",
 )
-_CODES = {403: "AccessDeniedException", 429: "ThrottlingException"}
+_CODES = {401: "UnrecognizedClientException", 403: "AccessDeniedException", 429: "ThrottlingException"}
 
 
 class BedrockServer(HttpServer):
@@ -100,7 +100,7 @@ class BedrockServer(HttpServer):
         if any(job["jobName"] == given["jobName"] for job in self.jobs.values()):
             raise RefusedError(400, "The job name is in use", "ConflictException")
         base = given["baseModelIdentifier"].rpartition("/")[2]
-        if base.startswith("amazon.unknown"):
+        if "unknown" in base:
             raise RefusedError(400, "The provided model identifier is invalid", "ValidationException")
         arn = f"{ACCOUNT}:model-customization-job/{base}/{next(self._ids):012d}"
         made = {"jobArn": arn, "status": "InProgress", "outputModelName": given["customModelName"]}

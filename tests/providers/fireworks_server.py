@@ -1,4 +1,4 @@
-"""Fireworks' datasets, supervised fine-tuning jobs, deployments and chat, at its published routes, of the account "me"."""
+"""Fireworks' datasets, supervised fine-tuning jobs, endpoints and chat, at its published routes, of the account "me"."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _JOBS = f"{_ACCOUNT}/supervisedFineTuningJobs"
 
 
 class FireworksServer(HttpServer):
-    """`datasets` and `deployments`: what was made, by its id. `ready`: looks at a deployment after which it is up."""
+    """`datasets` and `endpoints`: what was made, by its id. `ready`: looks at a deployment after which it is up."""
 
     routes = (
         ("GET", "/v1/accounts", "accounts"),
@@ -31,7 +31,7 @@ class FireworksServer(HttpServer):
         super().__init__(polls, failure)
         self.ready = ready
         self.datasets: dict[str, dict[str, Any]] = {}
-        self.deployments: dict[str, dict[str, Any]] = {}
+        self.endpoints: dict[str, dict[str, Any]] = {}
 
     def accounts(self, request: Request) -> dict[str, Any]:
         return {"accounts": [{"name": "accounts/me"}]}
@@ -75,17 +75,17 @@ class FireworksServer(HttpServer):
 
     def deploy(self, request: Request) -> dict[str, Any]:
         id = request.args["deploymentId"]
-        if id in self.deployments:
+        if id in self.endpoints:
             raise RefusedError(409, "it exists")
-        self.deployments[id] = {**request.get_json(), "looks": 0}
+        self.endpoints[id] = {**request.get_json(), "looks": 0}
         return {}
 
     def deployment(self, request: Request, id: str) -> dict[str, Any]:
-        self.deployments[id]["looks"] += 1
-        return {"state": "READY" if self.deployments[id]["looks"] > self.ready else "CREATING"}
+        self.endpoints[id]["looks"] += 1
+        return {"state": "READY" if self.endpoints[id]["looks"] > self.ready else "CREATING"}
 
     def end(self, request: Request, id: str) -> dict[str, Any]:
-        if self.deployments.pop(id, None) is None:
+        if self.endpoints.pop(id, None) is None:
             raise RefusedError(404, "there is none")
         return {}
 

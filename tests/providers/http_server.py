@@ -87,6 +87,10 @@ class HttpServer:
         error = RefusedError(how, f"fault {how}", code, **headers) if isinstance(how, int) else None
         self._faults.append(_Fault(request, str(how), times, error))
 
+    def heal(self) -> None:
+        """What was to fail does not any more."""
+        self._faults.clear()
+
     def hold(self, request: str, after: bool = False) -> tuple[threading.Event, threading.Event]:
         """The next such request waits until the second event is set; the first says that it came. Held before its work it is
         dropped then, as if it had never arrived; held `after` it, its answer goes out."""
@@ -110,9 +114,10 @@ class HttpServer:
         """A route's method; `found` is what its path held."""
         return getattr(self, name)(request, **found)
 
-    def chat(self, request: Request, **_: Any) -> dict[str, Any]:
-        """A chat completion, as most providers took it over from OpenAI; `reply` gets the request's JSON."""
-        asked = request.get_json()
+    def chat(self, request: Request, **found: str) -> dict[str, Any]:
+        """A chat completion, as most providers took it over from OpenAI. `reply` gets the request's JSON, and the model where
+        the path names it."""
+        asked = {**request.get_json(), **found}
         return {
             "id": "c1",
             "object": "chat.completion",

@@ -35,7 +35,7 @@ class OpenAIServer(HttpServer):
 
     routes = (
         *((verb, f"{base}{path}", name) for base in ("/v1", "/openai/v1") for verb, path, name in _PATHS),
-        ("POST", "/openai/deployments/<deployment>/chat/completions", "chat"),
+        ("POST", "/openai/deployments/<model>/chat/completions", "chat"),
     )
 
     def __init__(self, polls: int | None = 2, failure: str = "", key: str | None = KEY) -> None:

@@ -55,11 +55,11 @@ def test_rows_become_a_model_behind_a_deployment(server: FireworksServer, caplog
     assert (made["baseModel"], made["outputModel"]) == ("accounts/fireworks/models/qwen3-8b", model)
     assert (made["epochs"], made["learningRate"]) == (2, 1e-4)
     assert [json.loads(row) for row in server.datasets[token]["rows"]] == ROWS
-    assert server.deployments[token]["baseModel"] == model
+    assert server.endpoints[token]["baseModel"] == model
     assert "paid by the GPU hour until `job.stop_endpoint()`" in caplog.text
     job.stop_endpoint()
     job.stop_endpoint()
-    assert server.deployments == {}
+    assert server.endpoints == {}
 
 
 def test_what_a_deployment_costs_has_to_be_accepted_or_declined(server: FireworksServer) -> None:
@@ -67,7 +67,7 @@ def test_what_a_deployment_costs_has_to_be_accepted_or_declined(server: Firework
         finetune(start_endpoint=None)
     assert server.seen == []
     assert finetune().result(30).model.startswith("fireworks_ai/accounts/me/models/")
-    assert server.deployments == {}
+    assert server.endpoints == {}
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -46,7 +46,7 @@ def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
 def test_rows_become_a_model_at_its_endpoint(server: VertexServer) -> None:
     job = finetune(epochs=2, adapter_size="ADAPTER_SIZE_FOUR", validation_data=ROWS)
     tuned = job.result(30)
-    assert tuned.model == "vertex_ai/99"
+    assert tuned.model == "vertex_ai/gemini/99"
     assert (tuned.kwargs["vertex_project"], tuned.kwargs["vertex_location"]) == ("p", "us-central1")
     (made,) = server.jobs.values()
     assert made["baseModel"] == "gemini-2.5-flash"

@@ -9,9 +9,9 @@ One file a provider; what they have in common is data (`ChatRules`).
 
 from ...errors import ConfigError
 from . import bedrock, databricks, fireworks, openai, together, vertex
-from .formatter import Formatter, Refusal, RowReport
+from .formatter import Formatter, Refusal, RowReport, json_lines
 
-__all__ = ["FORMATTERS", "Formatter", "Refusal", "RowReport", "formatter"]
+__all__ = ["FORMATTERS", "Formatter", "Refusal", "RowReport", "formatter", "json_lines"]
 
 _ALL = (
     openai.OPENAI,

@@ -1,5 +1,6 @@
 """A provider's formatter, and the report on a file of rows before anything is sent."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,11 @@ class RowReport:
         if counted and self.problem:
             raise DataError(f"{self.problem}.", hint=hint)
         return self.rows
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A file of rows as every provider reads it: a JSON object a line."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
 
 
 def _chat(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

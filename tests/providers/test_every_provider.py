@@ -1,0 +1,82 @@
+"""What holds at every provider: a compile ends in a program that answers, any process can follow its job, and a process that is
+killed at any moment leaves one job."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat
+
+import dspyc
+from dspyc.providers import JobStatus
+from dspyc.providers.store import JobStore
+
+from .compiling import Elsewhere, cancel, compile_program, compiled_model, status
+from .everyone import ROWS, Case, every_provider
+from .http_server import HttpServer
+
+
+def order(case: Case, server: HttpServer, folder: Path) -> tuple[Any, ...]:
+    return case.model, case.lm_settings(server), case.train_kwargs, str(folder / "run")
+
+
+@every_provider
+def test_a_compile_ends_in_a_program_that_answers(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with case.server(polls=0) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        compiled = compile_program(*order(case, server, tmp_path))
+        assert (compiled.report.before, compiled.report.after) == (0, 1)
+        assert compiled(question="Is it tuned?").answer == "yes"
+        (facts,) = compiled.report.training
+        assert (facts["provider"], facts["base"], facts["model"]) == (case.name, case.model, compiled.lm.model)
+        assert compiled.lm.model != case.model
+        compiled.save(tmp_path / "artifact")
+        assert dspyc.load(tmp_path / "artifact")(question="Is it loaded?").answer == "yes"
+        assert Elsewhere(compiled_model, *order(case, server, tmp_path)).result() == compiled.lm.model
+        assert len(server.jobs) == 1
+
+
+@every_provider
+def test_a_second_process_sees_the_job_and_cancels_it(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with case.server(polls=None) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        job = case.lm(server).finetune(ROWS, TrainDataFormat.CHAT, case.train_kwargs)
+        before = Elsewhere(status, job.remote_id).result()
+        assert not JobStatus(before).over
+        assert Elsewhere(cancel, job.id).result()
+        assert job.wait(60) is JobStatus.cancelled
+        assert not job.cancel()
+        (made,) = server.jobs.values()
+        assert made.items() >= case.cancelled.items()
+
+
+MOMENTS = {
+    "between upload and create": ("create", False),
+    "between create and its answer": ("create", True),
+    "while waiting": ("look", False),
+    "between an endpoint and its answer": ("serve", True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@every_provider
+def test_killed_there_is_one_job(case: Case, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, after = MOMENTS[moment]
+    if getattr(case, request) is None:
+        pytest.skip("no endpoint is started")
+    with case.server(polls=0) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        reached, go = server.hold(getattr(case, request), after)
+        first = Elsewhere(compiled_model, *order(case, server, tmp_path))
+        assert reached.wait(60)
+        first.process.kill()
+        first.process.join()
+        go.set()
+        assert first.process.exitcode == -9
+        second = Elsewhere(compiled_model, *order(case, server, tmp_path))
+        assert second.result() != case.model
+        assert len(server.jobs) == 1
+        assert len(getattr(server, "endpoints", ["none"])) == 1
+        assert [record.attempt for record in JobStore().all()] == [1]
