@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -198,7 +199,7 @@ class _Pending:
     def __init__(self, lm: Any, run: Run, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> None:
         self.lm, self.run = lm, run
         self.call = Call(lm.model, messages or [{"role": "user", "content": prompt}], [])
-        self.bodies = [json.dumps(message, sort_keys=True, default=_name) for message in self.call.messages]
+        self.bodies = [_body(message) for message in self.call.messages]
         settings = {k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _SECRET_KEY.search(k)}
         asked = json.dumps([lm.model, settings], sort_keys=True, default=_name)
         self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]
@@ -281,6 +282,18 @@ class _Pending:
         self.call.replies = json.loads(answer.replies)
         facts = answer.facts
         self.call.usage, self.call.cost, self.call.seconds = facts["usage"], facts["cost"], facts["seconds"]
+
+
+def _body(message: dict[str, Any]) -> str:
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(role) is str and type(content) is str:
+        return _text_body(role, content)
+    return json.dumps(message, sort_keys=True, default=_name)
+
+
+@lru_cache(maxsize=1024)  # the messages of demos, in every prompt of a candidate
+def _text_body(role: str, content: str) -> str:
+    return json.dumps({"content": content, "role": role})
 
 
 def _is_typed(prompt: Any, kwargs: dict[str, Any]) -> bool:

@@ -82,6 +82,7 @@ class Lane:
     left: str | None = None  # why it is out
     left_at: int = 0  # places that it was judged by when it left
     going: dict[int, "Future[Trace]"] = field(default_factory=dict)
+    _beyond: set[int] = field(default_factory=set)  # places with scores that are not among the `seen`
 
     @property
     def judged(self) -> Scores:
@@ -92,7 +93,9 @@ class Lane:
         self.scores[place] = 0.0 if trace.score is None else trace.score  # an answer that cannot be had is a wrong one
         if trace.error:
             self.failed[place] = trace
-        while self.seen < len(self.scores) and not np.isnan(self.scores[self.seen]):
+        self._beyond.add(place)
+        while self.seen in self._beyond:
+            self._beyond.remove(self.seen)
             self.seen += 1
 
 

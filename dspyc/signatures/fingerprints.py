@@ -26,6 +26,7 @@ SECRET_NAME = re.compile(
     r"key$|token$|secret|password|credential|header|^api_|^base_url$|^azure_ad|^aws_|^vertex_cred", re.IGNORECASE
 )
 _DIGITS = 16
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _DEEPEST = 50
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -36,8 +37,7 @@ def fingerprint(jsonable: Any) -> str:
     Raises:
         TypeError: The value holds something that JSON does not.
     """
-    text = json.dumps(jsonable, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(_encode(jsonable).encode()).hexdigest()[:_DIGITS]
 
 
 def signature_fingerprint(signature: type[dspy.Signature]) -> str:
