@@ -17,19 +17,19 @@ def test_the_suggestion_trains_better_than_rates_far_from_it(tmp_path: Path) -> 
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    found = find_learning_rate(str(base), rows, config=config, lowest=1e-6, highest=10.0, steps=120)
+    found = find_learning_rate(str(base), rows, config=config, lowest=1e-6, highest=10.0, steps=60)
     assert torch.equal(torch.rand(4), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
     def loss(rate: float) -> float:
-        settings = {**config.model_dump(), "learning_rate": rate, "epochs": 15.0}
+        settings = {**config.model_dump(), "learning_rate": rate, "epochs": 10.0}
         return train(str(base), rows, config=TrainingConfig(**settings), output_dir=tmp_path / f"{rate:g}").train_loss
 
     best = loss(found.suggestion)
     assert best < loss(found.suggestion / 1000) - 0.5
     assert best < loss(min(10.0, found.suggestion * 1000)) - 0.5
     assert list(found.rates) == sorted(found.rates)
-    assert len(found.losses) == len(found.rates) <= 120
+    assert len(found.losses) == len(found.rates) <= 60
 
 
 def test_the_steepest_fall_is_suggested() -> None:
