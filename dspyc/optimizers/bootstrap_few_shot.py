@@ -25,16 +25,18 @@ from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.recorded_attempts import recorded_attempts
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
 from ..compiler.withheld import withheld, withhold
-from ..errors import BootstrapError, ProgramError
+from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
 from .checks import check_count, check_executor, check_fit, check_limits
 from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
+from .no_good_run import no_good_run
 from .plans import bootstrap_stages
 from .runs import data_fingerprint, run_folder
 from .teachers import choose_teachers
@@ -116,7 +118,7 @@ def demonstrate(
             max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
         )
     if attempts and not any(attempt.good for attempt in attempts):
-        raise _nothing_good(attempts, trainset, metric_threshold)
+        raise no_good_run(attempts, trainset, metric_threshold)
     return Demonstrated(_with_demos(student, attempts, trainset, sizes, seed), attempts)
 
 
@@ -187,11 +189,17 @@ class BootstrapFewShot(Teleprompter):
         self.seed, self.show_progress = seed, show_progress
 
     def compile(
-        self, student: dspy.Module, *, teacher: dspy.Module | None = None, trainset: Sequence[dspy.Example]
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example],
+        traces: Sequence[Trace] | None = None,
     ) -> dspy.Module:
         """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
 
-        With no teacher the student's own program teaches, run by `teacher_settings["lm"]` if that is given.
+        With no teacher the student's own program teaches, run by `teacher_settings["lm"]` if that is given. `traces`, as
+        `dspyc.load_traces` reads them, teach in place of a teacher: those of examples of `trainset`, scored anew.
 
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
@@ -201,36 +209,42 @@ class BootstrapFewShot(Teleprompter):
         if self.diverse:
             train = spread(train, self.max_bootstrapped_demos, first=random.Random(self.seed).randrange(len(train)))
         threads = check_threads(self.num_threads)
-        program = choose_teacher(student, teacher, self.teacher_settings)
+        if traces is not None and teacher is not None:
+            raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
+        program = choose_teacher(student, teacher, self.teacher_settings) if traces is None else None
+        taught_by = [trace.id for trace in traces or []] if program is None else program_fingerprint(program)
         sizes = Sizes(
             self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds, self.diverse, self.fit_context
         )
         identity = fingerprint(
             [
-                *(program_fingerprint(student), program_fingerprint(program), data_fingerprint(train)),
+                *(program_fingerprint(student), taught_by, data_fingerprint(train)),
                 *(metric_fingerprint(self.metric), self.metric_threshold, asdict(sizes), self.seed),
             ]
         )
         folder = run_folder(self.run_dir, identity)
-        plan = self._plan(program, train)
+        plan = self._plan(program, train) if program is not None else Plan([], threads)
         with (
             Ledger(folder, budget=self.budget) as ledger,
             workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
         ):
             ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
             with Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool:
-                made = demonstrate(
-                    student,
-                    program,
-                    train,
-                    pool=pool,
-                    sizes=sizes,
-                    metric_threshold=self.metric_threshold,
-                    max_errors=self.max_errors,
-                    teacher_settings=self.teacher_settings,
-                    seed=self.seed,
-                    show_progress=self.show_progress,
-                )
+                if program is None:
+                    made = self._recorded(student, train, traces or [], sizes)
+                else:
+                    made = demonstrate(
+                        student,
+                        program,
+                        train,
+                        pool=pool,
+                        sizes=sizes,
+                        metric_threshold=self.metric_threshold,
+                        max_errors=self.max_errors,
+                        teacher_settings=self.teacher_settings,
+                        seed=self.seed,
+                        show_progress=self.show_progress,
+                    )
             named = {"compile": identity, "data": data_fingerprint(train)}
             report = _report(made, ledger, started, self.seed, named, plan)
             ledger.event("report", **report.to_dict())
@@ -242,6 +256,22 @@ class BootstrapFewShot(Teleprompter):
         """What `compile` with the same arguments will ask for: an estimate, at no cost."""
         train = check_examples(trainset, "trainset")
         return self._plan(choose_teacher(student, teacher, self.teacher_settings), train)
+
+    def _recorded(
+        self, student: dspy.Module, train: list[dspy.Example], traces: Sequence[Trace], sizes: Sizes
+    ) -> Demonstrated:
+        """By runs that were made before."""
+        attempts = recorded_attempts(
+            traces,
+            train,
+            predictors(student, frozen=False),
+            metric=self.metric,
+            good=lambda run: _is_good(run, self.metric_threshold),
+            wanted=sizes.max_bootstrapped_demos,
+        )
+        if attempts and not any(attempt.good for attempt in attempts):
+            raise no_good_run(attempts, train, self.metric_threshold)
+        return Demonstrated(_with_demos(student, attempts, train, sizes, self.seed), attempts)
 
     def _plan(self, teacher: dspy.Module, train: list[dspy.Example]) -> Plan:
         sizes = {"labels": self.max_labeled_demos, "rounds": self.max_rounds}
@@ -327,29 +357,6 @@ def _with_demos(
         predictor.demos = fitted(name, predictor, demos, asked or trainset, sizes.fit_context)
     compiled._compiled = True
     return compiled
-
-
-def _nothing_good(attempts: list[Attempt], trainset: Sequence[dspy.Example], threshold: float | None) -> BootstrapError:
-    shown = "\n".join(f"  {_failure(attempt.runs[-1], trainset[attempt.index])}" for attempt in attempts[:3])
-    bar = "above 0" if threshold is None else f"{threshold} or more"
-    return BootstrapError(
-        f"No run of the teacher on {len(attempts)} examples was good, which is a score of {bar}. Among them:\n{shown}\n",
-        hint="Look at these with the metric in mind: mend the metric or the examples' labels, lower `metric_threshold`, "
-        "raise `max_rounds`, or pass a stronger teacher: teacher_settings={'lm': dspy.LM(...)}.",
-    )
-
-
-def _failure(run: Trace, example: dspy.Example) -> str:
-    asked = _short(dict(example.inputs().items()))
-    if run.error is not None:
-        return f"{asked}: {run.blame} raised {_short(run.error)}"
-    answered = dict(run.prediction.items()) if isinstance(run.prediction, dspy.Prediction) else run.prediction
-    return f"{asked}: scored {run.score:g} with {_short(answered)}, labels {_short(dict(example.labels().items()))}"
-
-
-def _short(value: Any, limit: int = 300) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _report(

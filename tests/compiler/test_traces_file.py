@@ -11,7 +11,7 @@ import pytest
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, load_traces, observe, read_run, save_traces
 from dspyc.compiler.traces_file import fitted_to
-from dspyc.errors import ConfigError, DataError
+from dspyc.errors import BootstrapError, ConfigError, DataError
 from tests.optimizers import desk
 
 
@@ -36,6 +36,31 @@ def test_traces_come_back_whole(recorded: tuple[Path, list[Any]], tmp_path: Path
             assert [call.messages for call in trace.calls] == [call.messages for call in live.calls]
             assert [call.replies for call in trace.calls] == [call.replies for call in live.calls]
             assert trace.prediction.toDict() == live.prediction.toDict()
+
+
+def test_a_loaded_bootstrap_makes_the_demos_that_it_made(recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    run_dir, _ = recorded
+    save_traces(read_run(run_dir).traces("teacher"), tmp_path / "teacher.jsonl")
+    teacher = desk.Desk()
+    teacher.set_lm(dspyc.ScriptedLM(desk.expert))
+    teacher._compiled = True  # so that it runs without labelled demos, as it did when it was recorded
+
+    def optimizer(name: str, **settings: Any) -> Any:
+        return dspyc.BootstrapFewShot(desk.metric, num_threads=1, run_dir=tmp_path / name, **settings)
+
+    live = optimizer("live").compile(desk.Desk(), trainset=desk.examples(10), teacher=teacher)
+    loaded = load_traces(tmp_path / "teacher.jsonl")
+    made = optimizer("loaded").compile(desk.Desk(), trainset=desk.examples(10), traces=loaded)
+    for name in ("name", "count"):
+        assert [dict(d) for d in getattr(made, name).demos] == [dict(d) for d in getattr(live, name).demos]
+    assert made.report.spent["calls"] == made.report.plan["calls"] == 0
+    assert made.report.dataset["bootstrapped"] == 4
+    with pytest.raises(DataError, match="None of the 10 traces"):
+        optimizer("other").compile(desk.Desk(), trainset=desk.examples(14)[10:], traces=loaded)
+    with pytest.raises(ConfigError, match="`teacher` and `traces`"):
+        optimizer("both").compile(desk.Desk(), trainset=desk.examples(4), traces=loaded, teacher=teacher)
+    with pytest.raises(BootstrapError, match="No run of the teacher on 10 examples was good"):
+        optimizer("strict", metric_threshold=2).compile(desk.Desk(), trainset=desk.examples(10), traces=loaded)
 
 
 def test_a_loaded_bootstrap_trains_without_a_teacher(recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
