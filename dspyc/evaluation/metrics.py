@@ -35,7 +35,10 @@ def as_score(value: Any, metric: Metric | None = None) -> float:
         value = value.get("score")
     number: float | None = None
     if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):  # an array of several numbers, say
+            number = None
     if number is None or not math.isfinite(number):
         raise ConfigError(
             f"Metric `{name}` answered {value!r}; a score is a bool, a finite number or a dspy.Prediction with `score`.",

@@ -3,6 +3,7 @@
 import math
 
 import dspy
+import numpy as np
 import pytest
 
 from dspyc.errors import ConfigError
@@ -10,13 +11,23 @@ from dspyc.evaluation import as_score, call_metric, mean, metric_fingerprint, pa
 
 
 @pytest.mark.parametrize(
-    ("value", "score"), [(True, 1.0), (False, 0.0), (0.25, 0.25), (3, 3.0), (dspy.Prediction(score=0.5), 0.5)]
+    ("value", "score"),
+    [
+        *[(True, 1.0), (False, 0.0), (0.25, 0.25), (3, 3.0), (dspy.Prediction(score=0.5), 0.5)],
+        *[(np.True_, 1.0), (np.float32(0.5), 0.5), (np.int64(2), 2.0), (np.array(0.5), 0.5)],
+    ],
 )
 def test_a_score_is_a_float(value: object, score: float) -> None:
     assert as_score(value) == score
 
 
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, "good", dspy.Prediction(answer="x")])
+BAD_SCORES = [
+    *[None, math.nan, math.inf, "good", "0.5", dspy.Prediction(answer="x"), 10**400],
+    *[np.float64("nan"), np.array([0.5, 1.0]), [0.5]],
+]
+
+
+@pytest.mark.parametrize("value", BAD_SCORES, ids=str)
 def test_what_is_no_score_is_an_error_that_names_the_metric(value: object) -> None:
     def exactness(example: object, prediction: object) -> object:
         return value
