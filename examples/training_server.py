@@ -50,6 +50,7 @@ class Provider:
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.models: dict[str, Any] = {}
         self.loading = threading.Lock()
+        self.changing = threading.Lock()  # of ids and of jobs' status: a thread answers each request
         self.waiting: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
 
@@ -64,8 +65,9 @@ class Provider:
 
     def upload(self, content: bytes) -> dict[str, Any]:
         rows = [json.loads(line) for line in content.splitlines()]
-        id = f"file-{len(self.files) + 1}"
-        self.files[id] = rows
+        with self.changing:
+            id = f"file-{len(self.files) + 1}"
+            self.files[id] = rows
         facts = {"object": "file", "bytes": len(content), "filename": f"{id}.jsonl", "status": "processed"}
         return {"id": id, "purpose": "fine-tune", "created_at": int(time.time()), **facts}
 
@@ -73,22 +75,30 @@ class Provider:
         if order.get("training_file") not in self.files:
             raise RefusedError(400, f"There is no file {order.get('training_file')}.")
         self.model(order["model"])
-        id = f"ftjob-{len(self.jobs) + 1}"
         empty = dict.fromkeys(("fine_tuned_model", "finished_at", "error", "trained_tokens", "validation_file"))
-        facts = {"id": id, "object": "fine_tuning.job", "created_at": int(time.time()), "status": "queued"}
+        facts = {"object": "fine_tuning.job", "created_at": int(time.time()), "status": "queued"}
         rest = {"organization_id": "here", "result_files": [], "seed": 0, "hyperparameters": {}}
-        self.jobs[id] = {**empty, **rest, **order, **facts}
+        with self.changing:
+            id = f"ftjob-{len(self.jobs) + 1}"
+            self.jobs[id] = {**empty, **rest, **order, **facts, "id": id}
         self.say(id, "Created")
         self.waiting.put(id)
         return self.jobs[id]
 
     def cancel(self, id: str) -> dict[str, Any]:
         job = self.job(id)
-        if job["status"] in ("succeeded", "failed", "cancelled"):
+        if not self.turn(job, ("queued", "running"), "cancelled"):
             raise RefusedError(400, f"{id} is {job['status']} already.")
-        job["status"] = "cancelled"
         self.say(id, "Cancelled")
         return job
+
+    def turn(self, job: dict[str, Any], before: tuple[str, ...], status: str) -> bool:
+        """Give a job another status, unless it has one meanwhile that is none of `before`; whether it has been given."""
+        with self.changing:
+            fits = job["status"] in before
+            if fits:
+                job["status"] = status
+        return fits
 
     def job(self, id: str) -> dict[str, Any]:
         if id not in self.jobs:
@@ -104,19 +114,19 @@ class Provider:
         """Train the jobs that wait, one after another, for good."""
         while True:
             job = self.jobs[self.waiting.get()]
-            if job["status"] != "queued":
+            if not self.turn(job, ("queued",), "running"):
                 continue
-            job["status"] = "running"
+            ended = "succeeded"
             try:
                 job["fine_tuned_model"] = self.train(job)
-                job["status"] = "succeeded"
             except CancelledError:
                 continue
             except Exception as error:  # whatever it is, it is this job's, and the next one's turn comes
                 job["error"] = {"code": "training_failed", "message": f"{type(error).__name__}: {error}", "param": None}
-                job["status"] = "failed"
+                ended = "failed"
+            self.say(job["id"], f"The job has {ended}")
             job["finished_at"] = int(time.time())
-            self.say(job["id"], f"The job has {job['status']}")
+            self.turn(job, ("running",), ended)
 
     def train(self, job: dict[str, Any]) -> str:
         base = self.model(job["model"])
@@ -217,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         if (verb, what) == ("GET", None):
             return here.job(id)
         if (verb, what) == ("GET", "/events"):
-            return listed(here.events[here.job(id)["id"]])
+            return listed(list(here.events[here.job(id)["id"]]))
         if (verb, what) == ("GET", "/checkpoints"):
             return listed([])
         if (verb, what) == ("POST", "/cancel"):
