@@ -32,6 +32,13 @@ _PASSING = frozenset(
 )
 
 
+def quieten() -> None:
+    """Keep what boto3 says at debug level out of the log: its lines hold session tokens and rows. LiteLLM asks it as well."""
+    for name in ("boto3", "botocore", "s3transfer"):
+        if logging.getLogger(name).level < logging.INFO:
+            logging.getLogger(name).setLevel(logging.INFO)
+
+
 def client(service: str, profile: str | None, region: str | None, secrets: dict[str, str]) -> Any:
     """A boto3 client; `AWS_ENDPOINT_URL` and its like count, as everywhere.
 
@@ -44,9 +51,6 @@ def client(service: str, profile: str | None, region: str | None, secrets: dict[
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise ConfigError("Bedrock needs boto3.", hint="pip install 'dspyc[bedrock]'") from None
-    for name in ("boto3", "botocore", "s3transfer"):
-        if logging.getLogger(name).level < logging.INFO:  # their debug lines hold session tokens and rows
-            logging.getLogger(name).setLevel(logging.INFO)
     once = Config(retries={"total_max_attempts": 1, "mode": "standard"}, connect_timeout=20, read_timeout=60)
     try:
         return boto3.Session(profile_name=profile, region_name=region, **secrets).client(service, config=once)

@@ -56,6 +56,7 @@ class BedrockProvider(RemoteProvider):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        aws.quieten()
         self._clients: dict[tuple[str, str | None, str | None], Any] = {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, ProviderError, TransientError
@@ -23,17 +24,27 @@ def client(host: str | None, profile: str | None, token: str | None) -> Any:
     """
     try:
         from databricks.sdk import WorkspaceClient
-        from databricks.sdk.config import Config
     except ImportError:
         raise ConfigError("Databricks needs databricks-sdk.", hint="pip install 'dspyc[databricks]'") from None
     if logging.getLogger("databricks.sdk").level < logging.INFO:  # its debug lines hold rows and answers
         logging.getLogger("databricks.sdk").setLevel(logging.INFO)
     try:
-        config = Config(host=host, profile=profile, token=token, retry_timeout_seconds=_RETRY_SECONDS)
-        return WorkspaceClient(config=config)
+        return WorkspaceClient(config=_configured(host, profile, token))
     except ValueError as error:
         failure = ConfigError(f"Databricks cannot be reached: {str(error).partition('. Config:')[0]}", hint=CREDENTIALS)
     raise failure
+
+
+def _configured(host: str | None, profile: str | None, token: str | None) -> Any:
+    """The SDK's own configuration where it is for this host: told a host, the SDK reads no file of profiles."""
+    from databricks.sdk.config import Config
+
+    if host and not profile:
+        with suppress(ValueError):
+            own = Config(token=token, retry_timeout_seconds=_RETRY_SECONDS)
+            if str(own.host).rstrip("/") == host.rstrip("/"):
+                return own
+    return Config(host=host, profile=profile, token=token, retry_timeout_seconds=_RETRY_SECONDS)
 
 
 def bearer(client: Any) -> dict[str, str]:
@@ -63,7 +74,7 @@ def ask(call: Callable[[], _T]) -> _T:
     except (errors.TooManyRequests, errors.InternalError, errors.TemporarilyUnavailable) as error:
         failure = TransientError(f"Databricks is busy: {error}")
     except (errors.DeadlineExceeded, requests.RequestException, TimeoutError) as error:
-        failure = TransientError(f"Databricks did not answer: {error}")
+        failure = TransientError(f"Databricks did not answer: {error.__cause__ or error}")  # why the SDK asked again
     except DatabricksError as error:
         failure = ProviderError(f"Databricks refused: {error}")
     except ValueError as error:

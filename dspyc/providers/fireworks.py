@@ -1,4 +1,5 @@
-"""Fireworks: a dataset, a supervised fine-tuning job and a deployment over HTTP. https://docs.fireworks.ai/api-reference
+"""Fireworks: a dataset, a supervised fine-tuning job and a deployment over HTTP.
+https://docs.fireworks.ai/fine-tuning/fine-tuning-via-api and https://docs.fireworks.ai/api-reference
 
 lm = LM("fireworks_ai/accounts/fireworks/models/qwen3-8b")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"epochs": 3, "start_endpoint": True})
@@ -49,6 +50,7 @@ class FireworksProvider(RemoteProvider):
     secret = ("api_key",)
     credentials = "Set FIREWORKS_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = (*_NAMES, "start_endpoint", "account_id")
+    most_bytes = 150 * 2**20  # https://docs.fireworks.ai/api-reference/upload-dataset-files
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         if not isinstance(settings.get("start_endpoint"), bool):

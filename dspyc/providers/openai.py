@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError
+from ..errors import ConfigError, ProviderError
 from . import openai_settings
 from .costs import CostEstimate, estimate_cost
 from .faults import retry_after
@@ -38,7 +38,6 @@ _STATUSES = {
 _METADATA_KEY = "dspyc"
 _MOST_LISTED = 1000  # jobs that are looked through for one of ours
 _MOST_EVENTS = 10_000
-_MOST_BYTES = 512 * 2**20  # of one file
 _CLOSED = (
     "OpenAI itself takes no new fine-tuning customers since 2026-05-07 and no new jobs from 2027-01-06; models that were tuned "
     "go on until their base retires. Elsewhere the same rows train at Azure OpenAI ('azure/…'), Bedrock, Databricks, Together, "
@@ -55,6 +54,7 @@ class OpenAIProvider(RemoteProvider):
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
     validates: ClassVar[bool] = True
+    most_bytes: ClassVar[int | None] = 512 * 2**20
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
     marks: ClassVar[bool] = True  # whether jobs take metadata
 
@@ -79,11 +79,8 @@ class OpenAIProvider(RemoteProvider):
         else:
             super().check_rows(order)
 
-    def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        made = json_lines(rows) if _of_preferences(order) else super().content(order, rows)
-        if len(made) > _MOST_BYTES:
-            raise DataError(f"The rows are {len(made) / 2**20:,.0f} MB; a file may have {_MOST_BYTES >> 20} MB.")
-        return made
+    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
+        return json_lines(rows) if _of_preferences(order) else super().write(order, rows)
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")

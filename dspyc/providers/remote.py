@@ -38,7 +38,7 @@ from typing import Any, ClassVar, NoReturn
 from dspy.clients.provider import Provider
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
@@ -120,6 +120,7 @@ class RemoteProvider(Provider, ABC):
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
+    most_bytes: ClassVar[int | None] = None  # that one file of rows may have
 
     def __init__(
         self,
@@ -172,7 +173,21 @@ class RemoteProvider(Provider, ABC):
         formatter.format(order.validation).accepted(counted=False)
 
     def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        """The file of some of the order's rows."""
+        """The file of some of the order's rows.
+
+        Raises:
+            DataError: It would be larger than `most_bytes`.
+        """
+        made = self.write(order, rows)
+        if self.most_bytes is not None and len(made) > self.most_bytes:
+            raise DataError(
+                f"The rows are {len(made) / 2**20:,.0f} MB; {self.name} takes files of {self.most_bytes >> 20:,} MB.",
+                hint="Train on fewer or shorter rows.",
+            )
+        return made
+
+    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
+        """Rows as the provider reads them, a JSON object a line."""
         return json_lines(self.formatter(order).format(rows).accepted(counted=False))
 
     def unsent(self, order: Order, record: JobRecord) -> Iterator[tuple[str, bytes]]:

@@ -1,5 +1,8 @@
 """Together: files and fine-tunes over HTTP. https://docs.together.ai/reference/post-fine-tunes
 
+Paid by the token of training and validation, at rates by the model's size and the method, without a least amount, and up to
+the moment of a cancel: https://docs.together.ai/docs/fine-tuning-pricing
+
 lm = LM("together_ai/Qwen/Qwen3-8B")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"n_epochs": 3, "suffix": "triage"})
 """

@@ -1,4 +1,5 @@
 """Vertex AI: rows to Cloud Storage, a supervised tuning job of Gemini, and the endpoint that comes with it.
+Limits: https://cloud.google.com/vertex-ai/generative-ai/docs/models/gemini-tuning
 
 lm = LM("vertex_ai/gemini-2.5-flash", vertex_project="my-project", vertex_location="us-central1")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"gcs_path": "gs://bucket/folder/", "epochs": 3})
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ConfigError, DataError, ProviderError
 from .faults import http_fault, transient
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
@@ -40,6 +41,7 @@ _NAMES = {
 }
 _ADAPTERS = ("ADAPTER_SIZE_ONE", "ADAPTER_SIZE_TWO", "ADAPTER_SIZE_FOUR", "ADAPTER_SIZE_EIGHT", "ADAPTER_SIZE_SIXTEEN")
 _LABEL = "dspyc-job"
+_MOST_VALIDATION = 5000  # rows
 _T = TypeVar("_T")
 
 
@@ -51,6 +53,7 @@ class VertexProvider(RemoteProvider):
     credentials = "Sign in by `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS."
     allowed = ("gcs_path", *_NAMES)
     validates = True
+    most_bytes = 2**30
 
     def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
         """As RemoteProvider. A project in the environment is kept: a job is there, whatever is set later."""
@@ -67,6 +70,14 @@ class VertexProvider(RemoteProvider):
 
     def formatter(self, order: Order) -> Formatter:
         return VERTEX
+
+    def check_rows(self, order: Order) -> None:
+        super().check_rows(order)
+        if len(order.validation) > _MOST_VALIDATION:
+            raise DataError(
+                f"There are {len(order.validation):,} validation rows; Vertex AI takes {_MOST_VALIDATION:,}.",
+                hint="Pass fewer as `validation_data`, or a smaller `validation_fraction`.",
+            )
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(settings.get("epochs", 3))

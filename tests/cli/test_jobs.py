@@ -44,6 +44,21 @@ def test_a_second_process_sees_waits_and_cancels(server: OpenAIServer) -> None:
     assert KEY not in cancelled.stdout + cancelled.stderr + waited.stdout + waited.stderr
 
 
+def test_a_job_whose_model_is_gone_is_forgotten(server: OpenAIServer) -> None:
+    lm = dspyc.LM("openai/gpt-4.1-mini-2025-04-14", api_base=server.url)
+    job = lm.finetune(ROWS, TrainDataFormat.CHAT, {})
+    refused = dspyc_jobs("forget", job.id)
+    assert refused.returncode == 1
+    assert "when last looked at" in refused.stderr
+    server.polls = 0
+    assert job.wait(60) == "succeeded"
+    forgotten = dspyc_jobs("forget", "ftjob-1", "--json")
+    assert json.loads(forgotten.stdout)["state"] == "forgotten"
+    assert json.loads(dspyc_jobs("list", "--json").stdout)["jobs"] == []
+    assert lm.finetune(ROWS, TrainDataFormat.CHAT, {}).remote_id == "ftjob-2"
+    assert "No job 'ftjob-1' is known" in dspyc_jobs("forget", "ftjob-1").stderr
+
+
 def test_an_unknown_job_is_said_to_be_unknown(server: OpenAIServer) -> None:
     done = dspyc_jobs("status", "nothing")
     assert done.returncode == 1

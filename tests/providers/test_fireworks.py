@@ -9,6 +9,7 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
+import dspyc
 from dspyc.errors import ConfigError, DataError, TrainingError
 from dspyc.providers.fireworks import FireworksProvider
 from dspyc.providers.job import RemoteJob
@@ -86,6 +87,17 @@ def test_a_job_that_fails_says_why_and_one_is_cancelled(server: FireworksServer)
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
+
+
+def test_a_file_that_is_too_large_is_refused(server: FireworksServer) -> None:
+    class Small(FireworksProvider):
+        most_bytes = 2**20
+
+    long = [{"messages": [{"role": "user", "content": "x" * 2**19}, ROWS[0]["messages"][1]]}] * 3
+    lm = dspyc.LM("fireworks_ai/accounts/fireworks/models/qwen3-8b", provider=Small())
+    with pytest.raises(DataError, match="The rows are 2 MB; fireworks takes files of 1 MB"):
+        lm.finetune(long, TrainDataFormat.CHAT, {"start_endpoint": False})
+    assert "POST /v1/accounts/me/datasets" not in server.seen
 
 
 def test_too_few_rows_are_refused(server: FireworksServer) -> None:

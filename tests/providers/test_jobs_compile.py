@@ -12,6 +12,7 @@ import pytest
 import dspyc
 from dspyc.compiler import Ledger
 from dspyc.errors import ConfigError, ModelError, TrainingError
+from dspyc.providers import forget
 
 from .openai_server import KEY, OpenAIServer
 
@@ -117,11 +118,16 @@ def test_what_cannot_be_ordered_is_found_before_a_teacher_is_called(tmp_path: Pa
 def test_a_model_that_does_not_answer_stops_the_compile_and_is_kept(tmp_path: Path) -> None:
     with OpenAIServer() as server:
         server.reply = lambda request: "" if request["model"].startswith("ft:") else "red"
-        with pytest.raises(ModelError, match="its reply is empty"):
+        with pytest.raises(ModelError, match="its reply is empty") as caught:
             compile_it(server, tmp_path)
         server.reply = lambda request: "red"
         assert compile_it(server, tmp_path).lm.model.endswith("ftjob-1")
         assert list(server.jobs) == ["ftjob-1"]
+        forgotten = forget("ftjob-1")
+        assert f"dspyc jobs forget {forgotten.id}" in caught.value.hint
+        assert compile_it(server, tmp_path).lm.model.endswith("ftjob-2")
+        assert compile_it(server, tmp_path / "another run").lm.model.endswith("ftjob-2")
+        assert list(server.jobs) == ["ftjob-1", "ftjob-2"]
 
 
 def test_a_job_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from dspyc.errors import ConfigError, ProviderError, TrainingError
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.polling import Polling
 from dspyc.providers.vertex import VertexProvider
@@ -72,6 +72,12 @@ def test_a_job_that_fails_says_why_and_one_is_cancelled(server: VertexServer) ->
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
+
+
+def test_too_many_validation_rows_are_refused(server: VertexServer) -> None:
+    with pytest.raises(DataError, match="There are 5,001 validation rows; Vertex AI takes 5,000"):
+        finetune(validation_data=ROWS * 5001)
+    assert server.seen == []
 
 
 def test_what_cannot_be_reached_is_said(server: VertexServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

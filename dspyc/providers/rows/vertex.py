@@ -61,5 +61,6 @@ VERTEX = Formatter(
     "vertex",
     RULES.problems,
     write,
+    most=1_000_000,
     source="https://cloud.google.com/vertex-ai/generative-ai/docs/models/gemini-supervised-tuning-prepare",
 )
