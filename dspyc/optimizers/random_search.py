@@ -142,14 +142,17 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         maker = CandidateMaker(self, student, chosen, folds.train, labeled_sample, numbers)
         threads = check_threads(self.num_threads)
         plan = self._plan(student, chosen, folds, numbers)
-        identity = self._identity(maker, folds, numbers)
+        asks = self._asks(maker, folds, numbers)
+        identity = fingerprint([asks, metric_fingerprint(self.metric)])
         with Ledger(run_folder(self.run_dir, identity), budget=self.budget) as ledger:
-            # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that.
-            whole = [r for r in ledger.events("report") if not r.get("stopped")]
-            maker.ahead = all(report["fingerprints"].get("compile") != identity for report in whole)
+            # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that;
+            # with another metric it lacks the runs of candidates that now go further, and nothing else.
+            whole = [r["fingerprints"] for r in ledger.events("report") if not r.get("stopped")]
+            maker.ahead = all(found.get("asks") != asks for found in whole)
             sizes = {"train": len(folds.train), "validation": len(folds.validation)}
             ledger.event("compile", identity=identity, **sizes, plan=plan.to_dict())
-            known = {} if maker.ahead else recorded(ledger, "candidate")
+            finished = any(found.get("compile") == identity for found in whole)
+            known = recorded(ledger, "candidate") if finished else {}
             with (
                 workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
                 _threads(min(len(numbers), threads + 2)) as makers,
@@ -187,7 +190,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 seconds=time.monotonic() - started,
                 run_dir=str(ledger.run_dir),
                 seed=self.seed,
-                fingerprints={"compile": identity, "data": data_fingerprint(folds.train)},
+                fingerprints={"compile": identity, "asks": asks, "data": data_fingerprint(folds.train)},
                 plan=plan.to_dict(),
                 spent=ledger.meter.spent.to_dict(),
             )
@@ -238,14 +241,15 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             raise ConfigError(f"`restrict` names none of the candidates, which are -3 to {every[-1]}.")
         return chosen
 
-    def _identity(self, maker: CandidateMaker, folds: Folds, numbers: list[int]) -> str:
+    def _asks(self, maker: CandidateMaker, folds: Folds, numbers: list[int]) -> str:
+        """Names all that a search asks by, but its metric."""
         settings = [self.metric_threshold, self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds]
         settings += [self.diverse, self.fit_context]
         return fingerprint(
             [
                 *(program_fingerprint(maker.student), program_fingerprint(maker.teacher)),
                 *map(data_fingerprint, (folds.train, folds.validation, folds.final)),
-                *(metric_fingerprint(self.metric), settings, numbers, maker.labeled_sample, self.seed),
+                *(settings, numbers, maker.labeled_sample, self.seed),
             ]
         )
 

@@ -279,6 +279,18 @@ def test_a_finished_search_makes_no_call_again(tmp_path: Path) -> None:
     assert two.report.replayed > 100
 
 
+@pytest.mark.parametrize("race", [True, False])
+def test_another_metric_scores_what_is_recorded_and_asks_nothing(tmp_path: Path, race: bool) -> None:
+    def half(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return 0.5 * right(example, prediction)
+
+    first, second = simulated_lm(), simulated_lm()
+    one = search(tmp_path, race=race).compile(student(first), trainset=TRAIN, valset=VALIDATION)
+    two = search(tmp_path, race=race, metric=half).compile(student(second), trainset=TRAIN, valset=VALIDATION)
+    assert second.engine.asked == []
+    assert two.report.best.score.mean == pytest.approx(one.report.best.score.mean / 2)
+
+
 # --------------------------------------------------------------------------------------------------------------- the report
 
 
