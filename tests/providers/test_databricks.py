@@ -87,9 +87,32 @@ def test_the_script_is_bash_that_trains_and_registers(tmp_path: Path) -> None:
     path = tmp_path / "train.sh"
     path.write_text(text)
     assert subprocess.run(["bash", "-n", str(path)], check=True).returncode == 0
-    assert "--model 'base model' --out /Volumes/a/b/c/run --merge --set 'task=\"it'\"'\"'s\"'" in text
+    assert "--model 'base model' --out \"$work\" --merge --set 'task=\"it'\"'\"'s\"'" in text
     compile(text.partition("<<'REGISTER'\n")[2].removesuffix("REGISTER\n"), "register", "exec")
     assert "/final_model" in script("b", "d", "o", "a.b.c", "t", {"method": "full"})
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_script_trains_on_a_local_disk_and_keeps_what_came_of_it(tmp_path: Path, fails: bool) -> None:
+    volume, tools = tmp_path / "volume", tmp_path / "tools"
+    (volume / "checkpoint-1").mkdir(parents=True)
+    tools.mkdir()
+    trains = 'while [ "$1" != --out ]; do shift; done; ls "$2"; echo {} >> "$2/events.jsonl"; mkdir "$2/final_model"'
+    for name, does in {"pip": "true", "dspyc": f"{trains}; exit {int(fails)}", "python": 'echo "registers $2"'}.items():
+        (tools / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tools / name).chmod(0o755)
+    text = script("base", "/rows.jsonl", str(volume), "a.b.c", "t-1", {"method": "full"})
+    done = subprocess.run(
+        ["bash", "-c", text],
+        env={"PATH": f"{tools}:/usr/bin:/bin", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == int(fails), done.stderr
+    assert done.stdout.startswith("checkpoint-1\n")  # what the volume had is there
+    assert ("/final_model" in done.stdout) is not fails
+    assert {path.name for path in volume.iterdir()} == {"checkpoint-1", "events.jsonl", "final_model"}
 
 
 def test_the_same_order_is_one_run(server: DatabricksServer, monkeypatch: pytest.MonkeyPatch) -> None:
