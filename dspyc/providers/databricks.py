@@ -20,12 +20,13 @@ from typing import Any
 
 from ..errors import ConfigError, ProviderError
 from ..training import TrainingConfig
+from ..training.events import parse_events
 from . import databricks_client as workspace
 from . import databricks_retired as retired
 from .databricks_client import ask
 from .databricks_script import script
 from .faults import MissingError
-from .remote import JobStatus, Look, Order, RemoteProvider
+from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
 from .store import JobRecord
@@ -146,6 +147,26 @@ class DatabricksProvider(RemoteProvider):
             retired.stop(client, str(record.remote_id))
         else:
             ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
+
+    def events(self, record: JobRecord) -> list[JobEvent]:
+        """When a run of AI Runtime began and ended."""
+        if _retired(record.settings):
+            return []
+        client = self._client(record)
+        run = ask(lambda: client.jobs.get_run(int(str(record.remote_id))))
+        ended = run.state.result_state.value if run.state.result_state else ""
+        told = [(run.start_time, "started"), (run.end_time, f"{ended} {run.state.state_message or ''}".strip())]
+        return [JobEvent(at / 1000, message) for at, message in told if at]
+
+    def metrics(self, record: JobRecord) -> dict[str, Any]:
+        """`steps`: what our trainer measured, as far as the volume has it."""
+        client, path = self._client(record), f"{_folder(record)}/run/events.jsonl"
+        try:
+            content = ask(lambda: client.files.download(path).contents.read())
+        except MissingError:
+            return {}
+        told = parse_events(content.decode(errors="replace"))
+        return {"steps": [step for step in told if "loss" in step or "validation_loss" in step]}
 
     def serve(self, record: JobRecord, model: str) -> str:
         if record.settings.get("skip_deploy"):

@@ -39,9 +39,14 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events so far; a last line that a kill cut short is left out."""
+    """The events so far; none where there is no file."""
+    return parse_events(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse_events(text: str) -> list[dict[str, Any]]:
+    """The events in a file's text; a last line that was cut short is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
             found.append(json.loads(line))
         except ValueError:

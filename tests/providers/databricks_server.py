@@ -22,6 +22,7 @@ class DatabricksServer(HttpServer):
     key = TOKEN
     routes = (
         ("PUT", "/api/2.0/fs/files/<path:path>", "put_file"),
+        ("GET", "/api/2.0/fs/files/<path:path>", "get_file"),
         ("GET", "/api/2.0/preview/scim/v2/Me", "me"),
         ("POST", "/api/2.0/workspace/mkdirs", "nothing"),
         ("POST", "/api/2.0/workspace/import", "put_script"),
@@ -55,6 +56,11 @@ class DatabricksServer(HttpServer):
         self.files[f"/{path}"] = request.get_data()
         return Response(status=204)
 
+    def get_file(self, request: Request, path: str) -> Response:
+        if f"/{path}" not in self.files:
+            raise RefusedError(404, f"The file /{path} does not exist.")
+        return Response(self.files[f"/{path}"], content_type="application/octet-stream")
+
     def me(self, request: Request) -> dict[str, Any]:
         return {"userName": "me@example.com"}
 
@@ -82,7 +88,8 @@ class DatabricksServer(HttpServer):
             if self.ended(run):
                 run.update(life="TERMINATED", result="FAILED" if self.failure else "SUCCESS")
         state = {"life_cycle_state": run["life"], "state_message": self.failure}
-        return {"run_id": number, "state": state | ({"result_state": run["result"]} if run["result"] else {})}
+        times = {"start_time": 1_790_000_000_000} | ({"end_time": 1_790_000_060_000} if run["result"] else {})
+        return {"run_id": number, "state": state | ({"result_state": run["result"]} if run["result"] else {}), **times}
 
     def cancel(self, request: Request) -> dict[str, Any]:
         self._run(int(request.get_json()["run_id"])).update(life="TERMINATED", result="CANCELED")

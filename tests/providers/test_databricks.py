@@ -125,6 +125,16 @@ def test_the_same_order_is_one_run(server: DatabricksServer, monkeypatch: pytest
     assert [job.wait(30) for job in (first, second, other)] == ["succeeded"] * 3
 
 
+def test_events_and_metrics(server: DatabricksServer) -> None:
+    job = finetune(skip_deploy=True)
+    assert job.metrics() == {}  # it has not begun to train
+    folder = f"{KWARGS['train_data_path']}/{job.record.token}/run"
+    server.files[f"{folder}/events.jsonl"] = b'{"step": 0, "event": "started"}\n{"step": 10, "loss": 0.5}\n{"st'
+    assert job.metrics() == {"steps": [{"step": 10, "loss": 0.5}]}
+    job.wait(30)
+    assert [(event.at, event.message) for event in job.events()] == [(1.79e9, "started"), (1.79e9 + 60, "SUCCESS")]
+
+
 def test_faults_that_pass_make_no_second_run(server: DatabricksServer) -> None:
     job = finetune(skip_deploy=True)
     server.fail("GET", 503)
