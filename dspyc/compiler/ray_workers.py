@@ -58,59 +58,67 @@ class RayWorkers:
     def __init__(self, num_threads: int, ledger: Ledger) -> None:
         self._ray, self._ledger, self._concurrency = _started_ray(), ledger, num_threads
         number = min(num_threads, max(1, int(self._ray.cluster_resources().get("CPU", 1))))
-        self._slots = [_Slot(self._start()) for _ in range(number)]
+        self._workers = [self._start() for _ in range(number)]
         self._packed: dict[int, tuple[dspy.BaseLM, str, bytes]] = {}  # by the LM's `id`
         self._lock = threading.Lock()
-        self._closed = False
 
     def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The replies of a call of `lm`, and its `usage` and `cost`.
 
         Raises:
-            ConfigError: The language model or its request cannot be sent.
+            ConfigError: The language model or its request cannot be sent, or not be read there.
             TransientError: The worker died.
             Exception: What the language model raised.
         """
         name, packed = self._pack(lm)
         request = _dumps((prompt, messages, kwargs), f"A request to {lm.model!r}")
-        slot = self._take()
-        actor = slot.actor
+        worker = self._take()
         try:
-            if name not in slot.known:
-                self._ray.get(actor.hold.remote(name, packed))
-                slot.known.add(name)
-            told = self._ray.get(actor.ask.remote(name, request))
+            if name not in worker.known:
+                self._ray.get(worker.actor.hold.remote(name, packed))
+                worker.known.add(name)
+            told = self._ray.get(worker.actor.ask.remote(name, request))
+        except self._ray.exceptions.RayTaskError as error:
+            raise ConfigError(
+                f"Ray's workers cannot read {lm.model!r}: {type(error.cause).__name__}: {error.cause}.",
+                hint="The nodes of the cluster need the packages and modules that it is made of: see Ray's `runtime_env`.",
+            ) from error
         except self._ray.exceptions.RayError as error:
-            raise self._lost(slot, actor, error) from error
+            raise self._lost(worker, error) from error
         finally:
             with self._lock:
-                slot.busy -= 1
+                worker.busy -= 1
         if isinstance(told, list):
             raise _rebuilt(told)
         replies, facts = told
         return json.loads(replies), facts
 
     def close(self) -> None:
-        self._closed = True
-        for slot in self._slots:
-            self._ray.kill(slot.actor)
+        with self._lock:
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            self._ray.kill(worker.actor)
 
-    def _start(self) -> Any:
+    def _start(self) -> "_Handle":
         remote = self._ray.remote(num_cpus=0, max_concurrency=self._concurrency, scheduling_strategy="SPREAD")(_Worker)
-        return remote.remote()
+        return _Handle(remote.remote())
 
-    def _take(self) -> "_Slot":
+    def _take(self) -> "_Handle":
+        """The worker with the fewest requests."""
         with self._lock:
-            slot = min(self._slots, key=lambda slot: slot.busy)
-            slot.busy += 1
-            return slot
+            if not self._workers:
+                raise TransientError("Ray's workers were let go.")
+            worker = min(self._workers, key=lambda worker: worker.busy)
+            worker.busy += 1
+            return worker
 
-    def _lost(self, slot: "_Slot", actor: Any, error: Exception) -> TransientError:
+    def _lost(self, worker: "_Handle", error: Exception) -> TransientError:
+        told = redact(str(error)).splitlines()[0]
         with self._lock:
-            if slot.actor is actor and not self._closed:
-                slot.actor, slot.known = self._start(), set()
-                self._ledger.event("worker lost", error=redact(str(error)).splitlines()[0])
-        return TransientError("The Ray worker that made this request died.", hint="See Ray's own log of it.")
+            if worker in self._workers:
+                self._workers[self._workers.index(worker)] = self._start()
+                self._ledger.event("worker lost", error=told)
+        return TransientError(f"A Ray worker was lost with this request: {told}", hint="Ray's own log may say why.")
 
     def _pack(self, lm: dspy.BaseLM) -> tuple[str, bytes]:
         with self._lock:
@@ -120,9 +128,9 @@ class RayWorkers:
             return self._packed[id(lm)][1:]
 
 
-@dataclass
-class _Slot:
-    """A worker's place: the actor that has it now, the language models that it holds, and the requests that it has."""
+@dataclass(eq=False)
+class _Handle:
+    """A worker from here: its actor, the language models that it holds, and the requests that it has."""
 
     actor: Any
     known: set[str] = field(default_factory=set)
@@ -134,7 +142,7 @@ class _Worker:
 
     def __init__(self) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # DSPy's, of what its own adapters send
-        logging.disable(logging.WARNING)
+        logging.disable(logging.WARNING)  # a client's log may hold what it was given
         self._lms: dict[str, dspy.BaseLM] = {}
 
     def hold(self, name: str, packed: bytes) -> None:

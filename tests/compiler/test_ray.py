@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +66,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     context = ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -203,19 +205,70 @@ def hold(late: bool, reached: threading.Event) -> int:
     return 200
 
 
-def test_what_cannot_be_sent_is_named(cluster: str, tmp_path: Path) -> None:
-    class Held:
-        supports_function_calling = False
+class Held:
+    """An engine that cannot be sent."""
 
-        def __init__(self) -> None:
-            self.socket = threading.Lock()
+    supports_function_calling = False
 
-        def complete(self, request: Any) -> Any:
-            raise AssertionError
+    def __init__(self) -> None:
+        self.socket = threading.Lock()
 
+    def complete(self, request: Any) -> Any:
+        raise AssertionError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
+        return self
+
+
+def held() -> dspy.LM:
+    return dspy.LM("held/here", engine=Held(), cache=False)
+
+
+def few_shot(run_dir: Path, **settings: Any) -> dspyc.BootstrapFewShot:
+    return dspyc.BootstrapFewShot(right, run_dir=run_dir, num_threads=2, show_progress=False, **settings)
+
+
+def finetune(run_dir: Path) -> dspyc.BootstrapFinetune:
+    return dspyc.BootstrapFinetune(
+        right, teacher_lm=held(), executor="ray", run_dir=run_dir, num_threads=2, show_progress=False
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[Path, dspy.Module], Any]] = {
+    "search": lambda run_dir, student: search(run_dir, "ray").compile(
+        student, trainset=examples(4), valset=examples(4)
+    ),
+    "few shot": lambda run_dir, student: few_shot(run_dir, executor="ray").compile(student, trainset=examples(4)),
+    "a step of a sequence": lambda run_dir, student: dspyc.BetterTogether(right, p=few_shot(None)).compile(
+        student, trainset=examples(4), valset=[], strategy="p", executor="ray", run_dir=run_dir
+    ),
+    "what compares the steps": lambda run_dir, student: dspyc.BetterTogether(right, k=dspyc.LabeledFewShot()).compile(
+        student, trainset=examples(4), valset=examples(4), strategy="k", executor="ray", run_dir=run_dir
+    ),
+    "the teacher of weights": lambda run_dir, student: finetune(run_dir).compile(student, trainset=examples(4)),
+}
+
+
+@pytest.mark.parametrize("compiled", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_every_optimizer_asks_by_workers_and_what_cannot_be_sent_is_named(
+    cluster: str, tmp_path: Path, compiled: Callable[[Path, dspy.Module], Any]
+) -> None:
     student = dspy.Predict("question -> answer: bool")
-    student.set_lm(dspy.LM("held/here", engine=Held(), cache=False))
+    student.set_lm(
+        held() if compiled is not OPTIMIZERS["the teacher of weights"] else dspyc.LM("openai/gpt-4.1-mini-2025-04-14")
+    )
     with pytest.raises(ConfigError, match=r"'held/here' cannot be sent to Ray's workers: its `\w*engine"):
+        compiled(tmp_path, student)
+
+
+def test_what_workers_cannot_read_is_named(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that is sent by its name, from a module that only this process has."""
+    here = types.ModuleType("only_here")
+    exec("class Engine:\n    def complete(self, request):\n        raise AssertionError", vars(here))
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    student = dspy.Predict("question -> answer: bool")
+    student.set_lm(dspy.LM("held/here", engine=here.Engine(), cache=False))
+    with pytest.raises(ConfigError, match=r"cannot read 'held/here': ModuleNotFoundError: .*only_here"):
         search(tmp_path, "ray").compile(student, trainset=examples(4), valset=examples(4))
 
 
