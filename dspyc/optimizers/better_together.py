@@ -104,7 +104,8 @@ class BetterTogether(Teleprompter):
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed)
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
-        identity = self._identity(student, train, held_out, names, seed)
+        asks = self._asks(student, train, held_out, names, seed)
+        identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
         plan = self.plan(
             student,
@@ -118,7 +119,7 @@ class BetterTogether(Teleprompter):
             optimizer_compile_args=optimizer_compile_args,
         )
         with (
-            Ledger(run_folder(run_dir, identity)) as ledger,
+            Ledger(run_folder(run_dir, asks)) as ledger,
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
         ):
             ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
@@ -215,7 +216,7 @@ class BetterTogether(Teleprompter):
                 )
         return {name: dict(arguments) for name, arguments in given.items()}
 
-    def _identity(
+    def _asks(
         self,
         student: dspy.Module,
         train: list[dspy.Example],
@@ -224,7 +225,7 @@ class BetterTogether(Teleprompter):
         seed: int,
     ) -> str:
         data = [data_fingerprint(train), data_fingerprint(held_out)]
-        return fingerprint([program_fingerprint(student), *data, metric_fingerprint(self.metric), names, seed])
+        return fingerprint([program_fingerprint(student), *data, names, seed])
 
 
 @dataclass

@@ -216,13 +216,9 @@ class BootstrapFewShot(Teleprompter):
         sizes = Sizes(
             self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds, self.diverse, self.fit_context
         )
-        identity = fingerprint(
-            [
-                *(program_fingerprint(student), taught_by, data_fingerprint(train)),
-                *(metric_fingerprint(self.metric), self.metric_threshold, asdict(sizes), self.seed),
-            ]
-        )
-        folder = run_folder(self.run_dir, identity)
+        asks = fingerprint([program_fingerprint(student), taught_by, data_fingerprint(train), asdict(sizes), self.seed])
+        identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
+        folder = run_folder(self.run_dir, asks)
         plan = self._plan(program, train) if program is not None else Plan([], threads)
         with (
             Ledger(folder, budget=self.budget) as ledger,

@@ -151,9 +151,10 @@ class BootstrapFinetune(Teleprompter):
             check_task_names(unit)
         teachers = self._teachers(student, teacher, train, traces)
         threads = check_threads(self.num_threads)
-        identity = self._identity(student, teachers, train, traces)
+        asks = self._asks(student, teachers, train, traces)
+        identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         plan = Plan(_stages(student, teachers, train, held_out), threads)
-        run_dir = run_folder(self.run_dir, identity)
+        run_dir = run_folder(self.run_dir, asks)
         with (
             Ledger(run_dir, budget=self.budget) as ledger,
             workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
@@ -258,7 +259,7 @@ class BootstrapFinetune(Teleprompter):
             check_equivalent(student, one.program)
         return teachers
 
-    def _identity(
+    def _asks(
         self,
         student: dspy.Module,
         teachers: list[Teacher],
@@ -272,8 +273,6 @@ class BootstrapFinetune(Teleprompter):
                 program_fingerprint(student),
                 [one.identity for one in teachers],
                 data_fingerprint(train),
-                metric_fingerprint(self.metric),
-                self.metric_threshold,
                 self.seed,
             ]
         )

@@ -144,7 +144,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         plan = self._plan(student, chosen, folds, numbers)
         asks = self._asks(maker, folds, numbers)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
-        with Ledger(run_folder(self.run_dir, identity), budget=self.budget) as ledger:
+        with Ledger(run_folder(self.run_dir, asks), budget=self.budget) as ledger:
             # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that;
             # with another metric it lacks the runs of candidates that now go further, and nothing else.
             whole = [r["fingerprints"] for r in ledger.events("report") if not r.get("stopped")]

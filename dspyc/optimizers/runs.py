@@ -11,9 +11,12 @@ from ..compiler.bootstrap import example_keys
 from ..providers.local import home
 
 
-def run_folder(run_dir: str | os.PathLike[str] | None, identity: str) -> Path:
-    """The folder that was asked for; else one named after the compile, so that the same compile finds it again."""
-    return Path(run_dir) if run_dir is not None else home() / "runs" / identity
+def run_folder(run_dir: str | os.PathLike[str] | None, asks: str) -> Path:
+    """The folder that was asked for; else one named after all that the compile asks by, so that it is found again.
+
+    The metric and its threshold are no part of `asks`: with others, recorded answers are scored anew.
+    """
+    return Path(run_dir) if run_dir is not None else home() / "runs" / asks
 
 
 def data_fingerprint(examples: Sequence[dspy.Example]) -> str:

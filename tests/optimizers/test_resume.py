@@ -6,6 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+
+from .simulated import questions, right, simulated_lm
 
 COMPILE = """
 import json, sys
@@ -92,3 +100,27 @@ def test_killed_from_outside_with_many_threads(tmp_path: Path) -> None:
     resumed = finish(start(tmp_path, threads=4))
     assert resumed["paid"] == {"teacher": CALLS}
     assert CALLS <= len(answers(tmp_path)) <= CALLS + 4
+
+
+@pytest.mark.parametrize("kind", [dspyc.BootstrapFewShot, dspyc.BootstrapFewShotWithRandomSearch, dspyc.BetterTogether])
+def test_without_a_run_dir_another_metric_finds_the_answers_of_the_first(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSPYC_HOME", str(tmp_path))
+    together = kind is dspyc.BetterTogether
+
+    def half(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return 0.5 * right(example, prediction)
+
+    asked = []
+    for metric in (right, half):
+        lm = simulated_lm()
+        program = dspy.Predict("question -> answer")
+        program.set_lm(lm)
+        steps = {"p": dspyc.LabeledFewShot(4)} if together else {"num_threads": 1}
+        optimizer = kind(metric, **steps)
+        data = {"strategy": "p"} if together else {}
+        optimizer.compile(program, trainset=questions(0, 20), **data)
+        asked.append(len(lm.engine.asked))
+    assert asked[0] > 0
+    assert asked[1] == 0
