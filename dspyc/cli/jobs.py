@@ -23,7 +23,7 @@ _TIMED_OUT = 3  # the exit code of a wait that ended before its job
 @explained
 def list_jobs(as_json: _Json = False) -> None:
     """The jobs that were started here, oldest first, as they stood when somebody last looked."""
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from ..providers.store import JobStore
 
@@ -31,10 +31,10 @@ def list_jobs(as_json: _Json = False) -> None:
     if as_json:
         emit({"jobs": [asdict(record) for record in records]})
         return
-    whole = Column("job", no_wrap=True)  # however narrow the screen: it is what other commands take
-    table = Table(
-        whole, *(Column(n, overflow="fold") for n in ("at the provider", "base", "status", "started", "model"))
-    )
+    table = Table()
+    for name in ("job", "at the provider", "base", "status", "started", "model"):
+        whole = name in ("job", "status")  # however narrow the screen: an id is what other commands take
+        table.add_column(name, no_wrap=whole, overflow="fold")
     for r in records:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r.created_at))
         table.add_row(r.id, r.remote_id or "-", r.model, r.status, started, r.tuned or "-")

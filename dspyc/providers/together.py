@@ -102,6 +102,17 @@ class TogetherProvider(RemoteProvider):
     def serve(self, record: JobRecord, model: str) -> str:
         return f"together_ai/{model}"
 
+    def stop_endpoint(self, record: JobRecord) -> None:
+        """Not from here, where none was started.
+
+        Raises:
+            ConfigError: Always; it says how.
+        """
+        raise ConfigError(
+            "A tuned model's endpoint is started at Together, and paid by the minute until it is stopped there.",
+            hint="https://api.together.ai/endpoints, or `tg endpoints stop`.",
+        )
+
     @property
     def _rest(self) -> Rest:
         address = self.connection.get("api_base") or os.environ.get("TOGETHER_BASE_URL") or _ADDRESS

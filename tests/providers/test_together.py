@@ -51,6 +51,11 @@ def test_rows_become_a_model(server: TogetherServer) -> None:
     assert job.events()[0].at == 1795262400
 
 
+def test_who_ends_an_endpoint_is_said(server: TogetherServer) -> None:
+    with pytest.raises(ConfigError, match="paid by the minute until it is stopped there"):
+        finetune().stop_endpoint()
+
+
 def test_an_answer_that_is_lost_is_no_second_job(server: TogetherServer) -> None:
     server.fail(UPLOAD, CUT)
     server.fail(CREATE, LOST)
