@@ -16,7 +16,7 @@ from .compiling import compile_program
 from .everyone import EVERYONE, ROWS, Case, every_provider
 from .http_server import HttpServer
 
-CANARY = "canary-4b7e21aa90"  # in the shape of no provider's keys, so that shapes alone do not find it
+CANARY = HttpServer.key  # in the shape of no provider's keys, so that shapes alone do not find it
 ARGUMENTS = {
     "openai": ("api_key",),
     "azure": ("api_key",),
