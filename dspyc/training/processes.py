@@ -142,12 +142,12 @@ def _meeting() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what gloo and NCCL raise
-        if _told.is_set():
-            raise KeyboardInterrupt from error
         raise _ended() from error
 
 
-def _ended() -> TrainingError:
+def _ended() -> BaseException:
+    if _told.is_set():
+        return KeyboardInterrupt()
     return TrainingError(
         "Another process of this run has ended, or cannot be reached.",
         hint="Its own message says why. The same command goes on from the newest checkpoint.",
