@@ -85,9 +85,20 @@ def test_what_is_in_it(artifact: tuple[Any, Path]) -> None:
     readme = (path / "README.md").read_text()
     assert f"{program.report.after:.3f}" in readme
     assert "dspyc.load" in readme
+    assert "Serve\n`weights/`" in readme
+    assert "not in this folder" not in readme
     loaded = dspyc.load(path)
     assert loaded.report == program.report
     assert isinstance(loaded.adapter, dspyc.TerseAdapter)
+
+
+def test_its_readme_says_which_weights_stay_elsewhere(tmp_path: Path) -> None:
+    program = dspy.Predict("thing -> colour")
+    program.set_lm(dspy.LM("openai/ft:gpt-4.1-mini:shop::1"))
+    dspyc.save(program, tmp_path / "kept")
+    readme = (tmp_path / "kept" / "README.md").read_text()
+    assert "The weights of `openai/ft:gpt-4.1-mini:shop::1` are not in this folder" in readme
+    assert "`weights/`" not in readme
 
 
 @pytest.mark.parametrize("change", ["edit", "cut", "remove"])
