@@ -53,8 +53,8 @@ import dspyc
 program = dspyc.load("{name}"){given}
 ```
 
-With plain DSPy: `program.load("{name}/program.json")` on a program of class `{source}` restores prompts and demos.{_served(facts)} Predictors whose state names an `adapter` were trained with it: run them
-under `dspy.context(adapter=…)` of that class."""
+With plain DSPy: `program.load("{name}/program.json")` on a program of class `{source}` restores prompts and demos.{_served(facts)}
+Predictors whose state names an `adapter` were trained with it: run them under `dspy.context(adapter=…)` of that class."""
 
 
 def _served(facts: dict[str, Any]) -> str:
