@@ -53,21 +53,21 @@ import dspyc
 program = dspyc.load("{name}"){given}
 ```
 
-With plain DSPy: `program.load("{name}/program.json")` on a program of class `{source}` restores prompts and demos.{_served(facts)}
+With plain DSPy: `program.load("{name}/program.json")` on a program of class `{source}` restores prompts and demos.
+{_served(facts)}
 Predictors whose state names an `adapter` were trained with it: run them under `dspy.context(adapter=…)` of that class."""
 
 
 def _served(facts: dict[str, Any]) -> str:
     """How models are had without dspyc: weights that lie here from a server, the others from where they stay."""
-    found = ""
+    found = []
     if any(lm.get("weights") for lm in facts["lms"]):
-        found += """ Serve
-`weights/` with any server that takes Hugging Face models or PEFT adapters (transformers, vLLM), and set it with
-`program.set_lm(dspy.LM("openai/…", api_base=…))`."""
+        found.append("""Serve `weights/` with any server that takes Hugging Face models or PEFT adapters (transformers, vLLM),
+and set it with `program.set_lm(dspy.LM("openai/…", api_base=…))`.""")
     if elsewhere := sorted({lm["model"] for lm in facts["lms"] if not lm.get("weights")}):
         names = ", ".join(f"`{name}`" for name in elsewhere)
-        found += f"\nThe weights of {names} are not in this folder: `dspy.LM` asks for them by that name."
-    return found
+        found.append(f"The weights of {names} are not in this folder: `dspy.LM` asks for them by that name.")
+    return "\n".join(found)
 
 
 def _origin(facts: dict[str, Any], report: Report | None) -> str:

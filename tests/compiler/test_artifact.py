@@ -85,7 +85,7 @@ def test_what_is_in_it(artifact: tuple[Any, Path]) -> None:
     readme = (path / "README.md").read_text()
     assert f"{program.report.after:.3f}" in readme
     assert "dspyc.load" in readme
-    assert "Serve\n`weights/`" in readme
+    assert "Serve `weights/`" in readme
     assert "not in this folder" not in readme
     loaded = dspyc.load(path)
     assert loaded.report == program.report
