@@ -31,7 +31,7 @@ from .store import JobRecord, JobStore
 logger = logging.getLogger(__name__)
 
 _RETRIES = 3  # of one question that a caller waits for
-_FORGET = "Was it deleted there? `dspyc jobs forget {id}`, and the same order starts another."
+_FORGET = "Was it deleted there? `dspyc jobs forget {id} --yes`, and the same order starts another."
 _T = TypeVar("_T")
 
 

@@ -13,7 +13,7 @@ import dspyc
 from dspyc.errors import ProviderError
 
 from .compiling import compile_program
-from .everyone import EVERYONE, ROWS, Case, every_provider
+from .everyone import EVERYONE, ROWS, Case
 from .http_server import HttpServer
 
 CANARY = HttpServer.key  # in the shape of no provider's keys, so that shapes alone do not find it
@@ -38,12 +38,12 @@ def check_nowhere(
         compiled.save(folder / "artifact")
         lm = dspyc.LM(case.model, **settings)
         said = [repr(lm.provider), repr(lm), repr(compiled), str(compiled.report), str(pickle.dumps(lm.provider))]
-        server.key = f"{CANARY}-another"
-        for moment, request in (("upload", case.upload), ("create", case.create)):
-            server.fail(request, 403, code="")
-            server.fail(request, 400, code="")
+        for more, server.key in enumerate(
+            (f"{CANARY}-another", CANARY), start=1
+        ):  # the first refusal repeats what was borne
+            server.fail(case.create, 403)
             with pytest.raises(ProviderError) as caught:
-                lm.finetune([*ROWS, *ROWS[: len(moment)]], TrainDataFormat.CHAT, kwargs)
+                lm.finetune([*ROWS, *ROWS[:more]], TrainDataFormat.CHAT, kwargs)
             said.append("".join(traceback.format_exception(caught.value)))
             said.append(repr(vars(caught.value)))
             assert caught.value.__cause__ is None
@@ -56,44 +56,33 @@ def check_nowhere(
     assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
 
 
-@every_provider
-def test_in_the_environment(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+SOURCES = [
+    *((case, "environment") for case in EVERYONE),
+    *((case, "argument") for case in EVERYONE if case.name in ARGUMENTS),
+    *((case, "file") for case in EVERYONE if case.name in ("bedrock", "databricks")),
+]
+
+
+@pytest.mark.parametrize(("case", "source"), SOURCES, ids=lambda part: str(part))
+def test_a_secret_is_nowhere(
+    case: Case, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    settings = {}
     with case.server(polls=0) as server:
         server.key = CANARY
         case.sign_in(server, tmp_path, monkeypatch)
-        check_nowhere(case, server, {}, tmp_path, caplog)
-
-
-@pytest.mark.parametrize("case", [case for case in EVERYONE if case.name in ARGUMENTS], ids=str)
-def test_given_to_the_lm(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with case.server(polls=0) as server:
-        server.key = CANARY
-        case.sign_in(server, tmp_path, monkeypatch)
-        for name, value in case.environment.items():
-            if "{key}" in value:
-                monkeypatch.delenv(name)
-        given = {
-            name: f"{server.key}-{name}" if name.startswith("aws") else server.key for name in ARGUMENTS[case.name]
-        }
-        check_nowhere(case, server, given, tmp_path, caplog)
-
-
-@pytest.mark.parametrize("case", [case for case in EVERYONE if case.name in ("bedrock", "databricks")], ids=str)
-def test_in_the_sdks_own_file(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with case.server(polls=0) as server:
-        server.key = CANARY
-        case.sign_in(server, tmp_path, monkeypatch)
-        for name, value in case.environment.items():
-            if "{key}" in value or name == "DATABRICKS_HOST":  # with a host, the SDK reads no file
-                monkeypatch.delenv(name)
-        names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-        profile = "\n".join(["[tuner]", *(f"{name} = {CANARY}-{name}" for name in names)])
-        (tmp_path / "credentials").write_text(profile)
-        (tmp_path / "databrickscfg").write_text(f"[DEFAULT]\nhost = {server.url}\ntoken = {CANARY}\n")
-        check_nowhere(case, server, {"aws_profile_name": "tuner"} if case.name == "bedrock" else {}, tmp_path, caplog)
+        if source != "environment":
+            for name, value in case.environment.items():
+                if "{key}" in value:
+                    monkeypatch.delenv(name)
+        if source == "argument":
+            names = ARGUMENTS[case.name]
+            settings = {name: f"{CANARY}-{name}" if name.startswith("aws") else CANARY for name in names}
+        elif source == "file" and case.name == "bedrock":
+            lines = (f"{name} = {CANARY}-{name}" for name in ARGUMENTS[case.name])
+            (tmp_path / "credentials").write_text("\n".join(["[tuner]", *lines]))
+            settings = {"aws_profile_name": "tuner"}
+        elif source == "file":
+            (tmp_path / "databrickscfg").write_text(f"[DEFAULT]\nhost = {server.url}\ntoken = {CANARY}\n")
+            monkeypatch.delenv("DATABRICKS_HOST")  # told a host, the SDK reads no file
+        check_nowhere(case, server, settings, tmp_path, caplog)
