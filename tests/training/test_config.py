@@ -49,6 +49,8 @@ def test_defaults_depend_on_the_method_and_the_scheduler() -> None:
         ({"max_length": 1}, ["`max_length` is 1"]),
         ({"model": ""}, ["`model` is ''"]),
         ({"freeze_ratio": 1.0}, ["`freeze_ratio` is 1.0", "[0, 1)"]),
+        ({"quantization": "3bit"}, ["`quantization` is '3bit'", "'4bit'", "'8bit'"]),
+        ({"lora_rank": 0}, ["`lora_rank` is 0", "at least 1"]),
         ({"lora_alpha": 0}, ["`lora_alpha` is 0"]),
         ({"lora_dropout": 1}, ["`lora_dropout` is 1"]),
         ({"use_dora": 1.5}, ["`use_dora` is 1.5", "True or False"]),
