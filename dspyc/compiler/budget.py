@@ -9,6 +9,9 @@ nothing, and neither do models that run on this machine.
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,11 +72,18 @@ class Spent:
 
 
 class Meter:
-    """Counts what a run spends, and refuses what its budget does not allow. Threads share it."""
+    """Counts what a run spends, and refuses what its budget does not allow. Threads share it.
+
+    A run within another one, whose meter is `counted_by`, spends from the budgets of both. `spent` begins with what
+    earlier sittings have paid.
+    """
 
     def __init__(self, budget: Budget | None, spent: Spent) -> None:
         self.budget, self.spent = budget, spent
         self.exhausted: str | None = None  # the limit that was reached, in words
+        self._outer = _outer.get()
+        if self._outer is not None:
+            self._outer._add(spent)
         self._under_way = 0
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -81,7 +91,8 @@ class Meter:
     @property
     def wants_prices(self) -> bool:
         """Whether a limit in USD is to be kept."""
-        return self.budget is not None and self.budget.usd is not None
+        own = self.budget is not None and self.budget.usd is not None
+        return own or (self._outer is not None and self._outer.wants_prices)
 
     def admit(self, model: str, *, priced: bool) -> None:
         """Allow one call, which `settle` or `release` must end.
@@ -89,21 +100,40 @@ class Meter:
         Raises:
             BudgetError: A limit is reached, or the limit is in USD and the model has no known price.
         """
-        with self._lock:
-            if self.budget is not None:
-                self._check(self.budget, model, priced)
-            self._under_way += 1
+        if self._outer is not None:
+            try:
+                self._outer.admit(model, priced=priced)
+            except BudgetError:
+                self.exhausted = self._outer.exhausted
+                raise
+        try:
+            with self._lock:
+                if self.budget is not None:
+                    self._check(self.budget, model, priced)
+                self._under_way += 1
+        except BudgetError:
+            if self._outer is not None:
+                self._outer.release()
+            raise
 
     def settle(self, tokens: int, usd: float) -> None:
         """A call that was allowed has been answered."""
         with self._lock:
             self._under_way -= 1
             self.spent = self.spent.plus(tokens, usd)
+        if self._outer is not None:
+            self._outer.settle(tokens, usd)
 
     def release(self) -> None:
         """A call that was allowed got no answer."""
         with self._lock:
             self._under_way -= 1
+        if self._outer is not None:
+            self._outer.release()
+
+    def _add(self, spent: Spent) -> None:
+        with self._lock:
+            self.spent += spent
 
     def _check(self, budget: Budget, model: str, priced: bool) -> None:
         if budget.usd is not None and not priced:
@@ -129,3 +159,16 @@ class Meter:
         if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
             return f"{budget.seconds:g} seconds"
         return None
+
+
+_outer: ContextVar[Meter | None] = ContextVar("dspyc_outer_meter", default=None)
+
+
+@contextmanager
+def counted_by(meter: Meter) -> Iterator[None]:
+    """Meters that are made meanwhile, in this context, spend from `meter` too."""
+    token = _outer.set(meter)
+    try:
+        yield
+    finally:
+        _outer.reset(token)

@@ -44,8 +44,9 @@ class SequenceReport:
     """Figures of a sequence; `steps[0]` is the student as it was, and `best` says which step was returned.
 
     `calls` are those that compared the steps, by role; what the steps paid for themselves stands in the reports of their
-    own folders, below `run_dir`. `plan` and `spent` are of the comparison and all steps, as far as optimizers have plans and
-    reports. The best of several steps is a little flattered by the examples that chose it.
+    own folders, below `run_dir`. `stopped` is the limit that ended the sequence early. `plan` and `spent` are of the comparison
+    and all steps, as far as optimizers have plans and ledgers. The best of several steps is a little flattered by the
+    examples that chose it.
     """
 
     steps: list[StepReport]
@@ -58,6 +59,7 @@ class SequenceReport:
     fingerprints: dict[str, str] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
     spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
+    stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {"report": "sequence", **asdict(self)}
@@ -74,9 +76,10 @@ class SequenceReport:
         """A sentence: which program was returned, and what it scored."""
         chosen = self.steps[self.best]
         name = f"The program after {chosen.strategy}" if chosen.strategy else "The student as it was"
+        stopped = f" The sequence was not finished: the budget was spent ({self.stopped})." if self.stopped else ""
         if chosen.score is None:
-            return f"{name} was returned; there were no held-out examples to compare by."
-        return f"{name} was returned. On {self.examples} held-out examples: {chosen.score} (95 %)."
+            return f"{name} was returned; there were no held-out examples to compare by.{stopped}"
+        return f"{name} was returned. On {self.examples} held-out examples: {chosen.score} (95 %).{stopped}"
 
     def table(self) -> Table:
         """The steps, in their order, for a terminal or a notebook."""

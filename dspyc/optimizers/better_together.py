@@ -21,14 +21,14 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
-from ..compiler.budget import Spent
+from ..compiler.budget import Budget, counted_by
 from ..compiler.calls import Workers
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
-from ..errors import ConfigError
+from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
@@ -79,26 +79,30 @@ class BetterTogether(Teleprompter):
         shuffle_trainset_between_steps: bool = True,
         strategy: str = "p -> w -> p",
         optimizer_compile_args: Mapping[str, Mapping[str, Any]] | None = None,
+        budget: Budget | None = None,
         executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
     ) -> dspy.Module:
         """The program of the best step, with `candidate_programs` as DSPy has them, `report` and `save`.
 
         Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
-        lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`, only
-        compares them, and with neither the last program is returned. Optimizers that take several teachers get all, the
-        others the first. `executor="ray"` has requests made by a Ray cluster, here and in optimizers that have such a
-        setting. `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
+        lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`,
+        only compares them, and with neither the last program is returned. Optimizers that take several teachers get all,
+        the others the first. `budget` is a hard limit on the whole sequence, counted for optimizers of dspyc: at it the
+        best program so far is returned, and the report says so. `executor="ray"` has requests made by a Ray cluster, here
+        and in optimizers that have such a setting. `optimizer_compile_args` are further arguments of `compile`, by
+        optimizer, and win over these.
 
         The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
         that the same compile goes on where it was stopped.
 
         Raises:
             DspycError: Its subclass says what was wrong.
+            BudgetError: The budget was spent before the student could be scored.
             Exception: A step's own error, as it was raised; what the steps before it paid for is kept.
         """
         started, seed = time.monotonic(), seed or 0
-        check_limits(max_errors)
+        check_limits(max_errors, budget)
         check_executor(executor)
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
@@ -119,11 +123,10 @@ class BetterTogether(Teleprompter):
             optimizer_compile_args=optimizer_compile_args,
         )
         with (
-            Ledger(run_folder(run_dir, asks)) as ledger,
+            Ledger(run_folder(run_dir, asks), budget=budget) as ledger,
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
         ):
             ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
-            spent = Spent()
             judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
             for place, name in enumerate(names):
@@ -133,16 +136,18 @@ class BetterTogether(Teleprompter):
                 optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", executor)
                 arguments = {"trainset": list(train), **_taught_by(optimizer, teachers), **given.get(name, {})}
                 try:
-                    made = optimizer.compile(_uncompiled(judge.base), **arguments)
-                except Exception:
+                    with counted_by(ledger.meter):
+                        made = optimizer.compile(_uncompiled(judge.base), **arguments)
+                    judge.add(so_far, made, time.monotonic() - begun)
+                except Exception as error:
+                    if isinstance(error, BudgetError) and ledger.meter.exhausted is not None:
+                        break
                     logger.error(
                         "Step %s failed. What came before it is kept: the same compile goes on from %s.",
                         *(so_far, ledger.run_dir),
                         exc_info=bool(provide_traceback),
                     )
                     raise
-                judge.add(so_far, made, time.monotonic() - begun)
-                spent += Spent(**getattr(getattr(made, "report", None), "spent", {}))
             report = SequenceReport(
                 steps=judge.steps,
                 best=judge.best,
@@ -153,7 +158,8 @@ class BetterTogether(Teleprompter):
                 seed=seed,
                 fingerprints={"compile": identity, "data": data_fingerprint(train)},
                 plan=plan.to_dict(),
-                spent=(spent + ledger.meter.spent).to_dict(),
+                spent=ledger.meter.spent.to_dict(),
+                stopped=ledger.meter.exhausted,
             )
             ledger.event("report", **report.to_dict())
         chosen = artifact.attach(copy_program(judge.programs[judge.best]), report)
@@ -250,8 +256,8 @@ class _Judge:
         return self.programs[self._base]
 
     def add(self, strategy: str, program: dspy.Module, seconds: float) -> None:
-        self.programs.append(program)
         self._scores.append(self._run(program))
+        self.programs.append(program)
         place, scores = len(self._scores) - 1, self._scores[-1]
         difference: tuple[float, float] | None = None
         outcome: Outcome = "not compared"
@@ -288,6 +294,11 @@ class _Judge:
             show_progress=False,
             workers=self.workers,
         )
+        if len(traces) < len(self.held_out):
+            raise BudgetError(
+                f"The budget is spent: {self.ledger.meter.exhausted}, before a program was scored.",
+                hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
+            )
         return [trace.score or 0.0 for trace in traces]
 
 

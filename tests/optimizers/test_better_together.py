@@ -10,7 +10,7 @@ from dspy.teleprompt import Teleprompter
 
 import dspyc
 from dspyc.compiler.sequence_report import SequenceReport
-from dspyc.errors import ConfigError, DataError
+from dspyc.errors import BudgetError, ConfigError, DataError
 from tests.optimizers import desk
 
 WORDS = ("one", "two", "three", "four")
@@ -206,3 +206,41 @@ def test_prompts_then_weights_with_the_optimizers_of_this_library(tmp_path: Path
     assert len(weights.name.demos) == 1
     assert weights.name.lm.model != student.name.lm.model
     assert {path.name for path in tmp_path.glob("step-*")} == {"step-1-p", "step-2-w"}
+
+
+def test_a_budget_is_one_for_the_whole_sequence(tmp_path: Path) -> None:
+    asked: list[dict[str, str]] = []
+
+    def counted(inputs: dict[str, str]) -> dict[str, Any]:
+        asked.append(inputs)
+        return answer(inputs)
+
+    def compiled(calls: int | None, folder: Path) -> Any:
+        program = counter()
+        program.set_lm(dspy.LM("openai/paid", engine=dspyc.ScriptedLM(counted).engine, cache=False))
+        few = {name: dspyc.BootstrapFewShot(right, max_labeled_demos=0, num_threads=1) for name in ("a", "b")}
+        return together(**few).compile(
+            program,
+            trainset=numbers(8),
+            valset=numbers(4),
+            strategy="a -> b",
+            budget=None if calls is None else dspyc.Budget(calls=calls),
+            run_dir=folder,
+        )
+
+    whole = compiled(None, tmp_path / "whole")
+    needed = len(asked)
+    assert whole.report.stopped is None
+    assert whole.report.spent["calls"] == needed
+    for calls in (5, 4 + 4, needed - 1):
+        asked.clear()
+        cut = compiled(calls, tmp_path / str(calls))
+        assert len(asked) == cut.report.spent["calls"] == calls
+        assert cut.report.stopped == f"{calls} calls"
+        assert "was not finished" in cut.report.conclusion
+        assert len(cut.report.steps) < 3
+        asked.clear()
+        assert outcomes(compiled(None, tmp_path / str(calls))) == outcomes(whole)
+        assert len(asked) == needed - calls
+    with pytest.raises(BudgetError, match="2 calls"):
+        compiled(2, tmp_path / "too little")
