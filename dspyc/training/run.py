@@ -1,7 +1,5 @@
 """`train`: one training run in one folder, from rows to weights, resumable at any moment."""
 
-import hashlib
-import json
 import logging
 import shutil
 import threading
@@ -16,7 +14,6 @@ from transformers import TrainerState, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
-from ..locks import FolderLock
 from ..models.chat import ChatTokenizer
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
@@ -28,7 +25,8 @@ from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained,
 from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
-from .files import clear_unfinished, first_damaged, guarded, sha256_of, sums, whole_folder, write_bytes, write_json
+from .files import guarded, sha256_of, sums, whole_folder, write_bytes, write_json
+from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_count, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
@@ -109,7 +107,7 @@ class _Run:
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
         self.device = processes.own_device(device_of(device))
-        self.store = CheckpointStore(folder / "checkpoints")
+        self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
         self.show = show_progress and processes.is_main()
         check_method(config, self.device)
@@ -134,16 +132,16 @@ class _Run:
             )
         key = self._key(rows, validation)
         processes.join(cpu=self.device.type == "cpu")
-        with self._claimed(key):
+        with claimed(self.folder, key):
             processes.wait()
-            done = self._finished()
+            done = finished(self.folder)
             processes.wait()  # all have read the same
             return done or self._encode_and_train(rows, validation)
 
     def hand_over(self, count: int, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
         """Let other processes carry it out, unless it is finished; `carry_out` then finds what they have made."""
-        with self._claimed(self._key(rows, validation)):
-            done = self._finished()
+        with claimed(self.folder, self._key(rows, validation)):
+            done = finished(self.folder)
         if done is None:
             train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)
 
@@ -161,74 +159,16 @@ class _Run:
         with _one_at_a_time, _undisturbed(), division.carried_out_here():
             return self._train(tokenizer, encoded, held_out, report, held_report)
 
-    # ---------------------------------------------------------------------------------------------- the folder
-
     def _key(self, rows: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
         """What is trained on what and how: two runs of one key give the same weights."""
         return {
             "format": _FORMAT,
             "model": identity(self.base),
             "adapter": identity(self.adapter) if self.adapter is not None else None,
-            "rows": _digest(rows),
-            "validation": _digest(validation),
+            "rows": digest(rows),
+            "validation": digest(validation),
             "config": self.config.model_dump(mode="json"),
         }
-
-    @contextmanager
-    def _claimed(self, key: dict[str, Any]) -> Iterator[None]:
-        """Let nobody else train in the folder meanwhile. Raises ConfigError where it is another run's, or somebody does."""
-        if not processes.is_main():
-            yield
-            return
-        with guarded("start training", self.folder):
-            self._claim(key)
-            try:
-                lock = FolderLock(self.folder)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"Another training is going on in {self.folder}.",
-                    hint="Wait for it to end, or use another output_dir.",
-                ) from error
-        with lock:
-            with guarded("start training", self.folder):
-                for folder in (self.folder, self.store.folder):
-                    clear_unfinished(folder)
-            yield
-
-    def _claim(self, key: dict[str, Any]) -> None:
-        """Make the folder this run's, or raise ConfigError where it is another's."""
-        path = self.folder / "key.json"
-        if not path.exists():
-            if any((self.folder / name).exists() for name in ("final_model", "checkpoints", "result.json")):
-                raise ConfigError(
-                    f"{self.folder} holds the files of something else and no key.json.", hint="Use another output_dir."
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, key)
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            held = {}
-        if differing := _differences(held, key):
-            raise ConfigError(
-                f"{self.folder} holds another training run: its {', '.join(differing)} differ.",
-                hint="Use another output_dir, or remove this one.",
-            )
-        self.store.folder.mkdir(exist_ok=True)
-
-    def _finished(self) -> TrainingResult | None:
-        """The result of this very run, if it ended and its weights are as they were written."""
-        try:
-            state = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-            result, files = TrainingResult.from_dict(state, self.folder), dict(state["files"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, TrainingError):
-            return None
-        if (name := first_damaged(self.folder, files)) is not None:
-            log.warning("%s was cut or changed: the weights are made again.", self.folder / name)
-            return None
-        return result
-
-    # -------------------------------------------------------------------------------------------- the training
 
     def _train(
         self,
@@ -408,21 +348,6 @@ class _Run:
             write_bytes(self.folder / CURVES, picture)
             files[CURVES] = sha256_of(self.folder / CURVES)
         write_json(self.folder / "result.json", {**result.to_dict(self.folder), "files": files})
-
-
-def _digest(rows: Sequence[Any]) -> str:
-    """16 hex digits of what training sees of the rows."""
-    digest = hashlib.sha256()
-    for row in rows:
-        seen = {k: row.get(k) for k in ("messages", "tools")} if isinstance(row, Mapping) else row
-        digest.update(json.dumps(seen, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _differences(held: Mapping[str, Any], key: Mapping[str, Any]) -> list[str]:
-    names = [name for name in key if name != "config" and held.get(name) != key[name]]
-    before = held.get("config") or {}
-    return names + [f"config.{name}" for name, value in key["config"].items() if before.get(name) != value]
 
 
 @contextmanager

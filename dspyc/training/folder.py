@@ -1,0 +1,90 @@
+"""The folder of a run: whose it is, who trains in it now, and what it came to."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, TrainingError
+from ..locks import FolderLock
+from . import processes
+from .files import clear_unfinished, first_damaged, guarded, write_json
+from .result import TrainingResult
+
+log = logging.getLogger("dspyc.training")
+CHECKPOINTS = "checkpoints"
+
+
+@contextmanager
+def claimed(folder: Path, key: Mapping[str, Any]) -> Iterator[None]:
+    """Let nobody else train in the folder meanwhile. Raises ConfigError where it is another run's, or somebody does."""
+    if not processes.is_main():
+        yield
+        return
+    with guarded("start training", folder):
+        _claim(folder, key)
+        try:
+            lock = FolderLock(folder)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Another training is going on in {folder}.",
+                hint="Wait for it to end, or use another output_dir.",
+            ) from error
+    with lock:
+        with guarded("start training", folder):
+            for part in (folder, folder / CHECKPOINTS):
+                clear_unfinished(part)
+        yield
+
+
+def _claim(folder: Path, key: Mapping[str, Any]) -> None:
+    """Make the folder this run's, or raise ConfigError where it is another's."""
+    path = folder / "key.json"
+    if not path.exists():
+        if any((folder / name).exists() for name in ("final_model", CHECKPOINTS, "result.json")):
+            raise ConfigError(
+                f"{folder} holds the files of something else and no key.json.", hint="Use another output_dir."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, key)
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        held = {}
+    if differing := _differences(held, key):
+        raise ConfigError(
+            f"{folder} holds another training run: its {', '.join(differing)} differ.",
+            hint="Use another output_dir, or remove this one.",
+        )
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def finished(folder: Path) -> TrainingResult | None:
+    """The result of this very run, if it ended and its weights are as they were written."""
+    try:
+        state = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result, files = TrainingResult.from_dict(state, folder), dict(state["files"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, TrainingError):
+        return None
+    if (name := first_damaged(folder, files)) is not None:
+        log.warning("%s was cut or changed: the weights are made again.", folder / name)
+        return None
+    return result
+
+
+def digest(rows: Sequence[Any]) -> str:
+    """16 hex digits of what training sees of the rows."""
+    found = hashlib.sha256()
+    for row in rows:
+        seen = {k: row.get(k) for k in ("messages", "tools")} if isinstance(row, Mapping) else row
+        found.update(json.dumps(seen, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n")
+    return found.hexdigest()[:16]
+
+
+def _differences(held: Mapping[str, Any], key: Mapping[str, Any]) -> list[str]:
+    names = [name for name in key if name != "config" and held.get(name) != key[name]]
+    before = held.get("config") or {}
+    return names + [f"config.{name}" for name, value in key["config"].items() if before.get(name) != value]
