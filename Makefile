@@ -9,7 +9,7 @@ demo: $(READY)
 	.venv/bin/dspyc demo
 
 test: $(READY)
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations=15
 
 check: $(READY)
 	.venv/bin/ruff check

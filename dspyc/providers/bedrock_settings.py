@@ -183,7 +183,7 @@ def base_model(model: str) -> str:
     if name.startswith("anthropic."):
         raise ConfigError(
             f"{name} is not trained through dspyc: its rows have a form of their own.",
-            hint="Use an Amazon Nova, Amazon Titan or Meta Llama model.",
+            hint="Use an Amazon Nova or Meta Llama model.",
         )
     return _CUSTOMIZABLE.get(name.removesuffix(":0"), name)
 

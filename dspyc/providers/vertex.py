@@ -1,7 +1,7 @@
 """Vertex AI: rows to Cloud Storage, a supervised tuning job of Gemini, and the endpoint that comes with it.
 Limits: https://cloud.google.com/vertex-ai/generative-ai/docs/models/gemini-tuning
 
-lm = LM("vertex_ai/gemini-2.5-flash", vertex_project="my-project", vertex_location="us-central1")
+lm = LM("vertex_ai/gemini-3.5-flash", vertex_project="my-project", vertex_location="us-central1")
 job = lm.finetune(rows, TrainDataFormat.CHAT, {"gcs_path": "gs://bucket/folder/", "epochs": 3})
 tuned = job.result()                                   # vertex_ai/gemini/<number of the endpoint>
 """

@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
