@@ -35,12 +35,12 @@ class DspycError(Exception):
 
 
 @contextmanager
-def needing(extra: str, what: str) -> Iterator[None]:
-    """Around imports of what one of this package's extras installs: a ConfigError that names it where it is missing."""
+def needing(packages: str, message: str) -> Iterator[None]:
+    """Around imports of what may not be installed: there, a ConfigError with `message` and how pip installs `packages`."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{what}: {error.name} is not installed.", hint=f"pip install 'dspyc[{extra}]'") from None
+    except ImportError as error:
+        raise ConfigError(message, hint=f"pip install {packages}") from error
 
 
 class ConfigError(DspycError):

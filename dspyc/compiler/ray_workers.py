@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import dspy
 
-from ..errors import ConfigError, TransientError, redact
+from ..errors import ConfigError, TransientError, needing, redact
 from .calls import Workers, asked, durable, plain
 from .ledger import Ledger
 from .limiter import retry_after_of
@@ -238,12 +238,8 @@ def _dumps(value: Any, what: str) -> bytes:
 
 
 def _started_ray() -> Any:
-    try:
+    with needing("'dspyc[ray]'", "executor='ray' needs Ray, which is not installed."):
         import ray
-    except ImportError as error:
-        raise ConfigError(
-            "executor='ray' needs Ray, which is not installed.", hint="pip install 'dspyc[ray]'"
-        ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="warning")
     return ray

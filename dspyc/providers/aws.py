@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConfigError, ProviderError, TransientError
+from ..errors import ConfigError, ProviderError, TransientError, needing
 from .faults import MissingError, TakenError
 
 CREDENTIALS = (
@@ -45,12 +45,10 @@ def client(service: str, profile: str | None, region: str | None, secrets: dict[
     Raises:
         ConfigError: No boto3, an unknown profile, or no region.
     """
-    try:
+    with needing("'dspyc[bedrock]'", "Bedrock needs boto3."):
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise ConfigError("Bedrock needs boto3.", hint="pip install 'dspyc[bedrock]'") from None
     once = Config(retries={"total_max_attempts": 1, "mode": "standard"}, connect_timeout=20, read_timeout=60)
     try:
         return boto3.Session(profile_name=profile, region_name=region, **secrets).client(service, config=once)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..errors import ConfigError, ProviderError, TransientError
+from ..errors import ConfigError, ProviderError, TransientError, needing
 from .faults import MissingError
 
 CREDENTIALS = (
@@ -22,10 +22,8 @@ def client(host: str | None, profile: str | None, token: str | None) -> Any:
     Raises:
         ConfigError: No databricks-sdk, or no credentials.
     """
-    try:
+    with needing("'dspyc[databricks]'", "Databricks needs databricks-sdk."):
         from databricks.sdk import WorkspaceClient
-    except ImportError:
-        raise ConfigError("Databricks needs databricks-sdk.", hint="pip install 'dspyc[databricks]'") from None
     if logging.getLogger("databricks.sdk").level < logging.INFO:  # its debug lines hold rows and answers
         logging.getLogger("databricks.sdk").setLevel(logging.INFO)
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..models.engine import LocalEngine
     from ..training import TrainingResult
 
+_NEEDED = "LocalLM needs PyTorch, transformers, peft and accelerate, as the extra has them."
 _GENERATION = ("max_tokens", "n", "rollout_id", "seed", "stop", "temperature", "top_k", "top_p")
 _LM_SETTINGS = ("cache", "callbacks", "num_retries", "train_kwargs")
 _VALIDATION_SHARE = 0.1
@@ -59,7 +60,7 @@ def LocalLM(  # noqa: N802 (reads as a class)
     """
     _check_arguments(model, adapter, generation)
     if server is not None:
-        with needing("local", "LocalLM"):
+        with needing("'dspyc[local]'", _NEEDED):
             from ..models.servers.async_engine import AsyncServerEngine
             from ..models.servers.engine import ServerEngine
 
@@ -67,7 +68,7 @@ def LocalLM(  # noqa: N802 (reads as a class)
         return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
-    with needing("local", "LocalLM"):
+    with needing("'dspyc[local]'", _NEEDED):
         from ..models.async_engine import AsyncLocalEngine
         from ..models.candidates import CandidatesLM
         from ..models.constrained import ConstrainedLM

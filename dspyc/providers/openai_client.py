@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ProviderError, needing
 from .faults import http_fault, transient
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ def make_client(base_url: str | None, api_key: str | None, timeout: float, crede
         ConfigError: The SDK is not installed.
         ProviderError: No key is known.
     """
-    try:
+    with needing("openai", "Fine-tuning by OpenAI's protocol needs its SDK."):
         import openai
-    except ImportError:
-        raise ConfigError("Fine-tuning by OpenAI's protocol needs its SDK.", hint="pip install openai") from None
     _quieten()
     if not api_key:
         raise ProviderError("There is no key for OpenAI's protocol.", hint=credentials)

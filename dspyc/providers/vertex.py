@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from ..errors import ConfigError, DataError, ProviderError
+from ..errors import ConfigError, DataError, ProviderError, needing
 from .faults import http_fault, transient
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
@@ -142,10 +142,8 @@ class VertexProvider(RemoteProvider):
 
     @cached_property
     def _client(self) -> Any:
-        try:
+        with needing("'dspyc[vertex]'", "Vertex AI needs google-genai."):
             from google import genai
-        except ImportError:
-            raise ConfigError("Vertex AI needs google-genai.", hint="pip install 'dspyc[vertex]'") from None
         project, location = self._where()
         return genai.Client(vertexai=True, project=project, location=location)
 

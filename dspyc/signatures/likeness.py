@@ -13,7 +13,7 @@ import numpy as np
 from dspy.adapters.utils import serialize_for_json
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import needing
 from .fingerprints import fingerprint
 
 Likeness = Callable[[str], NDArray[np.float64]]  # of a text to each of some texts
@@ -66,13 +66,8 @@ def scikit_learns_tfidf() -> Any:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
+    with needing('"dspyc[search]"', "Examples are compared by scikit-learn's tf-idf, and it is not installed."):
         from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError as error:
-        raise ConfigError(
-            "Examples are compared by scikit-learn's tf-idf, and it is not installed.",
-            hint='pip install "dspyc[search]"',
-        ) from error
     return TfidfVectorizer
 
 

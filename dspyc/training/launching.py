@@ -16,7 +16,7 @@ from ..errors import ConfigError, TrainingError
 from ..models.servers.process import ServerProcess
 from ..progress import bar
 from .config import TrainingConfig
-from .events import read_events
+from .events import parse_events
 from .files import guarded, write_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _LOOKS = 0.5  # seconds between two looks at how far they are
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _KEEPS = 60.0  # seconds that an interrupted run has to keep the step that it is in
 _FOLDER = "launched"
+_END = 1 << 16  # bytes
 
 
 def train_in_processes(
@@ -43,8 +44,8 @@ def train_in_processes(
     Raises:
         TrainingError: They ended otherwise; the message has their last words.
     """
-    command = _command(count, model, rows, validation, config, folder, device)
-    child = ServerProcess(command, os.environ, _GRACE)
+    data = _kept(rows, validation, folder)
+    child = ServerProcess(_command(count, model, data, config, folder, device), os.environ, _GRACE)
     try:
         _watch(child, count, config, folder, show_progress)
     except KeyboardInterrupt:
@@ -71,25 +72,23 @@ def check_count(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = Non
         )
 
 
-def _command(
-    count: int,
-    model: str,
-    rows: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
-    config: TrainingConfig,
-    folder: Path,
-    device: "torch.device",
-) -> list[str]:
+def _kept(rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """The command's options for rows, which are then in files."""
     given = folder / _FOLDER
     with guarded("start training", folder):
         given.mkdir(parents=True, exist_ok=True)
         for name, part in (("rows", rows), ("validation", validation)):
             lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in part)
             write_bytes(given / f"{name}.jsonl", lines.encode())
-    command = [sys.executable, "-m", "dspyc", "train", "--model", model, "--out", str(folder)]
-    command += ["--data", str(given / "rows.jsonl"), "--device", device.type]
     held_out = ["--validation", str(given / "validation.jsonl")] if validation else ["--validation-fraction", "0"]
-    command += [*held_out, "--launcher", "accelerate", "--num-processes", str(count)]
+    return ["--data", str(given / "rows.jsonl"), *held_out]
+
+
+def _command(
+    count: int, model: str, data: Sequence[str], config: TrainingConfig, folder: Path, device: "torch.device"
+) -> list[str]:
+    command = [sys.executable, "-m", "dspyc", "train", "--model", model, "--out", str(folder), *data]
+    command += ["--device", device.type, "--launcher", "accelerate", "--num-processes", str(count)]
     settings = config.model_dump(mode="json", exclude_defaults=True)
     return command + [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
@@ -108,5 +107,11 @@ def _watch(child: ServerProcess, count: int, config: TrainingConfig, folder: Pat
 
 
 def _last(folder: Path) -> dict[str, Any] | None:
-    """The newest event that tells a loss."""
-    return next((event for event in reversed(read_events(folder / "events.jsonl")) if "loss" in event), None)
+    """The newest event that tells a loss; of a long run's file only the end is read."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return None
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _END))
+        end = stream.read().decode("utf-8", errors="ignore")
+    return next((event for event in reversed(parse_events(end)) if "loss" in event), None)

@@ -77,9 +77,7 @@ def train(
     config = config or TrainingConfig()
     check_count(num_processes, callbacks=callbacks, adapter=adapter)
     run = _Run(_named(model, config), config, Path(output_dir), device, adapter, callbacks, show_progress)
-    if num_processes > 1 and not processes.several():
-        run.hand_over(num_processes, rows, validation)
-    return run.carry_out(rows, validation)
+    return run.carry_out(rows, validation, num_processes)
 
 
 def _named(model: str | Path | None, config: TrainingConfig) -> str:
@@ -124,13 +122,17 @@ class _Run:
                 hint="Use method='lora', or merge the adapter first.",
             )
 
-    def carry_out(self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> TrainingResult:
+    def carry_out(
+        self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int
+    ) -> TrainingResult:
         if self.config.early_stopping_patience is not None and not validation:
             raise ConfigError(
                 f"early_stopping_patience is {self.config.early_stopping_patience}, and there are no validation rows.",
                 hint="Pass validation rows (or a validation_fraction above 0), or leave early stopping off.",
             )
         key = self._key(rows, validation)
+        if count > 1 and not processes.several():
+            self._hand_over(count, key, rows, validation)
         processes.join(cpu=self.device.type == "cpu")
         with claimed(self.folder, key):
             processes.wait()
@@ -138,9 +140,15 @@ class _Run:
             processes.wait()  # all have read the same
             return done or self._encode_and_train(rows, validation)
 
-    def hand_over(self, count: int, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
-        """Let other processes carry it out, unless it is finished; `carry_out` then finds what they have made."""
-        with claimed(self.folder, self._key(rows, validation)):
+    def _hand_over(
+        self,
+        count: int,
+        key: dict[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        validation: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Let other processes carry it out, unless it is finished; this one then finds what they have made."""
+        with claimed(self.folder, key):
             done = finished(self.folder)
         if done is None:
             train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -29,8 +28,9 @@ from dspyc.training.loss import Learner
 from dspyc.training.sharing import Planner
 
 from . import small
+from .launched import in_two
 from .test_faults import limit_memory, trainer
-from .test_processes import COMMON, PROMPT, ROOT, measured, start, wait_for, weights
+from .test_processes import COMMON, PROMPT, measured, start, wait_for, weights
 from .test_resume import Signal
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -124,17 +124,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes filled, started as users of accelerate start their own scripts."""
-    out = tmp_path_factory.mktemp("two")
-    script = out / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
-    command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(base), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return out
+    """The folder that two processes filled."""
+    return in_two(SCRIPT, base, tmp_path_factory.mktemp("two"), "--use_fsdp", "--fsdp_version", "2")
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -17,8 +17,8 @@ from dspyc.training import TrainingConfig, TrainingResult, train
 from dspyc.training.events import read_events
 
 from . import small
+from .launched import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1, "save_steps": 5}
 SCRIPT = """
 import sys; from pathlib import Path; from tests.training import test_launching as t
@@ -81,3 +81,6 @@ def test_what_processes_could_not_be_given_is_refused(base: Path, tmp_path: Path
         train(str(base), small.rows(9), callbacks=[dspyc.training.Callback()], **common)
     with pytest.raises(ConfigError, match="adapter"):
         train(str(base), small.rows(9), adapter=tmp_path, **common)
+    with pytest.raises(ConfigError, match="early_stopping_patience"):  # found here, before anything is started
+        train(str(base), small.rows(9), config=TrainingConfig(early_stopping_patience=2), **common)
+    assert not list(tmp_path.iterdir())

@@ -23,9 +23,9 @@ from dspyc.training import TrainingConfig, TrainingResult, processes, train
 from dspyc.training.events import read_events
 
 from . import small
+from .launched import ROOT, in_two
 from .test_faults import limit_memory, losses, trainer
 
-ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a prompt that all rows share: "
 COMMON: dict[str, Any] = {"precision": "fp32", "logging_steps": 1, "learning_rate": 3e-3, "micro_batch_tokens": 120}
 STILL: dict[str, Any] = {"method": "full", "batch_size": 8, "epochs": 3}
@@ -74,16 +74,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes filled, started as users of accelerate start their own scripts."""
-    out = tmp_path_factory.mktemp("two")
-    script = out / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(script), str(base), str(out)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return out
+    """The folder that two processes filled."""
+    return in_two(SCRIPT, base, tmp_path_factory.mktemp("two"), "--multi_gpu")
 
 
 def measured(out: Path) -> list[float]:
