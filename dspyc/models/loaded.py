@@ -17,6 +17,7 @@ from ..errors import ModelError
 from . import memory, weights
 from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
+from .linear import quicken
 from .memory import MemoryPlan, MemoryReport
 from .scheduler import MAX_ROWS, Scheduler
 
@@ -173,6 +174,7 @@ class LoadedModel:
         self._refuse_changed(self._identity)
         plan = self.plan()
         self._model = weights.load_model(self.path, self._device, self._dtype)
+        quicken(self._model)
         chat = self.chat
         pad_id = chat.tokenizer.pad_token_id
         return Scheduler(

@@ -4,8 +4,9 @@ A few rows are computed at a time, and their scores are computed again in the ba
 in. On a CPU that is faster than holding them, too: the scores of so few rows stay in its cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -101,9 +102,11 @@ class Attention(torch.autograd.Function):
         ctx.scores = scores
         ctx.save_for_backward(query, key, value, *before)
         found = query.new_empty(*query.shape[:3], value.shape[-1])
-        for part in _parts(query, key, before, scores):
-            queries, keys, values = part.of(query) * ctx.scale, part.all_of(key, 0), part.all_of(value, 1)
-            part.put(found, torch.matmul(part.weights(queries, keys), values))
+        parts, scaled = _parts(query, key, before, scores), query * ctx.scale
+        behind = _Behind(key, before[:1], parts), _Behind(value, before[1:], parts)
+        for part in parts:
+            keys, values = (each.seen_by(part) for each in behind)
+            part.put(found, torch.matmul(part.weights(part.of(scaled), keys), values))
         return found
 
     @staticmethod
@@ -113,14 +116,18 @@ class Attention(torch.autograd.Function):
         sums = torch.promote_types(query.dtype, torch.float32)
         of_own = [torch.zeros_like(tensor, dtype=sums) for tensor in (key, value)]
         of_before = [torch.zeros_like(tensor, dtype=sums) for tensor in before]
-        for part in _parts(query, key, before, ctx.scores):
-            queries, keys, values = part.of(query) * ctx.scale, part.all_of(key, 0), part.all_of(value, 1)
-            weights, above = part.weights(queries, keys), part.of(gradient)
+        parts, scaled = _parts(query, key, before, ctx.scores), query * ctx.scale
+        behind = _Behind(key, before[:1], parts), _Behind(value, before[1:], parts)
+        for part in parts:
+            keys, values = (each.seen_by(part) for each in behind)
+            queries, above = part.of(scaled), part.of(gradient)
+            weights = part.weights(queries, keys)
             of_weights = torch.matmul(above, values.transpose(-1, -2))
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            part.put(of_query, torch.matmul(of_scores, keys) * ctx.scale)
+            part.put(of_query, torch.matmul(of_scores, keys))
             part.add(torch.matmul(of_scores.transpose(-1, -2), queries), of_own[0], of_before[:1])
             part.add(torch.matmul(weights.transpose(-1, -2), above), of_own[1], of_before[1:])
+        of_query *= ctx.scale
         return None, None, of_query, *(tensor.to(query.dtype) for tensor in (*of_own, *of_before))
 
 
@@ -131,7 +138,6 @@ class _Part:
     rows: slice
     times: slice
     heads: int  # of keys
-    before: Sequence[torch.Tensor]
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """This part of something with the queries' (batch, heads, time, size)."""
@@ -142,33 +148,57 @@ class _Part:
         place = whole[self.rows, :, self.times]
         place.copy_(part.view(place.shape))
 
-    def all_of(self, own: torch.Tensor, which: int) -> torch.Tensor:
-        """The keys (or values) before the rows and of the rows, as far as these queries see them."""
-        seen = own[self.rows, :, : self.times.stop]
-        return torch.cat([self.before[which].expand(len(seen), -1, -1, -1), seen], 2) if self.before else seen
-
     def add(self, gradient: torch.Tensor, own: torch.Tensor, before: Sequence[torch.Tensor]) -> None:
-        """To the gradients of what `all_of` put together."""
+        """To the gradients of the rows' own keys (or values), and of those before them."""
         start = gradient.shape[2] - self.times.stop
         own[self.rows, :, : self.times.stop] += gradient[:, :, start:]
         for tensor in before:
-            tensor += gradient[:, :, :start].sum(0)
+            shared = gradient[:, :, :start]
+            tensor += shared if len(shared) == 1 else shared.sum(0)
 
     def weights(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """What each query takes of each value: none of those that come after it."""
         time = self.times.stop - self.times.start
         scores = torch.matmul(queries, keys.transpose(-1, -2))
-        later = torch.full((time, time), -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
-        scores[..., -time:] += later.repeat(queries.shape[2] // time, 1)
+        latest = scores[..., -time:]
+        latest.view(*scores.shape[:2], -1, time, time).add_(_later(time, scores.dtype, scores.device))
         return scores.softmax(-1)
 
 
-def _parts(query: torch.Tensor, key: torch.Tensor, before: Sequence[torch.Tensor], scores: int) -> Iterator[_Part]:
+class _Behind:
+    """The keys (or values) that parts see: those before the rows, written once, and behind them the rows' own."""
+
+    def __init__(self, own: torch.Tensor, before: Sequence[torch.Tensor], parts: Sequence[_Part]) -> None:
+        self._own, self._start = own, 0
+        self._all: torch.Tensor | None = None
+        for tensor in before:
+            rows, self._start = parts[0].rows.stop, tensor.shape[2]
+            self._all = own.new_empty(rows, own.shape[1], self._start + own.shape[2], own.shape[3])
+            self._all[:, :, : self._start] = tensor
+
+    def seen_by(self, part: _Part) -> torch.Tensor:
+        """(rows, heads, time, size), good until the next part's are asked for."""
+        own = self._own[part.rows, :, : part.times.stop]
+        if self._all is None:
+            return own
+        found = self._all[: len(own), :, : self._start + part.times.stop]
+        found[:, :, self._start :] = own
+        return found
+
+
+@lru_cache(maxsize=16)
+def _later(time: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(time, time) to add to scores: minus infinity where the key comes after the query."""
+    return torch.full((time, time), -torch.inf, dtype=dtype, device=device).triu(1)
+
+
+def _parts(query: torch.Tensor, key: torch.Tensor, before: Sequence[torch.Tensor], scores: int) -> list[_Part]:
     """Parts of at most so many scores: several rows, or some queries of one."""
     rows, heads, time = query.shape[:3]
     of_one = heads * (time + (before[0].shape[2] if before else 0))  # scores of one query
     some, steps = max(1, scores // (of_one * time)), max(1, min(time, scores // of_one))
-    for row in range(0, rows, some):
-        for start in range(0, time, steps):
-            times = slice(start, min(time, start + steps))
-            yield _Part(slice(row, row + some), times, key.shape[1], before)
+    return [
+        _Part(slice(row, min(rows, row + some)), slice(start, min(time, start + steps)), key.shape[1])
+        for row in range(0, rows, some)
+        for start in range(0, time, steps)
+    ]

@@ -225,7 +225,7 @@ class _InChunks(torch.autograd.Function):
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), device=states.device)
-        gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)]
+        gradients = [torch.empty_like(states)]
         learned = torch.is_grad_enabled() or any(ctx.needs_input_grad)
         for part in (slice(start, start + size) for start in range(0, len(targets), size)):
             with torch.set_grad_enabled(learned):
@@ -235,8 +235,11 @@ class _InChunks(torch.autograd.Function):
             if learned:
                 own, *rest = torch.autograd.grad(found, [chunk, *parameters])
                 gradients[0][part] = own
-                for gradient, more in zip(gradients[1:], rest, strict=True):
-                    gradient += more
+                if len(gradients) == 1:
+                    gradients += rest
+                else:
+                    for gradient, more in zip(gradients[1:], rest, strict=True):
+                        gradient += more
         ctx.save_for_backward(*gradients)
         return total
 

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
 from ..models.chat import ChatTokenizer
+from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
 from . import division, processes, shards
@@ -360,13 +361,14 @@ class _Run:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Leave the process as it was: its random generators, and how loud transformers is."""
+    """Leave the process as it was: its random generators, its threads, and how loud transformers is."""
     talk: Any = transformers_logging
     before, loudness, bars = RandomState.capture(), talk.get_verbosity(), talk.is_progress_bar_enabled()
     talk.disable_progress_bar()
     try:
         yield
     finally:
+        let_go_of_threads()
         before.restore()
         talk.set_verbosity(loudness)
         if bars:
