@@ -39,6 +39,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +117,20 @@ def evaluate(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def idle(turn: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of one short request to an idle engine, and of a bare `generate` of the same prompt."""
-    lm, bare = lm_of("ours", turn["model"]), Generate(turn["model"])
+    """Seconds of one short request to an idle engine, or of a bare `generate` of the same prompt."""
     messages = [{"role": "user", "content": "Where is my parcel? " * 5}]
-    ids = bare.chat.prompt_ids(messages)
-    found: dict[str, list[float]] = {"ours": [], "generate": []}
+    if turn["side"] == "ours":
+        ask = partial(lm_of("ours", turn["model"]), messages=messages, max_tokens=NEW_TOKENS)
+    else:
+        bare = Generate(turn["model"])
+        ask = partial(bare.generate, [bare.chat.prompt_ids(messages)], NEW_TOKENS, 0.0)
+    seconds = []
     for _ in range(IDLE_TURNS + 2):
-        for side, ask in (
-            ("ours", lambda: lm(messages=messages, max_tokens=NEW_TOKENS)),
-            ("generate", lambda: bare.generate([ids], NEW_TOKENS, 0.0)),
-        ):
-            time.sleep(0.02)
-            start = time.monotonic()
-            ask()
-            found[side].append(time.monotonic() - start)
-    return {side: statistics.median(seconds[2:]) for side, seconds in found.items()}
+        time.sleep(0.02)
+        start = time.monotonic()
+        ask()
+        seconds.append(time.monotonic() - start)
+    return {"seconds": statistics.median(seconds[2:])}
 
 
 def candidates(turn: dict[str, Any]) -> dict[str, Any]:
@@ -406,6 +406,15 @@ class Bench:
             same[side] = round(sum(texts) / len(texts), 4)
         return {"rows_per_s": rates, "ratios": ratios, **({"same_text": same} if mode == "greedy" else {})}
 
+    def idle(self) -> dict[str, float]:
+        """Medians over turns of both sides, and of their ratios."""
+        turns = [
+            {side: self.run("idle", side=side)["seconds"] for side in ("ours", "generate")}
+            for _ in range(self.args.repeats)
+        ]
+        medians = {side: round(statistics.median(turn[side] for turn in turns), 4) for side in turns[0]}
+        return {**medians, "ratio": round(statistics.median(t["ours"] / t["generate"] for t in turns), 3)}
+
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if "speed" in self.args.parts:
@@ -413,11 +422,13 @@ class Bench:
             for shape in self.args.shapes:
                 modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
                 found["shapes"][shape] = {**self.prepared[shape], **modes}
-        for part, over, under in (("idle", "ours", "generate"), ("candidates", "n=8", "n=1")):
-            if part in self.args.parts:
-                seconds = self.run(part)
-                found[part] = {**seconds, "ratio": round(seconds[over] / seconds[under], 3)}
-                say(f"{part:17}{found[part]['ratio']:.2f}")
+        if "idle" in self.args.parts:
+            found["idle"] = self.idle()
+            say(f"idle             {found['idle']['ratio']:.2f}")
+        if "candidates" in self.args.parts:
+            seconds = self.run("candidates")
+            found["candidates"] = {**seconds, "ratio": round(seconds["n=8"] / seconds["n=1"], 3)}
+            say(f"candidates       {found['candidates']['ratio']:.2f}")
         if "constrained" in self.args.parts:
             found["constrained"] = {}
             for shape in ("classify", "cot", "free_text"):

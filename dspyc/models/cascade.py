@@ -59,12 +59,18 @@ class Span:
     prefix: Prefix | None
     shared: int  # tokens of the prefix that count
     device: torch.device
-    mask: torch.Tensor | None = None  # (length, keys); None where the plain causal one is meant
+    _mask: torch.Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if before := self.shared + self.start:
-            seen = torch.ones(self.length, before + self.length, dtype=torch.bool, device=self.device)
-            self.mask = seen.tril(before)
+    def mask(self, each: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """(each * length, keys) to add to the scores of `each` queries' heads, made once for all layers.
+
+        None where torch's own causal one will do.
+        """
+        before = self.shared + self.start
+        if self._mask is None and (before or each > 1):
+            later = torch.full((self.length, before + self.length), -torch.inf, dtype=dtype, device=self.device)
+            self._mask = later.triu(before + 1).repeat(each, 1)
+        return self._mask
 
 
 @dataclass(eq=False)
@@ -295,14 +301,9 @@ def _spanned(
         values = torch.cat([shared.values[:, : span.shared], values], 1)
     heads, length, size = queries.shape
     each = heads // keys.shape[0]
-    mask = span.mask
-    if each > 1:  # queries that share a head of keys stand behind each other
-        queries = queries.reshape(keys.shape[0], each * length, size)
-        if mask is None:
-            mask = torch.ones(length, length, dtype=torch.bool, device=queries.device).tril()
-        mask = mask.repeat(each, 1)
-    elif mask is None:
-        found = scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=True, scale=scale)
-        return found[0]
-    found = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
+    mask = span.mask(each, queries.dtype)
+    queries = queries.reshape(keys.shape[0], each * length, size)  # those that share a head of keys, behind each other
+    found = scaled_dot_product_attention(
+        queries[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scale
+    )
     return found[0].reshape(heads, length, values.shape[-1])
