@@ -20,6 +20,7 @@ for again; `resume_calls` is what that called. `ledger_mib` and `ledger_open_sec
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -59,8 +60,14 @@ def uniform(*parts: Any) -> float:
     return (int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16) + 0.5) / 16**12
 
 
+@functools.cache
 def normal(*parts: Any) -> float:
     return statistics.NormalDist().inv_cdf(uniform(*parts))
+
+
+@functools.cache  # a provider's work is done elsewhere: here it should take none of the interpreter's time
+def question_of(content: str) -> str:
+    return inputs_of([{"role": "user", "content": content}])["question"]
 
 
 class Simulated:
@@ -75,12 +82,17 @@ class Simulated:
         self._tasks = [normal("task", i) for i in range(2000)]
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        time.sleep(self.latency)
+        """An answer, `latency` seconds after it was asked for."""
+        due = time.monotonic() + self.latency
         with self._lock:
             self.calls += 1
+        response = self._answer(request)
+        time.sleep(max(0.0, due - time.monotonic()))
+        return response
+
+    def _answer(self, request: lm15.Request) -> lm15.Response:
         messages, _ = messages_of(request)
-        question = inputs_of(messages)["question"]
-        demos = [inputs_of([message])["question"] for message in messages[:-1] if message["role"] == "user"]
+        *demos, question = [question_of(message["content"]) for message in messages if message["role"] == "user"]
         right = uniform("answer", self.seed, demos, question) < self.chance(
             self.ability(demos), normal("task", self.seed, question)
         )

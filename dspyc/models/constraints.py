@@ -34,6 +34,7 @@ from .vocabulary import Vocabulary
 _KEPT = 128  # grammars of one tokenizer that stay compiled
 _REMEMBERED = 4  # tokens before a forced text that its own tokens may depend on
 _MOST_FORCED = 10_000  # forced texts of a grammar, with what stood before them, whose tokens are kept
+_MOST_NARROWED = 64  # masks of a grammar near the end of `max_tokens` that are kept
 _LONGEST_CUT = 24  # bytes before the end of a forced text in which a token that goes beyond it may begin
 
 
@@ -85,6 +86,7 @@ class CompiledGrammar:
         self.vocabulary = vocabulary
         self.stop_ids = frozenset(stop_ids)
         self._masks: dict[int, torch.Tensor] = {}
+        self._narrowed: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         self._following: dict[int, list[int]] = {}
         self._farthest: dict[int, int] = {}
         self._closings: dict[int, list[int]] = {}
@@ -111,12 +113,18 @@ class CompiledGrammar:
             mask = self.mask(state)
             if self.roomy(state, left):
                 return mask
-            late = [other for other in self._following[state] if len(self.closing(other)) >= left]
-            if not late:
-                return mask
-            narrowed = mask.clone()
-            narrowed[self.vocabulary.order[np.isin(self._run(state), late)]] = False
-            return narrowed
+            late = tuple(other for other in self._following[state] if len(self.closing(other)) >= left)
+            return self._without(state, late) if late else mask
+
+    def _without(self, state: int, late: tuple[int, ...]) -> torch.Tensor:
+        """As `mask`, without the tokens that lead to the states `late`."""
+        found = self._narrowed.get((state, late))
+        if found is None:
+            if len(self._narrowed) >= _MOST_NARROWED:
+                self._narrowed.clear()
+            found = self._narrowed[state, late] = self.mask(state).clone()
+            found[self.vocabulary.order[np.isin(self._run(state), late)]] = False
+        return found
 
     def closing(self, state: int) -> list[int]:
         """The tokens of the shortest text that ends the reply."""

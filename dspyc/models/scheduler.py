@@ -243,6 +243,7 @@ class Scheduler:
         plain = {i: logits[i].clone() for i, row in enumerate(ready) if row.sampling.logprobs is not None}
         over: list[tuple[Generation, BaseException | None]] = []
         failed: set[int] = set()
+        masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what they refuse; most rows share one
         for i, generation in enumerate(ready):
             try:
                 mask = generation.mask()
@@ -251,7 +252,9 @@ class Scheduler:
                 failed.add(i)
                 continue
             if mask is not None:
-                logits[i].masked_fill_(~mask.to(logits.device), -torch.inf)
+                if id(mask) not in masks:
+                    masks[id(mask)] = mask, ~mask.to(logits.device)
+                logits[i].masked_fill_(masks[id(mask)][1], -torch.inf)
         tokens = choose(logits, [row.sampling for row in ready], [row.generator for row in ready])
         for i, (generation, token) in enumerate(zip(ready, tokens, strict=True)):
             if i in failed:
