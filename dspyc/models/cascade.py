@@ -59,7 +59,7 @@ class Span:
     prefix: Prefix | None
     shared: int  # tokens of the prefix that count
     device: torch.device
-    _mask: torch.Tensor | None = None
+    _mask: torch.Tensor | None = field(default=None, init=False)
 
     def mask(self, each: int, dtype: torch.dtype) -> torch.Tensor | None:
         """(each * length, keys) to add to the scores of `each` queries' heads, made once for all layers.
