@@ -3,7 +3,7 @@
     python benchmarks/random_search.py --json               # everything; some 15 minutes
     python benchmarks/random_search.py --repeats 3 --parts search
 
-The language model is simulated: a dspy.LM engine that sleeps 50 ms and answers by item response theory (Birnbaum's logistic
+The language model is simulated: a dspy.LM engine that answers after 50 ms, by item response theory (Birnbaum's logistic
 model): a prompt's ability is the sum of its demos' hidden helpfulness, a question has a difficulty, and whether an answer
 is right is drawn by prompt and question, so that one prompt has one answer. Abilities differ between candidates by a
 standard deviation of `--spread`; the simulator knows each candidate's true quality, its mean over all questions that could

@@ -170,8 +170,7 @@ class CascadeBatch:
 
     def prefix(self, ids: Sequence[int], adapter: str | None, base: Prefix | None, shared: int) -> Prefix:
         """The prefix of these tokens, computed now; `base` holds the first `shared` of them already."""
-        store, done = Store(), 0
-        store.reserve(1, len(ids) - shared, 0)
+        store, done = Store(1, len(ids) - shared), 0
         while done < len(ids) - shared:
             count = min(STEP_TOKENS, len(ids) - shared - done)
             start = shared + done

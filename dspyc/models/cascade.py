@@ -148,7 +148,8 @@ class Store:
             self.layers.append(Layer(keys, values))
         return self.layers[index]
 
-    def _grown(self, old: Layer, slots: int, room: int, kept: int) -> Layer:
+    @staticmethod
+    def _grown(old: Layer, slots: int, room: int, kept: int) -> Layer:
         new = Store(slots, room).layer(0, old.keys[:1], old.values[:1])
         kept, before = min(kept, len(old.keys)), old.keys.shape[2]
         new.keys[:kept, :, :before] = old.keys[:kept]
@@ -224,7 +225,7 @@ def attend(
         layer.keys[span.slot, :, there] = keys
         layer.values[span.slot, :, there] = values
         if span.start:
-            keys, values = (own[span.slot, :, : there.stop].contiguous() for own in (layer.keys, layer.values))
+            keys, values = (own[span.slot, :, : there.stop] for own in (layer.keys, layer.values))
         found[here] = _spanned(span, keys, values, index, query[0, :, here], scale).transpose(0, 1)
     return found[None], None
 
@@ -299,6 +300,8 @@ def _spanned(
         shared = span.prefix.layers[index]
         keys = torch.cat([shared.keys[:, : span.shared], keys], 1)
         values = torch.cat([shared.values[:, : span.shared], values], 1)
+    elif span.start:
+        values = values.contiguous()  # torch's own attention wants each vector in one piece, and a store has time last
     heads, length, size = queries.shape
     each = heads // keys.shape[0]
     mask = span.mask(each, queries.dtype)

@@ -60,7 +60,7 @@ class Runner:
                 **extra,
             )
         logits = output.logits[0] if extra else output.logits[0, kept]
-        return logits.float().contiguous()  # type: ignore[no-any-return]
+        return logits.float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def qualify(self) -> int:
