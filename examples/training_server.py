@@ -244,6 +244,12 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: a request a line says little."""
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """A server that many threads may call at the same moment: the standard library lets five connections wait."""
+
+    request_queue_size = 128
+
+
 def listed(data: list[dict[str, Any]]) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": False}
 
@@ -256,7 +262,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.getLogger("dspy").setLevel(logging.ERROR)  # whoever calls is told how a reply ended
     Handler.provider = Provider(given.out or Path(tempfile.mkdtemp(prefix="training-server-")))
-    server = ThreadingHTTPServer(("127.0.0.1", given.port), Handler)
+    server = ManyAtOnce(("127.0.0.1", given.port), Handler)
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     if given.with_parent:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dspy.utils import exceptions as dspy_errors
 from dspyc.compiler import Budget, Ledger, bootstrap, observe
 from dspyc.compiler.limiter import Limiter, failure_of, retry_after_of
 from dspyc.errors import BudgetError
+from tests.models.openai_server import ManyAtOnce
 
 NEVER = threading.Event().is_set
 FIELDS = "[[ ## answer ## ]]\nshort and good\n\n[[ ## completed ## ]]"
@@ -90,7 +91,7 @@ class Flaky(BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     Flaky.count, Flaky.answered, Flaky.faults = itertools.count(), Counter(), Counter()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
+    server = ManyAtOnce(("127.0.0.1", 0), Flaky)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

@@ -11,7 +11,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import dspyc
 from dspyc.compiler.records import read_run
 from dspyc.errors import ConfigError
 from dspyc.providers.local import LocalProvider
+from tests.models.openai_server import ManyAtOnce
 from tests.optimizers.simulated import share
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -84,7 +85,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture
 def address() -> Iterator[str]:
     Server.answered, Server.count, Server.meet = Counter(), itertools.count(1), staticmethod(lambda number: 200)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = ManyAtOnce(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

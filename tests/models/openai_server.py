@@ -125,6 +125,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """A server that many threads may call at the same moment.
+
+    The standard library lets five connections wait; where more come, Linux answers with SYN cookies and may reset some.
+    """
+
+    request_queue_size = 128
+
+
 def asks_fields(text: str) -> bool:
     """Whether ChatAdapter asks for the field `answer`."""
     return "[[ ## answer ## ]]" in text
@@ -186,7 +195,7 @@ def main() -> None:
     }
     Handler.adapters = {a["name"]: a["path"] for a in args.lora_modules}
     Handler.adapters |= dict(each.split("=", 1) for each in args.lora_paths)
-    server = ThreadingHTTPServer((args.host, int(args.port)), Handler)
+    server = ManyAtOnce((args.host, int(args.port)), Handler)
     say(f"listening on {server.server_port}")
     server.serve_forever()
 
