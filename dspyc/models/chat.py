@@ -9,14 +9,15 @@ import json
 import re
 import threading
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .messages import Message
-from .messages import messages_of as messages_of
+
+if TYPE_CHECKING:
+    from .messages import Message  # which loads DSPy, and training does without
 
 THOUGHT_END = "</think>"
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
@@ -44,12 +45,12 @@ class ChatTokenizer:
         self._lock = threading.RLock()  # a fast tokenizer changes its own settings while it encodes
         self._control = self._control_pattern()
 
-    def prompt_ids(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def prompt_ids(self, messages: "list[Message]", tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The ids that the model is given: the turns in `messages`, and the opening of the assistant's next one."""
         veil = _Veil(self._control, [messages, tools])
         return self._encode(self._render(veil, messages, tools, reply_next=True), veil)
 
-    def row_ids(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> tuple[list[int], int]:
+    def row_ids(self, messages: "list[Message]", tools: list[dict[str, Any]] | None = None) -> tuple[list[int], int]:
         """The ids of a whole training row, whose last message is the assistant's, and the length of its prompt.
 
         `ids[:length]` is `prompt_ids(messages[:-1], tools)`; the rest is the reply, whose last token ends the turn.
@@ -133,7 +134,7 @@ class ChatTokenizer:
         ]
         return re.compile("|".join(re.escape(text) for text in sorted(found, key=len, reverse=True)) or r"(?!)")
 
-    def _render(self, veil: "_Veil", messages: list[Message], tools: Any, *, reply_next: bool) -> str:
+    def _render(self, veil: "_Veil", messages: "list[Message]", tools: Any, *, reply_next: bool) -> str:
         prepared = veil.hide([_prepared(message) for message in messages])
         try:
             return self._apply(prepared, veil.hide(tools), reply_next)
@@ -146,7 +147,7 @@ class ChatTokenizer:
         except TemplateError as error:
             raise _refusal(error) from error
 
-    def _apply(self, messages: list[Message], tools: Any, reply_next: bool) -> str:
+    def _apply(self, messages: "list[Message]", tools: Any, reply_next: bool) -> str:
         with self._lock:
             text = self.tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=reply_next
@@ -220,7 +221,7 @@ def _strings(value: Any) -> list[str]:
     return []
 
 
-def _prepared(message: Message) -> Message:
+def _prepared(message: "Message") -> "Message":
     """The message as templates expect it: content as one text, the arguments of tool calls as objects."""
     found = {**message, "content": _text_of(message)}
     if message.get("tool_calls"):
@@ -228,7 +229,7 @@ def _prepared(message: Message) -> Message:
     return found
 
 
-def _text_of(message: Message) -> str:
+def _text_of(message: "Message") -> str:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -256,7 +257,7 @@ def _prepared_call(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
-def _without_system(messages: list[Message]) -> list[Message] | None:
+def _without_system(messages: "list[Message]") -> "list[Message] | None":
     """The chat with its system text at the head of the first user message, or None where there is nothing to move."""
     if not messages or messages[0].get("role") != "system":
         return None

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .adapted import adapter_state as adapter_state
     from .adapted import load_adapter as load_adapter
     from .checks import check_renderable as check_renderable
+    from .digests import fingerprint as fingerprint
     from .fingerprints import adapter_fingerprint as adapter_fingerprint
-    from .fingerprints import fingerprint as fingerprint
     from .fingerprints import signature_fingerprint as signature_fingerprint
     from .grammar import reply_grammar as reply_grammar
     from .remembered import remembering as remembering
@@ -50,7 +50,7 @@ _DOORS = {
     "check_renderable": "checks",
     "check_student": "structure",
     "copy_program": "structure",
-    "fingerprint": "fingerprints",
+    "fingerprint": "digests",
     "load_adapter": "adapted",
     "predictors": "structure",
     "program_fingerprint": "structure",

@@ -5,7 +5,6 @@ address, no order of a set, no module path of a type (a class may be `__main__.T
 """
 
 import dataclasses
-import hashlib
 import inspect
 import json
 import re
@@ -21,23 +20,14 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticOmit, PydanticUndefined
 
+from .digests import fingerprint
+
 # Names of settings that may hold a secret or say where a model is served, neither of which is what a program is.
 SECRET_NAME = re.compile(
     r"key$|token$|secret|password|credential|header|^api_|^base_url$|^azure_ad|^aws_|^vertex_cred", re.IGNORECASE
 )
-_DIGITS = 16
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _DEEPEST = 50
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-
-
-def fingerprint(jsonable: Any) -> str:
-    """16 hex digits that name a JSON-able value; the order of an object's keys makes no difference.
-
-    Raises:
-        TypeError: The value holds something that JSON does not.
-    """
-    return hashlib.sha256(_encode(jsonable).encode()).hexdigest()[:_DIGITS]
 
 
 def signature_fingerprint(signature: type[dspy.Signature]) -> str:

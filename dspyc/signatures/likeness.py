@@ -14,7 +14,7 @@ from dspy.adapters.utils import serialize_for_json
 from numpy.typing import NDArray
 
 from ..errors import needing
-from .fingerprints import fingerprint
+from .digests import fingerprint
 
 Likeness = Callable[[str], NDArray[np.float64]]  # of a text to each of some texts
 _LONGEST = 4000  # characters of a value that are compared

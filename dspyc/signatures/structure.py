@@ -15,7 +15,8 @@ from dspy.predict.parameter import Parameter
 
 from ..errors import ProgramError
 from .adapted import adapter_of
-from .fingerprints import adapter_key, fingerprint, is_secret, lm_key, public, signature_fingerprint, stable, type_key
+from .digests import fingerprint
+from .fingerprints import adapter_key, is_secret, lm_key, public, signature_fingerprint, stable, type_key
 from .mixins import written_class
 
 
