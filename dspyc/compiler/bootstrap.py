@@ -12,7 +12,7 @@ from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
-from .calls import Workers, durable
+from .calls import Workers, durable, durable_whoever
 from .ledger import Ledger
 from .pool import Pool
 from .trace import Subject, Trace
@@ -30,17 +30,16 @@ def observe(
     """A copy of `program` whose language models remember their calls, and its adapters demos; it is not changed itself.
 
     `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
-    `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does.
+    LMs that come up during a run (made in `forward`, given by `dspy.context(lm=...)`, a judge's in the metric) remember theirs
+    too where a predictor asks them. `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it
+    None, as dspy.Evaluate does.
     """
-    copied = copy_program(program)
-    memory: dict[int, dspy.BaseLM] = {}
+    copied = copy_program(program, durable)
     for predictor in predictors(copied).values():
-        if predictor.lm is not None:
-            predictor.lm = memory.setdefault(id(predictor.lm), durable(predictor.lm))
         if isinstance(predictor, AdaptedMixin):
-            predictor.adapter = remembering(predictor.adapter)
+            predictor.adapter = durable_whoever(remembering(predictor.adapter))
     shared = lm if lm is not None else dspy.settings.lm
-    written_by = remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter())
+    written_by = durable_whoever(remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter()))
     return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced)
 
 

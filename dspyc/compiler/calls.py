@@ -6,6 +6,7 @@ LiteLLM, native and custom engines and legacy `BaseLM` subclasses alike, and nee
 """
 
 import asyncio
+import copy
 import json
 import re
 import threading
@@ -105,6 +106,14 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
     return copied
 
 
+def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
+    """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
+    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins."""
+    copied = copy.copy(adapter)
+    copied.__class__ = _asking_class(type(adapter))
+    return copied
+
+
 def plain(lm: dspy.BaseLM) -> dspy.BaseLM:
     """A copy of a durable `lm` without memory, retries or callbacks, for another process to make requests with."""
     copied = lm.copy(num_retries=0)
@@ -190,6 +199,32 @@ def _durable_class(kind: type) -> type:
         return kind
     if kind not in _classes:
         _classes[kind] = type(kind.__name__, (_Durable, kind), {"__module__": kind.__module__})
+    return _classes[kind]
+
+
+class _Asking:
+    """Mixed in before an adapter's own class."""
+
+    def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(_in_run(lm), *args, **kwargs)  # type: ignore[misc]
+
+    async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().acall(_in_run(lm), *args, **kwargs)  # type: ignore[misc]
+
+
+def _in_run(lm: Any) -> Any:
+    strange = isinstance(lm, dspy.BaseLM) and not isinstance(lm, _Durable)
+    return durable(lm) if strange and current_run() is not None else lm
+
+
+def _asking_class(kind: type) -> type:
+    if issubclass(kind, _Asking):
+        return kind
+    if kind not in _classes:
+        made = type(kind.__name__, (_Asking, kind), {"__module__": kind.__module__})
+        for name in ("format", "parse"):  # wrapped anew for every subclass: DSPy's callbacks would be told twice
+            delattr(made, name)
+        _classes[kind] = made
     return _classes[kind]
 
 

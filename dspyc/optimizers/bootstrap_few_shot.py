@@ -308,7 +308,8 @@ def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
         program, shared = copy_program(teacher), dspy.settings.lm
         if at:
             for predictor in predictors(program).values():
-                predictor.lm = predictor.lm.copy(rollout_id=at, temperature=1.0)
+                if predictor.lm is not None:
+                    predictor.lm = predictor.lm.copy(rollout_id=at, temperature=1.0)
             shared = shared.copy(rollout_id=at, temperature=1.0) if shared is not None else None
         subject = observe(program, "teacher", identity=fingerprint([identity, at]), lm=shared)
         withhold(subject.program)

@@ -13,7 +13,7 @@ from ..signatures.adapted import AdaptedMixin
 
 @dataclass(frozen=True)
 class Teacher:
-    """A program whose every predictor has an LM. `identity` tells its runs from other programs' in the ledger."""
+    """A program whose every predictor has an LM, its own or DSPy's. `identity` tells its runs from others' in the ledger."""
 
     program: dspy.Module
     identity: str
@@ -54,8 +54,8 @@ def _led_by(student: dspy.Module, lm: dspy.BaseLM | None) -> dspy.Module:
 
 def _finish(program: dspy.Module, lm: dspy.BaseLM | None) -> Teacher:
     for name, predictor in predictors(program).items():
-        predictor.lm = predictor.lm or lm or dspy.settings.lm
-        if predictor.lm is None:
+        predictor.lm = predictor.lm or lm
+        if (predictor.lm or dspy.settings.lm) is None:  # the global one is not written in: `forward` may choose another
             raise ProgramError(
                 f"The teacher's predictor `{name}` has no language model.",
                 hint="Call teacher.set_lm(lm), or pass `teacher_lm` to the optimizer.",

@@ -7,7 +7,7 @@ check_equivalent(student, teacher)   ProgramError unless the teacher's runs can 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dspy
@@ -33,16 +33,19 @@ def predictors(program: dspy.Module, *, frozen: bool = True) -> dict[str, dspy.P
     return {name: p for name, p in _parameters(program, frozen, set(), set()) if isinstance(p, dspy.Predict)}
 
 
-def copy_program(program: dspy.Module) -> dspy.Module:
+def copy_program(program: dspy.Module, lms: Callable[[dspy.BaseLM], dspy.BaseLM] | None = None) -> dspy.Module:
     """A deep copy that shares language models (so engines, clients and their counters) with the original.
 
-    What cannot be copied, such as a lock or an open connection, is shared too; predictors never are.
+    What cannot be copied, such as a lock or an open connection, is shared too; predictors never are. `lms`, if given, says
+    what the copy has in place of each LM, wherever a module, an adapter, a list or a dict in it holds one.
 
     Raises:
         ProgramError: `program` is no `dspy.Module`.
     """
     _check_module(program, "The program")
-    memo = {id(lm): lm for lm in _language_models(program, set())}
+    memo: dict[int, Any] = {}
+    for lm in _language_models(program, set()):
+        memo.setdefault(id(lm), lm if lms is None or not isinstance(lm, dspy.BaseLM) else lms(lm))
     try:
         return copy.deepcopy(program, dict(memo))
     except Exception:  # any attribute may refuse to be copied, in any way

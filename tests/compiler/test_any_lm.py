@@ -1,0 +1,120 @@
+"""Language models that no predictor holds when a run begins: their calls are recorded, counted and replayed like all others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
+from tests.optimizers.simulated import questions, right, simulated_lm
+
+
+class ByContext(dspy.Module):
+    def __init__(self, other: dspy.LM) -> None:
+        super().__init__()
+        self.add = dspy.Predict("question -> answer")
+        self.given = {"other": other}
+
+    def forward(self, question: str) -> Any:
+        with dspy.context(lm=self.given["other"]):
+            return self.add(question=question)
+
+
+class ByArgument(ByContext):
+    def forward(self, question: str) -> Any:
+        return self.add(question=question, lm=self.given["other"])
+
+
+class MadeInForward(ByContext):
+    def forward(self, question: str) -> Any:
+        fresh = dspy.Predict("question -> answer")
+        fresh.lm = self.given["other"]
+        return fresh(question=question)
+
+
+class Directly(ByContext):
+    def forward(self, question: str) -> Any:
+        self.given["other"](messages=[{"role": "user", "content": f"[[ ## question ## ]]\n{question}"}])
+        return self.add(question=question)
+
+
+class Outside(ByContext):
+    """Holds the LM where no copy of the program finds it: in a closure."""
+
+    def __init__(self, other: dspy.LM) -> None:
+        super().__init__(simulated_lm())
+        self.choose = lambda: other
+
+    def forward(self, question: str) -> Any:
+        with dspy.context(lm=self.choose()):
+            return self.add(question=question)
+
+
+PROGRAMS = [ByContext, ByArgument, MadeInForward, Directly, Outside]
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_every_call_of_any_lm_is_recorded_and_replayed(kind: Callable[..., dspy.Module], tmp_path: Path) -> None:
+    other, shared = simulated_lm(), simulated_lm()
+    examples = questions(0, 5)
+    for sitting in (1, 2):
+        with dspy.context(lm=shared), Ledger(tmp_path) as ledger:
+            subject = observe(kind(other), "teacher", identity="the same")
+            traces = bootstrap(subject, examples, metric=right, ledger=ledger, num_threads=4, show_progress=False)
+            assert [trace.error for trace in traces] == [None] * 5
+            asked = len(other.engine.asked) + len(shared.engine.asked)
+            assert sum(ledger.calls().values()) == asked
+        assert len(other.engine.asked) == 5, f"sitting {sitting}"
+    assert len(shared.engine.asked) == (5 if kind is Directly else 0)
+
+
+def test_a_judge_in_the_metric_is_recorded_and_counts_against_the_budget(tmp_path: Path) -> None:
+    judge, student = simulated_lm(1.0), simulated_lm(1.0)
+    judged = dspy.Predict("question -> answer")
+    judged.lm = judge
+
+    def agree(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+        return bool(judged(question=example.question).answer == prediction.answer)
+
+    examples = questions(0, 20)
+    for _ in range(2):
+        with dspy.context(lm=student), Ledger(tmp_path) as ledger:
+            subject = observe(dspy.Predict("question -> answer"), "student", identity="the same")
+            bootstrap(subject, examples, metric=agree, ledger=ledger, num_threads=4, show_progress=False)
+    assert len(judge.engine.asked) == len(student.engine.asked) == 20
+
+    with dspy.context(lm=simulated_lm()), Ledger(tmp_path / "small", budget=dspyc.Budget(calls=8)) as ledger:
+        judge.engine.asked.clear()
+        subject = observe(dspy.Predict("question -> answer"), "student", identity="the same")
+        bootstrap(subject, examples, metric=agree, ledger=ledger, num_threads=1, show_progress=False)
+        assert len(judge.engine.asked) == 4
+        assert ledger.meter.spent.calls == 8
+
+
+def test_a_teacher_s_forward_chooses_its_own_lm(tmp_path: Path) -> None:
+    other, shared = simulated_lm(2.0), simulated_lm(2.0)
+    with dspy.context(lm=shared):
+        optimizer = dspyc.BootstrapFewShot(right, max_bootstrapped_demos=2, run_dir=tmp_path, show_progress=False)
+        compiled = optimizer.compile(ByContext(other), trainset=questions(0, 4))
+    assert compiled.add.demos
+    assert other.engine.asked
+    assert not shared.engine.asked
+
+
+def test_callbacks_hear_of_each_format_and_parse_once(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listener(dspy.utils.callback.BaseCallback):  # type: ignore[misc]
+        def on_adapter_format_start(self, *args: Any, **kwargs: Any) -> None:
+            heard.append("format")
+
+        def on_adapter_parse_start(self, *args: Any, **kwargs: Any) -> None:
+            heard.append("parse")
+
+    with dspy.context(lm=simulated_lm(), callbacks=[Listener()]), Ledger(tmp_path) as ledger:
+        subject = observe(dspy.Predict("question -> answer"), "teacher", identity="the same")
+        bootstrap(subject, questions(0, 1), metric=right, ledger=ledger, show_progress=False)
+    assert sorted(heard) == ["format", "parse"]
