@@ -4,18 +4,23 @@
     compiled = optimizer.compile(student, trainset=train, traces=load_traces("teacher.jsonl"))
 
 A line is one trace, whole: its steps with inputs and outputs, and each call's messages and replies. Values are JSON, which
-`fitted_to` reads as the types that a program declares.
+`fitted_to` reads as the types that a program declares; DSPy's images, sounds and files are known without it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import replace
+from enum import Enum
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dspy
-from pydantic import TypeAdapter
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
+from pydantic import BaseModel, TypeAdapter
+from pydantic.errors import PydanticUserError
 
 from ..errors import DataError, redact
 from ..evaluation import call_metric
@@ -66,17 +71,19 @@ def load_traces(path: str | PathLike[str]) -> list[Trace]:
 
 
 def fitted_to(traces: Iterable[Trace], predictors: Mapping[str, dspy.Predict]) -> list[Trace]:
-    """The traces with their steps' inputs as the types that the predictors of the same names declare.
+    """The traces with inputs and outputs of steps as the types that the predictors of the same names declare.
+
+    Fields of the prediction are read as the outputs of the steps that they came from.
 
     Raises:
-        DataError: A value is not of its field's type.
+        DataError: A step's value is not of its field's type.
     """
-    readers: dict[tuple[str, str], TypeAdapter[Any]] = {
-        (name, field): TypeAdapter(info.annotation)
+    readers = {
+        (name, field): _Reader(info.annotation)
         for name, predictor in predictors.items()
-        for field, info in predictor.signature.input_fields.items()
+        for field, info in predictor.signature.fields.items()
     }
-    return [replace(trace, steps=[_fitted(step, readers, trace.id) for step in trace.steps]) for trace in traces]
+    return [_fitted(trace, readers) for trace in traces]
 
 
 def rescored(
@@ -105,20 +112,116 @@ def _rescored(
         return replace(trace, score=None, error=redact(f"{type(error).__name__}: {error}")[:2000], blame="metric")
 
 
-def _fitted(step: Step, readers: Mapping[tuple[str, str], TypeAdapter[Any]], trace: str) -> Step:
-    inputs = dict(step.inputs)
-    for field, value in step.inputs.items():
-        reader = readers.get((step.predictor, field))
-        if reader is None or isinstance(value, str):
+class _Reader:
+    """Reads what JSON holds of a field's value as the type that the field declares."""
+
+    def __init__(self, annotation: Any) -> None:
+        self._adapter: TypeAdapter[Any] | None = None
+        self._members = {str(member): member for kind in _enums(annotation) for member in kind}
+        # DSPy writes anything into a field of text, and of a tool no file holds the function.
+        if annotation is not str and not dspy.Tool.extract_custom_type_from_annotation(annotation):
+            with suppress(PydanticUserError):  # pydantic does not know the class: values stay what they are
+                self._adapter = TypeAdapter(annotation)
+
+    def __call__(self, value: Any) -> Any:
+        """The value as the type.
+
+        Raises:
+            ValueError: It cannot be read so.
+        """
+        if value is None or self._adapter is None:
+            return value
+        if isinstance(value, str):
+            return self._of_text(value, self._adapter)
+        try:
+            return self._adapter.validate_python(self._with_members(value))
+        except ValueError:
+            if CUSTOM_TYPE_START_IDENTIFIER in str(value):  # a prompt part of a class that only its program knows
+                return value
+            raise
+
+    def _of_text(self, text: str, adapter: TypeAdapter[Any]) -> Any:
+        """What would have been written as this text; else the text, for a program may give any to its predictor."""
+        if text in self._members:
+            return self._members[text]
+        try:
+            read = adapter.validate_json(json.dumps(text), strict=True)
+        except ValueError:
+            return text
+        return read if isinstance(read, BaseModel) or str(getattr(read, "value", read)) == text else text
+
+    def _with_members(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._members.get(value, value)
+        if isinstance(value, list):
+            return [self._with_members(item) for item in value]
+        return {k: self._with_members(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+_Readers = Mapping[tuple[str, str], _Reader]
+
+
+def _enums(annotation: Any) -> Iterator[type[Enum]]:
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _enums(argument)
+
+
+def _fitted(trace: Trace, readers: _Readers) -> Trace:
+    steps = [
+        replace(
+            step,
+            inputs=_read(step.inputs, step.predictor, readers, f"Trace {trace.id} gave"),
+            outputs=_read(step.outputs, step.predictor, readers, f"Trace {trace.id} has from")
+            if step.outputs is not None
+            else None,
+        )
+        for step in trace.steps
+    ]
+    return replace(trace, steps=steps, prediction=_prediction(trace, steps, readers))
+
+
+def _read(values: Mapping[str, Any], predictor: str, readers: _Readers, what: str) -> dict[str, Any]:
+    made = dict(values)
+    for field, value in values.items():
+        if (reader := readers.get((predictor, field))) is None:
             continue
         try:
-            inputs[field] = reader.validate_python(value)
+            made[field] = reader(value)
         except ValueError as error:
             raise DataError(
-                f"Trace {trace} gave `{step.predictor}` a `{field}` that is not what the program declares: {error}",
+                f"{what} `{predictor}` a `{field}` that is not what the program declares: {error}",
                 hint="Traces serve programs whose predictors have the same names and fields.",
             ) from error
-    return replace(step, inputs=inputs)
+    return made
+
+
+def _prediction(trace: Trace, steps: Sequence[Step], readers: _Readers) -> Any:
+    """Each field as the last step has it that gave this very value; a changed one as the type of the last that gave one."""
+    if not isinstance(trace.prediction, dspy.Prediction):
+        return trace.prediction
+    made = copy(trace.prediction)
+    made._store = dict(made.items())
+    for field, value in trace.prediction.items():
+        pairs = zip(reversed(trace.steps), reversed(steps), strict=True)
+        gave = [(was.outputs[field], step) for was, step in pairs if was.outputs is not None and field in was.outputs]
+        text = _text(value)
+        for was, step in gave:
+            if _text(was) == text:
+                assert step.outputs is not None
+                made[field] = step.outputs[field]
+                break
+        else:
+            reader = readers.get((gave[0][1].predictor, field)) if gave else None
+            if reader is not None:
+                with suppress(ValueError):  # the program may answer with what no predictor does
+                    made[field] = reader(value)
+    return made
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _whole(trace: Trace) -> dict[str, Any]:
@@ -134,7 +237,7 @@ def _trace(line: str, where: str) -> Trace:
         if record.pop("version") != _VERSION:
             raise DataError(f"{where}: a trace of another version of dspyc.", hint="Export it again with this one.")
         steps = [_step(step) for step in record.pop("steps")]
-        prediction = record.pop("prediction")
+        prediction = _with_media(record.pop("prediction"))
         return Trace(
             **record,
             steps=steps,
@@ -147,4 +250,27 @@ def _trace(line: str, where: str) -> Trace:
 
 
 def _step(record: dict[str, Any]) -> Step:
-    return Step(**{**record, "calls": [Call(**call, replayed=True) for call in record["calls"]]})
+    read = {name: _with_media(record[name]) for name in ("inputs", "outputs")}
+    return Step(**{**record, **read, "calls": [Call(**call, replayed=True) for call in record["calls"]]})
+
+
+def _with_media(value: Any) -> Any:
+    """With DSPy's images, sounds and files, which JSON has as the parts of a prompt that they are."""
+    if isinstance(value, list):
+        return [_with_media(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _with_media(v) for k, v in value.items()}
+    if not isinstance(value, str) or not value.startswith(CUSTOM_TYPE_START_IDENTIFIER):
+        return value
+    try:
+        [part] = json.loads(value.removeprefix(CUSTOM_TYPE_START_IDENTIFIER).removesuffix(CUSTOM_TYPE_END_IDENTIFIER))
+        return _MEDIA[part["type"]](part[part["type"]])
+    except (ValueError, KeyError, TypeError):  # of a class that is the program's own
+        return value
+
+
+_MEDIA: dict[str, Callable[[Any], Any]] = {
+    "image_url": lambda part: dspy.Image(part["url"]),
+    "input_audio": lambda part: dspy.Audio(data=part["data"], audio_format=part["format"]),
+    "file": lambda part: dspy.File(**part),
+}

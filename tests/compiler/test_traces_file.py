@@ -1,6 +1,8 @@
 """Traces as files: what was bootstrapped once comes back whole, and teaches again."""
 
+import datetime
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,124 @@ def test_inputs_are_read_as_the_program_declares_them(tmp_path: Path) -> None:
     loaded[0].steps[0].inputs["order"] = {"number": "many"}
     with pytest.raises(DataError, match=f"Trace {loaded[0].id} gave `self` a `order`"):
         fitted_to(loaded, {"self": program})
+
+
+class Kind(Enum):
+    PLANT = 1
+    ANIMAL = 2
+
+
+class Being(pydantic.BaseModel):
+    name: str
+    kind: Kind
+
+
+class Describe(dspy.Signature):
+    """Say what is in the picture."""
+
+    picture: dspy.Image = dspy.InputField()
+    others: list[dspy.Image] = dspy.InputField()
+    taken: datetime.date = dspy.InputField()
+    note: str = dspy.InputField()
+    being: Being = dspy.OutputField()
+    kind: Kind = dspy.OutputField()
+    seen: datetime.date = dspy.OutputField()
+
+
+class Naturalist(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.describe = dspy.Predict(Describe)
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        told = self.describe(**inputs)
+        return dspy.Prediction(being=told.being, kind=told.kind, seen=told.seen, years=3)
+
+
+def naturalist() -> Naturalist:
+    program = Naturalist()
+    being = json.dumps({"name": "oak", "kind": 1})
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"being": being, "kind": "PLANT", "seen": "2024-05-17"}))
+    return program
+
+
+def same_being(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return bool(example.being.name == prediction.being.name and prediction.kind is Kind.PLANT)
+
+
+def pictures(number: int) -> list[dspy.Example]:
+    return [
+        dspy.Example(
+            picture=dspy.Image(f"https://example.com/{i}.png"),
+            others=[dspy.Image("data:image/png;base64,AAAA")],
+            taken=datetime.date(2024, 5, 1 + i),
+            note=7,  # DSPy writes any value into a field of text
+            being=Being(name="oak", kind=Kind.PLANT),
+        ).with_inputs("picture", "others", "taken", "note")
+        for i in range(number)
+    ]
+
+
+def test_typed_outputs_and_images_come_back_as_they_were(tmp_path: Path) -> None:
+    program, examples = naturalist(), pictures(2)
+    with Ledger(tmp_path / "run") as ledger:
+        traces = bootstrap(observe(program, "teacher", identity="x"), examples, metric=same_being, ledger=ledger)
+    assert [trace.score for trace in traces] == [1.0, 1.0]
+    save_traces(traces, tmp_path / "traces.jsonl")
+    predictors = dict(program.named_predictors())
+    for live, loaded in zip(traces, fitted_to(load_traces(tmp_path / "traces.jsonl"), predictors), strict=True):
+        assert loaded.steps[0].inputs == live.steps[0].inputs
+        assert loaded.steps[0].outputs == live.steps[0].outputs
+        assert loaded.prediction.toDict() == live.prediction.toDict()
+        assert isinstance(loaded.steps[0].inputs["picture"], dspy.Image)
+        assert isinstance(loaded.prediction.being, Being)
+
+
+def test_what_a_program_made_of_its_predictors_outputs_is_read_by_their_types(tmp_path: Path) -> None:
+    """The prediction's fields are those of the last step that gave them; others stay what a file can hold."""
+    program = naturalist()
+    with Ledger(tmp_path / "run") as ledger:
+        traces = bootstrap(observe(program, "teacher", identity="x"), pictures(1), metric=None, ledger=ledger)
+    save_traces(traces, tmp_path / "traces.jsonl")
+    [loaded] = load_traces(tmp_path / "traces.jsonl")
+    loaded.prediction.being = {"name": "elm", "kind": 1}  # as of a program that renamed it
+    loaded.prediction.kind = "neither"
+    loaded.prediction.other = {"name": "elm"}
+    [read] = fitted_to([loaded], dict(program.named_predictors()))
+    assert read.prediction.being == Being(name="elm", kind=Kind.PLANT)
+    assert (read.prediction.kind, read.prediction.other) == ("neither", {"name": "elm"})
+    assert loaded.prediction.being == {"name": "elm", "kind": 1}  # what was loaded is not changed
+    assert loaded.steps[0].outputs is not None
+    loaded.steps[0].outputs["being"] = {"name": 3}
+    with pytest.raises(DataError, match=f"Trace {loaded.id} has from `describe` a `being`"):
+        fitted_to([loaded], dict(program.named_predictors()))
+
+
+@pytest.mark.parametrize("value", [dspy.Audio(data="AAAA", audio_format="wav"), dspy.File(file_data="data:;base64,AA")])
+def test_files_of_other_kinds_come_back_as_well(tmp_path: Path, value: Any) -> None:
+    program = dspy.Predict(dspy.Signature("given -> answer").with_updated_fields("given", type_=type(value)))
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"answer": "yes"}))
+    examples = [dspy.Example(given=value).with_inputs("given")]
+    with Ledger(tmp_path / "run") as ledger:
+        traces = bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+    save_traces(traces, tmp_path / "traces.jsonl")
+    assert fitted_to(load_traces(tmp_path / "traces.jsonl"), {"self": program})[0].steps[0].inputs == {"given": value}
+
+
+def test_a_typed_program_learns_from_a_file_what_it_learns_from_its_teacher(tmp_path: Path) -> None:
+    examples = pictures(4)
+
+    def optimizer(name: str) -> Any:
+        return dspyc.BootstrapFewShot(
+            same_being, max_bootstrapped_demos=2, max_labeled_demos=0, num_threads=1, run_dir=tmp_path / name
+        )
+
+    live = optimizer("live").compile(Naturalist(), trainset=examples, teacher=naturalist())
+    save_traces(read_run(tmp_path / "live").traces("teacher"), tmp_path / "traces.jsonl")
+    loaded = load_traces(tmp_path / "traces.jsonl")
+    made = optimizer("loaded").compile(naturalist(), trainset=examples, traces=loaded)
+    assert len(live.describe.demos) == 2
+    assert [dict(demo) for demo in made.describe.demos] == [dict(demo) for demo in live.describe.demos]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", json.dumps({"version": 9}), json.dumps({"version": 1, "steps": 3})])
