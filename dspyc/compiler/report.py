@@ -1,5 +1,6 @@
 """What a compile did, what it cost and what it proved."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,15 +11,18 @@ from .gate import Verdict
 from .html_table import html_table
 from .spending import spending_table
 
+_AFTER = "student after"
+
 
 @dataclass(frozen=True)
 class CompileReport:
     """Figures of one compile. Scores are means in the metric's unit, `seconds` wall time of this sitting.
 
-    `calls` counts language-model calls that were paid for, by role, over all sittings of this run; `replayed` those that
-    the ledger answered instead; `cost` is USD where the providers say, else None. `plan` is what was expected of models
-    elsewhere and `spent` what they were asked, over all sittings. `stopped` is the limit that ended the compile early, so that
-    this is the best so far; None where nothing did.
+    `calls` counts the answers of language models by role, each once however many sittings this run had, and those of models
+    on this machine too, which cost nothing; `replayed` counts the calls that the ledger answered in this sitting; `cost` is
+    USD where the providers say, else None. `plan` is what was expected of models elsewhere and `spent` what those alone were
+    asked, over all sittings. `stopped` is the limit that ended the compile early, so that this is the best so far; None where
+    nothing did. `run_dir` is empty where nothing was run, so that there was nothing to record.
     """
 
     verdict: Verdict | None
@@ -67,12 +71,13 @@ class CompileReport:
         return cls(**{**facts, "verdict": Verdict(**verdict) if verdict else None})
 
     def table(self) -> Table:
-        """The comparison as a table for a terminal or a notebook."""
+        """The comparison, or what was learned from where there is none, as a table for a terminal or a notebook."""
+        first, second = self._columns
         table = Table(title=self._title, caption=self.conclusion or None)
-        table.add_column("program")
-        table.add_column("score", justify="right")
-        for name, score in self._scores():
-            table.add_row(name, score, style="bold" if name == "student after" else None)
+        table.add_column(first)
+        table.add_column(second, justify="right")
+        for name, figure in self._rows():
+            table.add_row(name, figure, style="bold" if name == _AFTER else None)
         return table
 
     @property
@@ -88,28 +93,49 @@ class CompileReport:
         return self.table()
 
     def _repr_html_(self) -> str:
-        scores, calls = self._scores(), ", ".join(f"{count:,} of the {role}" for role, count in self.calls.items())
+        rows, calls = self._rows(), ", ".join(f"{count:,} of the {role}" for role, count in self.calls.items())
         spent = [f"Calls: {calls or 'none'}", *([f"{self.cost:.4f} USD"] if self.cost is not None else [])]
         said = [self.conclusion] if self.conclusion else []
         caption = " · ".join([*said, *spent, f"{self.seconds:.0f} s"])
-        after = [name for name, _ in scores].index("student after") if scores else None
-        return html_table(("program", "score"), scores, bold=after, title=self._title, caption=caption)
+        after = next((place for place, (name, _) in enumerate(rows) if name == _AFTER), None)
+        return html_table(self._columns, rows, bold=after, title=self._title, caption=caption)
 
     @property
     def _title(self) -> str:
         return "Held-out comparison" if self.verdict else "Compiled without a held-out comparison"
 
-    def _scores(self) -> list[tuple[str, str]]:
+    @property
+    def _columns(self) -> tuple[str, str]:
+        return ("program", "score") if self.verdict else ("learned from", "number")
+
+    def _rows(self) -> list[tuple[str, str]]:
         if self.verdict is None:
-            return []
+            return [(name, f"{number:,}") for name, number in self._sources() if number]
         low, high = self.verdict.interval
         taught = [] if self.verdict.teacher is None else [("teacher", f"{self.verdict.teacher:.3f}")]
         return [
             ("student before", f"{self.verdict.before:.3f}"),
             *taught,
-            ("student after", f"{self.verdict.after:.3f}"),
+            (_AFTER, f"{self.verdict.after:.3f}"),
             ("difference (95 %)", f"{low:+.3f} to {high:+.3f}"),
         ]
+
+    def _sources(self) -> Iterator[tuple[str, int]]:
+        """What became of the runs, and what each predictor has learned from."""
+        facts = self.dataset
+        yield "runs", facts.get("runs", facts.get("traces", 0))
+        yield "failed runs", facts.get("failed", 0)
+        yield "runs that scored too low", facts.get("below", 0)
+        yield "good runs", facts.get("bootstrapped", 0)
+        yield "duplicate rows left out", facts.get("duplicates", 0)
+        yield "rows left out for balance", facts.get("balanced_away", 0)
+        yield "rows that could not be written", sum(facts.get("unrenderable", {}).values())
+        for name, number in self.rows.items():
+            yield f"training rows of `{name}`", number
+        for name, number in facts.get("demos", {}).items():
+            yield f"demos of `{name}`", number
+        for name, number in facts.get("shown", {}).items():
+            yield f"demos of `{name}` for each input", number
 
     def spending(self) -> Table:
         """Plan and actual, side by side."""

@@ -7,11 +7,13 @@ its runs are made once, when the program is compiled, and every predictor choose
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from ..compiler import artifact
 from ..compiler.bootstrap import check_examples
 from ..compiler.fitting import fitting_pool
 from ..compiler.plan import Plan
@@ -67,7 +69,7 @@ class KNNFewShot(Teleprompter):
         teacher: dspy.Module | None = None,
         trainset: Sequence[dspy.Example] | None = None,
     ) -> dspy.Module:
-        """A copy of `student` whose predictors choose their demos; after a bootstrap with its `report` and `save`.
+        """A copy of `student` whose predictors choose their demos, with `report` and `save`.
 
         Raises:
             DspycError: Its subclass says what was wrong.
@@ -89,7 +91,9 @@ class KNNFewShot(Teleprompter):
             if len(predictor.demos) < wanted[name]:
                 logger.warning("`%s` has %d demos to choose %d from.", name, len(predictor.demos), wanted[name])
             choose_nearest(predictor, Nearest(wanted[name], self.vectorizer))
-        return compiled
+        pools = {name: len(predictor.demos) for name, predictor in predictors(compiled, frozen=False).items()}
+        found = {**compiled.report.dataset, "demos": pools, "shown": wanted}
+        return artifact.attach(compiled, replace(compiled.report, dataset=found))
 
     def plan(
         self,

@@ -1,18 +1,22 @@
 """LabeledFewShot: training examples, as they are, become the demos of every predictor."""
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from ..compiler import artifact
 from ..compiler.bootstrap import check_examples
 from ..compiler.demos import labelled
 from ..compiler.fitting import fitting
 from ..compiler.plan import Plan
-from ..signatures import copy_program, predictors
+from ..compiler.report import CompileReport
+from ..signatures import copy_program, predictors, program_fingerprint
 from .checks import check_count, check_fit
+from .runs import data_fingerprint
 
 
 class LabeledFewShot(Teleprompter):
@@ -34,12 +38,13 @@ class LabeledFewShot(Teleprompter):
         self.k, self.seed, self.diverse, self.fit_context = k, seed, diverse, fit_context
 
     def compile(self, student: dspy.Module, *, trainset: Sequence[dspy.Example], sample: bool = True) -> dspy.Module:
-        """A copy of `student` with new demos and its own language models; with `sample=False` they are the first `k`.
+        """A copy of `student` with new demos, its own language models, `report` and `save`; with `sample=False` the first `k`.
 
         Raises:
             ProgramError: `student` is no program.
             DataError: `trainset` is no list of examples.
         """
+        started = time.monotonic()
         examples = check_examples(trainset, "trainset", allow_empty=True, inputs=False)
         rng = random.Random(self.seed)
         compiled = blank_copy(student)
@@ -49,12 +54,35 @@ class LabeledFewShot(Teleprompter):
             if sample:
                 demos = labelled(predictor, examples, number, rng, diverse=self.diverse)
             predictor.demos = fitted(name, predictor, demos, examples, self.fit_context)
-        return compiled
+        named = {"student": program_fingerprint(student), "data": _named(examples)}
+        return artifact.attach(compiled, self._report(compiled, named, time.monotonic() - started))
 
     def plan(self, student: dspy.Module, *, trainset: Sequence[dspy.Example], sample: bool = True) -> Plan:
         """What `compile` with the same arguments asks for: nothing."""
         check_examples(trainset, "trainset", allow_empty=True, inputs=False)
         return Plan([], 1)
+
+    def _report(self, compiled: dspy.Module, fingerprints: dict[str, str], seconds: float) -> CompileReport:
+        demos = {name: len(predictor.demos) for name, predictor in predictors(compiled, frozen=False).items()}
+        return CompileReport(
+            verdict=None,
+            calls={},
+            replayed=0,
+            cost=None,
+            seconds=seconds,
+            rows={},
+            dataset={"demos": demos},
+            training=[],
+            run_dir="",
+            seed=self.seed,
+            fingerprints=fingerprints,
+            plan=Plan([], 1).to_dict(),
+        )
+
+
+def _named(examples: Sequence[dspy.Example]) -> str:
+    """A fingerprint of examples that need not say which of their fields are inputs."""
+    return data_fingerprint([e if e._input_keys is not None else e.with_inputs() for e in examples])
 
 
 def fitted(

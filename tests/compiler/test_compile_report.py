@@ -1,5 +1,7 @@
 """A compile's report as a person sees it: a table on a terminal, HTML in a notebook."""
 
+import json
+
 from dspyc.compiler import CompileReport, Verdict
 
 
@@ -23,3 +25,31 @@ def test_without_a_comparison_it_says_so() -> None:
     assert "Compiled without a held-out comparison" in shown
     assert "Calls: 1,200 of the teacher · 3 s" in shown
     assert report(None).table().row_count == 0
+
+
+def cells(shown: CompileReport) -> list[tuple[str, str]]:
+    first, second = shown.table().columns
+    return [(str(name), str(figure)) for name, figure in zip(first.cells, second.cells, strict=True)]
+
+
+def test_without_a_comparison_it_says_what_was_learned_from() -> None:
+    facts = {
+        "traces": 1200,
+        "failed": 3,
+        "below": 40,
+        "duplicates": 0,
+        "unrenderable": {"too long": 2},
+        "rows": {"a": 1},
+    }
+    trained = report(None, dataset=facts, rows={"name": 1157})
+    assert cells(trained) == [
+        ("runs", "1,200"),
+        ("failed runs", "3"),
+        ("runs that scored too low", "40"),
+        ("rows that could not be written", "2"),
+        ("training rows of `name`", "1,157"),
+    ]
+    shown = report(None, dataset={"runs": 6, "failed": 0, "bootstrapped": 4, "demos": {"name": 16, "count": 4}})
+    assert cells(shown)[1:] == [("good runs", "4"), ("demos of `name`", "16"), ("demos of `count`", "4")]
+    assert "<td><span>demos of `name`</span></td><td><span>16</span></td>" in shown._repr_html_()
+    assert CompileReport.from_dict(json.loads(json.dumps(shown.to_dict()))).to_dict() == shown.to_dict()

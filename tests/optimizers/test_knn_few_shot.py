@@ -179,3 +179,17 @@ def test_it_stands_in_a_sequence_of_optimizers(tmp_path: Path) -> None:
     last = next(c["program"] for c in compiled.candidate_programs if c["strategy"] == "n -> p -> n")
     middle = next(c["program"] for c in compiled.candidate_programs if c["strategy"] == "n -> p")
     assert (len(last.demos), last.nearest.k, len(middle.demos), middle.nearest) == (20, 3, 4, None)
+
+
+def test_it_is_saved_as_an_artifact_with_a_report_that_says_what_each_predictor_shows(tmp_path: Path) -> None:
+    compiled = dspyc.KNNFewShot({"reply": 2}, TICKETS).compile(TwoSteps())
+    assert compiled.report.dataset == {"demos": {"triage": 0, "reply": 3}, "shown": {"reply": 2}}
+    (pool, shown) = zip(*(column.cells for column in compiled.report.table().columns), strict=True)
+    assert (pool, shown) == (("demos of `reply`", "3"), ("demos of `reply` for each input", "2"))
+    compiled.save(tmp_path / "built")
+    loaded = dspyc.load(tmp_path / "built", TwoSteps())
+    assert (loaded.report, loaded.reply.nearest.k) == (compiled.report, 2)
+    compiled.save(tmp_path / "state.json")  # DSPy's own
+    plain = TwoSteps()
+    plain.load(tmp_path / "state.json")
+    assert len(plain.reply.demos) == 3
