@@ -35,11 +35,16 @@ class Pair(NamedTuple):
     down: torch.Tensor
     up: torch.Tensor
 
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
 
 class Adapters:
-    """The adapters of one base model that are loaded now, by name."""
+    """The adapters of one base model that are loaded now, by name, `bytes` in all; any thread may read that."""
 
     def __init__(self, model: Any) -> None:
+        self.bytes = 0
         self._model = model
         self._layers: dict[str, dict[str, Pair]] = {}  # layer -> adapter -> its factors
         self._hooks: dict[str, Any] = {}
@@ -53,11 +58,6 @@ class Adapters:
     def names(self) -> set[str]:
         return set(self._names)
 
-    @property
-    def bytes(self) -> int:
-        pairs = [pair for layer in self._layers.values() for pair in layer.values()]
-        return sum(pair.down.nbytes + pair.up.nbytes for pair in pairs)
-
     def load(self, name: str, folder: Path) -> None:
         """Put the adapter in `folder` beside the base.
 
@@ -67,6 +67,7 @@ class Adapters:
         pairs = self._read(folder)
         for path, pair in pairs.items():
             self._layers.setdefault(path, {})[name] = pair
+            self.bytes += pair.bytes
             if path not in self._hooks:
                 hook = self._hook(path)
                 self._hooks[path] = self._model.get_submodule(path).register_forward_hook(hook)
@@ -76,7 +77,8 @@ class Adapters:
         """Free an adapter. No step may be under way."""
         self._names.discard(name)
         for path, layer in list(self._layers.items()):
-            layer.pop(name, None)
+            pair = layer.pop(name, None)
+            self.bytes -= pair.bytes if pair is not None else 0
             if not layer:
                 del self._layers[path]
                 self._hooks.pop(path).remove()

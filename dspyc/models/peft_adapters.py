@@ -9,10 +9,12 @@ from ..errors import ModelError
 
 
 class PeftAdapters:
-    """Adapters that peft puts around the layers of one base; all are off outside of `wearing`."""
+    """Adapters that peft puts around the layers of one base, `bytes` in all; all are off outside of `wearing`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._base = _bytes(model)
+        self.bytes = 0
         self._wrapper: Any = None
         self._names: set[str] = set()
 
@@ -46,12 +48,14 @@ class PeftAdapters:
                 self._wrapper.base_model.disable_adapter_layers()
         self._model.eval()
         self._names.add(name)
+        self.bytes = _bytes(self._model) - self._base
 
     def drop(self, name: str) -> None:
         """Free an adapter."""
         self._names.discard(name)
         self._wrapper.delete_adapter(name)
         self._wrapper.base_model.disable_adapter_layers()
+        self.bytes = _bytes(self._model) - self._base
 
     @contextmanager
     def wearing(self, name: str) -> Iterator[None]:
@@ -62,3 +66,7 @@ class PeftAdapters:
             yield
         finally:
             self._wrapper.base_model.disable_adapter_layers()
+
+
+def _bytes(model: Any) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -20,18 +20,18 @@ _LONG = 128  # tokens of one prompt that become a prefix, if there are half as m
 
 
 class PrefixCache:
-    """The kept prefixes of one model. `limit` is in bytes; prefixes that rows stand behind are kept beyond it."""
+    """The kept prefixes of one model, `bytes` in all. `limit` is in bytes; prefixes that rows stand behind are kept beyond it.
+
+    One thread uses it; `bytes` may be read by any.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.bytes = 0
         self._kept: OrderedDict[int, tuple[Prefix, np.ndarray]] = OrderedDict()  # the least recently used first
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    @property
-    def bytes(self) -> int:
-        return sum(prefix.bytes for prefix, _ in self._kept.values())
 
     def match(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
         """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts."""
@@ -47,23 +47,27 @@ class PrefixCache:
     def keep(self, prefix: Prefix) -> None:
         """Keep a prefix until `shrink` lets it go."""
         self._kept[id(prefix)] = (prefix, as_array(prefix.ids))
+        self.bytes += prefix.bytes
 
     def shrink(self, limit: int) -> bool:
         """Let unused prefixes go, the least recently used first, until `limit` bytes are kept; whether any went."""
-        held, before = self.bytes, len(self._kept)
-        for key, (prefix, _) in list(self._kept.items()):
-            if held <= limit:
+        before = len(self._kept)
+        for prefix, _ in list(self._kept.values()):
+            if self.bytes <= limit:
                 break
             if not prefix.users:
-                del self._kept[key]
-                held -= prefix.bytes
+                self._drop(prefix)
         return len(self._kept) < before
 
     def forget(self, adapter: str | None) -> None:
         """Let all prefixes of an adapter go."""
-        for key, (prefix, _) in list(self._kept.items()):
+        for prefix, _ in list(self._kept.values()):
             if prefix.adapter == adapter:
-                del self._kept[key]
+                self._drop(prefix)
+
+    def _drop(self, prefix: Prefix) -> None:
+        del self._kept[id(prefix)]
+        self.bytes -= prefix.bytes
 
 
 def shared_length(ids: np.ndarray, others: Iterable[np.ndarray], matched: int) -> int:

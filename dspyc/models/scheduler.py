@@ -5,7 +5,7 @@ token, or several where a format fixes them, of every row.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ class Scheduler:
         self._prefixes = PrefixCache(plan.prefixes)
         runner = Runner(model, self._adapters.routed)
         self._token_bytes = runner.qualify()
+        self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._mixed = CascadeBatch(runner.read, runner.device)
-        self._alone: dict[str, CascadeBatch] = {}  # batches of adapters that cannot share a step with others
+        # Batches of adapters that cannot share a step with others; replaced, never changed, since `memory` reads them.
+        self._alone: Mapping[str, CascadeBatch] = {}
         self._padded: list[PaddedBatch] = []
         self._waiting: deque[Generation] = deque()
         self._rows = MAX_ROWS
@@ -64,10 +66,10 @@ class Scheduler:
 
     @property
     def memory(self) -> MemoryReport:
-        """What is held now."""
-        weights = sum(parameter.nbytes for parameter in self._model.parameters())
-        batch = sum(batch.bytes for batch in [self._mixed, *self._alone.values()])
-        return MemoryReport(weights, self._adapters.bytes, self._prefixes.bytes, batch, self._plan)
+        """What is held now. Any thread may ask: this reads totals that are kept, and iterates over nothing that changes."""
+        batch = self._mixed.bytes + sum(batch.bytes for batch in self._alone.values())
+        adapters = self._adapters.bytes + self._special.bytes
+        return MemoryReport(self._weights, adapters, self._prefixes.bytes, batch, self._plan)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let requests wait for their turn; those of adapters that cannot be had fail at once."""
@@ -145,14 +147,18 @@ class Scheduler:
             adapter = generation.adapter
             key = (adapter, ids.tobytes())
             like, prefix, shared = first.get(key, (None, None, 0))
-            if like is None:
-                others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
-                prefix, shared = self._prefix(generation, ids, others)
-                first[key] = (generation, prefix, shared)
-            if not self._fits(len(ids) - shared + min(generation.left, _AHEAD)):
-                self._waiting.extendleft(reversed(joining[at:]))
-                break
-            self._batch_of(adapter).add(generation, prefix, shared, like)
+            try:
+                if like is None:
+                    others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
+                    prefix, shared = self._prefix(generation, ids, others)
+                if not self._fits(len(ids) - shared + min(generation.left, _AHEAD)):
+                    self._waiting.extendleft(reversed(joining[at:]))
+                    break
+                self._batch_of(adapter).add(generation, prefix, shared, like)
+            except Exception as error:  # it concerns this request alone, which gets it
+                _fail(generation.job, error)
+                continue
+            first.setdefault(key, (generation, prefix, shared))  # only what has joined can have twins
         self._prefixes.shrink(self._plan.prefixes)
 
     def _prefix(
@@ -199,7 +205,7 @@ class Scheduler:
             return self._mixed
         if adapter not in self._alone:
             runner = Runner(self._model, self._wearing(adapter))
-            self._alone[adapter] = CascadeBatch(runner.read, runner.device)
+            self._alone = {**self._alone, adapter: CascadeBatch(runner.read, runner.device)}
         return self._alone[adapter]
 
     def _wearing(self, adapter: str | None) -> Wearing:
@@ -302,7 +308,7 @@ class Scheduler:
 
     def _drop(self, name: str) -> None:
         del self._used[name]
-        self._alone.pop(name, None)
+        self._alone = {other: batch for other, batch in self._alone.items() if other != name}
         self._prefixes.forget(name)
         (self._adapters if name in self._adapters else self._special).drop(name)
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import math
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from dspy import lm15
 from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
-from dspyc.models import AsyncLocalEngine, LocalEngine
+from dspyc.models import AsyncLocalEngine, LocalEngine, identity
 from dspyc.models.generation import Job
 from dspyc.models.memory import MemoryPlan, plan
 from dspyc.models.sampling import Sampling, choose
@@ -19,6 +22,15 @@ from dspyc.models.streaming import TextStream
 from tests.models import single, small
 
 SIZE = len(small.tokenizer())
+
+
+@pytest.fixture
+def quick_turns() -> Iterator[None]:
+    """Threads take turns a thousand times as often, so that they meet wherever they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 class Format:
@@ -234,3 +246,68 @@ def test_a_prompt_that_does_not_fit_the_planned_memory_is_refused(tmp_path: Path
     assert [future.result(30).text for future in asked[:20]] == [single.answer(folder, [5, i], 10) for i in range(20)]
     with pytest.raises(ModelError, match=r"keys and values take .* are planned for batches"):
         asked[20].result(30)
+
+
+def test_a_prompt_that_is_refused_leaves_those_that_came_with_it_alone(tmp_path: Path) -> None:
+    folder = small.llama(tmp_path / "mixed", seed=13)
+    single.replies(folder, single.greedy([5], 1))
+    model = single.model(folder)
+    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+    short = [[5, 6, 7 + i, *range(20, 26)] for i in range(3)]
+    long = [9, *range(30, 102)]  # 73 tokens
+    prompts = [long, short[0], [*long], short[1], [*long, 8], short[2]]
+    asked = model.submit(*(single.greedy(ids, 4) for ids in prompts))
+    for ids, future in zip(prompts, asked, strict=True):
+        if ids in short:
+            assert future.result(30).text == single.answer(folder, ids, 4)
+        else:
+            with pytest.raises(ModelError, match="are planned for batches"):
+                future.result(30)
+
+
+def test_twins_of_which_one_is_refused(tmp_path: Path) -> None:
+    folder = small.llama(tmp_path / "twins", seed=14)
+    single.replies(folder, single.greedy([5], 1))
+    model = single.model(folder)
+    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+    ids = list(range(20, 60))
+    refused, one, other = model.submit(single.greedy(ids, 30), single.greedy(ids, 4), single.greedy(ids, 5))
+    with pytest.raises(ModelError, match="are planned for batches"):
+        refused.result(30)
+    assert one.result(30).text == single.answer(folder, ids, 4)
+    assert other.result(30).text == single.answer(folder, ids, 5)
+
+
+def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: None) -> None:
+    folder = small.llama(tmp_path / "watched", seed=15)
+    worn = small.lora(folder, tmp_path / "worn", seed=1)
+    name = identity(folder, worn)
+    single.replies(folder, single.greedy([5], 1))
+    model = single.model(folder)
+    over = threading.Event()
+
+    def watch() -> int:
+        seen = 0
+        while not over.is_set():
+            report = model.memory
+            assert report is not None
+            assert min(report.prefixes, report.adapters, report.batch) >= 0
+            seen += 1
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(watch) for _ in range(2)]
+        try:
+            for turn in range(20):
+                prompts = [[5 + turn, 5 + i, *(5 + j * (turn + 3) % 290 for j in range(130))] for i in range(6)]
+                jobs = [Job(ids, Sampling(2), (name, worn) if i % 2 else None) for i, ids in enumerate(prompts)]
+                for future in model.submit(*jobs):
+                    future.result(60)
+                model.forget(name)
+        finally:
+            over.set()
+        assert all(future.result(30) for future in watching)
+    held, scheduler = model.memory, model._scheduler
+    assert held.prefixes == sum(prefix.bytes for prefix, _ in scheduler._prefixes._kept.values())
+    single.replies(folder, single.greedy([5], 1))
+    assert model.memory.adapters == 0

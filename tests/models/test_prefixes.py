@@ -157,6 +157,16 @@ def test_an_adapter_that_is_more_than_two_factors_a_layer_runs_beside_the_others
     expected = [single.answer(folder, [5, 6, 7 + i], 8, each) for i in range(3) for each in worn]
     assert single.replies(folder, *jobs) == expected
     assert len(set(expected[:3])) == 3
+    model = single.model(folder)
+    scheduler = model._scheduler
+    held = model.memory
+    assert held.weights == held.plan.weights
+    assert held.adapters == scheduler._adapters.bytes + scheduler._special.bytes
+    assert min(scheduler._adapters.bytes, scheduler._special.bytes) > 0
+    for each in worn[1:]:
+        model.forget(identity(folder, each))
+    single.replies(folder, single.greedy([5], 1))
+    assert model.memory.adapters == 0
 
 
 def test_candidates_share_one_prefill_and_are_drawn_apart(folder: Path) -> None:
