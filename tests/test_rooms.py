@@ -71,6 +71,13 @@ def test_a_room_exports_what_it_says(room: str) -> None:
         assert getattr(module, name) is not None
 
 
+def test_every_error_can_be_caught_by_its_name_in_dspyc() -> None:
+    dspyc, errors = import_module("dspyc"), import_module("dspyc.errors")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DspycError)]
+    assert {kind.__name__ for kind in kinds} <= set(dspyc.__all__)
+    assert all(getattr(dspyc, kind.__name__) is kind for kind in kinds)
+
+
 def test_importing_dspyc_loads_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "litellm", "peft", "openai", "rich")
     code = f"import sys, dspyc; print([m for m in {heavy} if m in sys.modules])"

@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -25,7 +25,7 @@ from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
-from ..compiler.traces_file import fitted_to, rescored
+from ..compiler.traces_file import fitted_to, load_traces, rescored
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
@@ -40,12 +40,15 @@ from ..signatures import (
     predictors,
     program_fingerprint,
 )
+from ..signatures.checks import adapter_of_name
 from .checks import check_executor, check_limits, check_share
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
 
 logger = logging.getLogger(__name__)
+
+_EXAMPLE = 'For example train_kwargs={"method": "full", "epochs": 3}.'
 
 
 class BootstrapFinetune(Teleprompter):
@@ -56,8 +59,8 @@ class BootstrapFinetune(Teleprompter):
             ends without an error, and leaves nothing to judge the result by.
         multitask: True trains one set of weights for all predictors that share an LM, False one for each predictor.
         train_kwargs: Settings of the training, by `dspyc.TrainingConfig`'s names or DSPy's; or a dict of them by LM.
-        adapter: The adapter that the compiled predictors will run, and so are trained, with; or a dict by LM. Without it
-            each predictor keeps the adapter that it has now.
+        adapter: The adapter that the compiled predictors will run, and so are trained, with, or its name: "terse", "chat",
+            "json" or "xml"; or a dict of them by LM. Without it each predictor keeps the adapter that it has now.
         exclude_demos: Train and run without the predictors' demos.
         num_threads: Examples that run at once. Default: DSPy's setting, else 8.
         teacher_lm: The LM of teacher predictors that have none of their own.
@@ -81,7 +84,7 @@ class BootstrapFinetune(Teleprompter):
         metric: Metric | None = None,
         multitask: bool = True,
         train_kwargs: Mapping[Any, Any] | None = None,
-        adapter: dspy.Adapter | Mapping[dspy.LM, dspy.Adapter] | None = None,
+        adapter: dspy.Adapter | str | Mapping[dspy.LM, dspy.Adapter | str] | None = None,
         exclude_demos: bool = False,
         num_threads: int | None = None,
         *,
@@ -111,8 +114,8 @@ class BootstrapFinetune(Teleprompter):
             raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
         self.metric, self.metric_threshold = metric, metric_threshold
         self.multitask, self.exclude_demos, self.balance = multitask, exclude_demos, balance
-        self.train_kwargs = dict(train_kwargs or {})
-        self.adapter, self.teacher_lm = adapter, teacher_lm
+        self.train_kwargs = _settings(train_kwargs)
+        self.adapter, self.teacher_lm = _adapters(adapter), teacher_lm
         self.num_threads, self.max_errors = num_threads, max_errors
         self.on_regression, self.executor, self.run_dir = on_regression, executor, run_dir
         self.validation_fraction, self.holdout_fraction = validation_fraction, holdout_fraction
@@ -125,7 +128,7 @@ class BootstrapFinetune(Teleprompter):
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        traces: Sequence[Trace] | None = None,
+        traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> dspy.Module:
         """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
@@ -133,8 +136,8 @@ class BootstrapFinetune(Teleprompter):
         With no teacher, no `teacher_lm` and examples that name all predictors' outputs, rows come straight from the
         labels; with no teacher and no labels, the student teaches itself by its own good runs. With several teachers,
         all their good runs count, and the first is the one that the gate compares with. `traces`, as `dspyc.load_traces`
-        reads them, teach in place of a teacher: they are scored anew where `trainset` has their example, and those of
-        held-out examples are left out.
+        reads them, or the path of their file, teach in place of a teacher: they are scored anew where `trainset` has their
+        example, and those of held-out examples are left out.
 
         Raises:
             DspycError: Its subclass says what was wrong, and every error but a LedgerError leaves a run that resumes.
@@ -143,15 +146,16 @@ class BootstrapFinetune(Teleprompter):
             allowed = "trainset, teacher, valset and traces are allowed"
             raise ConfigError(f"`compile` does not take {sorted(unknown)}; {allowed}.")
         started = time.monotonic()
+        recorded = _recorded(traces)
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
         targets = self._targets(student)
         units = plan_units(targets, self.multitask, self.train_kwargs)
         for unit in units:
             check_trainable(unit, self.seed)
             check_task_names(unit)
-        teachers = self._teachers(student, teacher, train, traces)
+        teachers = self._teachers(student, teacher, train, recorded)
         threads = check_threads(self.num_threads)
-        asks = self._asks(student, teachers, train, traces)
+        asks = self._asks(student, teachers, train, recorded)
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         plan = Plan(_stages(student, teachers, train, held_out), threads)
         run_dir = run_folder(self.run_dir, asks)
@@ -161,10 +165,10 @@ class BootstrapFinetune(Teleprompter):
         ):
             ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out), plan=plan.to_dict())
             sitting = _Sitting(self, ledger, threads, workers)
-            if traces is None:
+            if recorded is None:
                 dataset = sitting.rows(train, teachers, targets)
             else:
-                dataset = sitting.rows_of(traces, train, held_out, targets)
+                dataset = sitting.rows_of(recorded, train, held_out, targets)
             before, taught = sitting.judge_first(student, teachers, held_out)
             trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
@@ -202,12 +206,12 @@ class BootstrapFinetune(Teleprompter):
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        traces: Sequence[Trace] | None = None,
+        traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
     ) -> Plan:
         """What `compile` with the same arguments will ask for: an estimate, at no cost."""
         check_student(student)
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
-        teachers = self._teachers(student, teacher, train, traces)
+        teachers = self._teachers(student, teacher, train, _recorded(traces))
         return Plan(_stages(student, teachers, train, held_out), check_threads(self.num_threads))
 
     def _split(
@@ -386,6 +390,46 @@ class _Sitting:
         if costs:
             self.cost = (self.cost or 0.0) + sum(costs)
         return traces
+
+
+def _settings(given: Any) -> dict[Any, Any]:
+    """`train_kwargs` as a dict."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"`train_kwargs` is {given!r}; a dict of settings is allowed.", hint=_EXAMPLE)
+    settings = dict(given or {})
+    for lm, own in settings.items():
+        if isinstance(lm, dspy.BaseLM) and not isinstance(own, Mapping):
+            raise ConfigError(
+                f"`train_kwargs` has {own!r} for {lm.model!r}; a dict of settings is allowed.", hint=_EXAMPLE
+            )
+    return settings
+
+
+def _adapters(given: Any) -> dspy.Adapter | dict[dspy.BaseLM, dspy.Adapter] | None:
+    """`adapter` with its names made adapters."""
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return {lm: adapter_of_name(adapter) for lm, adapter in given.items()}
+    return adapter_of_name(given)
+
+
+def _recorded(traces: Any) -> list[Trace] | None:
+    """The argument `traces` as a list; a path is read."""
+    if traces is None:
+        return None
+    if isinstance(traces, (str, os.PathLike)):
+        return load_traces(traces)
+    found = list(traces) if isinstance(traces, Iterable) else []
+    wrong = next(
+        (f"`traces[{i}]` is a {type(t).__name__}" for i, t in enumerate(found) if not isinstance(t, Trace)), None
+    )
+    if wrong is not None or not isinstance(traces, Iterable):
+        raise ConfigError(
+            f"{wrong or f'`traces` is a {type(traces).__name__}'}; traces, or the path of their file, are allowed.",
+            hint='Write traces=dspyc.load_traces("teacher.jsonl").',
+        )
+    return found
 
 
 def _stages(

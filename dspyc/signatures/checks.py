@@ -15,12 +15,36 @@ from dspy.adapters.types.tool import ToolCalls
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from ..errors import RenderError
+from ..errors import ConfigError, RenderError
 from .render import silenced
+from .terse import TerseAdapter
 
 _MEDIA = {Image: "image", Audio: "audio", File: "file", Document: "file"}
 _UNWRITABLE = (*_MEDIA, Citations, History, Tool)
+ADAPTERS: dict[str, type[dspy.Adapter]] = {  # by the names that people type
+    "terse": TerseAdapter,
+    "chat": dspy.ChatAdapter,
+    "json": dspy.JSONAdapter,
+    "xml": dspy.XMLAdapter,
+}
 _ADAPTERS = "dspy.ChatAdapter, JSONAdapter, XMLAdapter, BAMLAdapter or dspyc.TerseAdapter"
+
+
+def adapter_of_name(given: Any) -> dspy.Adapter:
+    """The adapter that an argument gives: one itself, or "terse", "chat", "json" or "xml".
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(given, dspy.Adapter):
+        return given
+    if isinstance(given, str) and given in ADAPTERS:
+        return ADAPTERS[given]()
+    allowed = f"an adapter, {', '.join(map(repr, list(ADAPTERS)[:-1]))} or {list(ADAPTERS)[-1]!r} is allowed"
+    if isinstance(given, type) and issubclass(given, dspy.Adapter):
+        raise ConfigError(f"`adapter` is the class {given.__name__}; {allowed}.", hint=f"Write {given.__name__}().")
+    shown = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+    raise ConfigError(f"`adapter` is {shown}; {allowed}.", hint="For example adapter=dspyc.TerseAdapter().")
 
 
 def check_renderable(
@@ -61,6 +85,12 @@ def check_renderable(
 
 def _check_adapter(name: str, adapter: dspy.Adapter) -> None:
     kind = type(adapter)
+    if not isinstance(adapter, dspy.Adapter):
+        shown = f"the class {adapter.__name__}" if isinstance(adapter, type) else f"a {kind.__name__}"
+        raise RenderError(
+            f"The adapter of predictor `{name}` is {shown}; an object is allowed.",
+            hint=f"Pass {_ADAPTERS}, as an object.",
+        )
     if isinstance(adapter, dspy.TwoStepAdapter):
         why = "a second language model reads its replies, so no text can teach the first one"
     elif _lacks(kind, "format_assistant_message_content"):

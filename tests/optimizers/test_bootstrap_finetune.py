@@ -12,7 +12,9 @@ import dspy
 import pytest
 
 import dspyc
+from dspyc.cli.compile import AdapterName
 from dspyc.compiler import Ledger
+from dspyc.compiler.records import read_run
 from dspyc.errors import (
     BootstrapError,
     ConfigError,
@@ -24,6 +26,7 @@ from dspyc.errors import (
     RenderError,
 )
 from dspyc.signatures import adapt, adapter_of, predictors, program_fingerprint
+from dspyc.signatures.checks import ADAPTERS
 
 from . import desk
 from .desk import QUICK
@@ -391,11 +394,51 @@ def test_a_regression_warns_raises_or_keeps_the_student(tmp_path: Path) -> None:
         ({"holdout_fraction": 1.5}, "`holdout_fraction` is 1.5"),
         ({"max_errors": 0}, "`max_errors` is 0"),
         ({"teacher_lm": "openai/gpt-5"}, "`teacher_lm` is a str"),
+        ({"train_kwargs": "full"}, "`train_kwargs` is 'full'; a dict of settings"),
+        ({"train_kwargs": {dspyc.ScriptedLM(desk.expert): "full"}}, "`train_kwargs` has 'full' for 'scripted/"),
+        ({"adapter": "yaml"}, "`adapter` is 'yaml'; an adapter, 'terse', 'chat', 'json' or 'xml' is allowed"),
+        ({"adapter": dspyc.TerseAdapter}, r"`adapter` is the class TerseAdapter.*Write TerseAdapter"),
+        ({"adapter": {dspyc.ScriptedLM(desk.expert): 5}}, "`adapter` is a int"),
     ],
 )
 def test_arguments_are_checked_when_the_optimizer_is_made(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         dspyc.BootstrapFinetune(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("terse", dspyc.TerseAdapter),
+        ("chat", dspy.ChatAdapter),
+        ("json", dspy.JSONAdapter),
+        ("xml", dspy.XMLAdapter),
+    ],
+)
+def test_adapters_have_the_names_of_the_command_line(name: str, kind: type) -> None:
+    lm = dspyc.ScriptedLM(desk.expert)
+    assert type(dspyc.BootstrapFinetune(adapter=name).adapter) is kind
+    assert type(dspyc.BootstrapFinetune(adapter={lm: name}).adapter[lm]) is kind
+    assert [each.value for each in AdapterName] == list(ADAPTERS)
+
+
+def test_traces_are_given_as_a_list_or_as_the_path_of_their_file(tmp_path: Path) -> None:
+    compile_desk(tmp_path / "paid", 6)
+    file = tmp_path / "teacher.jsonl"
+    dspyc.save_traces(read_run(tmp_path / "paid").traces("teacher"), file)
+    rows = []
+    for given in (file, str(file), dspyc.load_traces(file)):
+        made = optimizer(tmp_path / "again").compile(desk.student(), trainset=desk.examples(6), traces=given)
+        rows.append(made.report.rows)
+    assert rows[0] == rows[1] == rows[2]
+    assert optimizer(tmp_path).plan(desk.student(), trainset=desk.examples(6), traces=str(file)).calls == 0
+    for wrong, said in (
+        ([{"id": 1}], r"`traces\[0\]` is a dict"),
+        (5, "`traces` is a int"),
+        ("no.jsonl", "cannot be read"),
+    ):
+        with pytest.raises(dspyc.DspycError, match=said):
+            optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(6), traces=wrong)
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,9 @@ def test_demos_that_cannot_be_written() -> None:
 
 def test_a_literal_is_not_a_decision() -> None:
     check_renderable("p", predict(Literal["x", "y"]), adapter=dspy.ChatAdapter(), lm=prepared_lm())
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(TerseAdapter, "the class TerseAdapter"), ("terse", "a str")])
+def test_an_adapter_is_an_object(wrong: Any, said: str) -> None:
+    with pytest.raises(RenderError, match=f"The adapter of predictor `p` is {said}; an object is allowed"):
+        check_renderable("p", dspy.Predict("q -> a"), adapter=wrong, lm=prepared_lm())
