@@ -3,15 +3,19 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 import dspy
+from pydantic import BaseModel
 
 from ..errors import BootstrapError, BudgetError, ConfigError, DataError
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
+from ..signatures.fingerprints import stable
 from .calls import Workers, durable, durable_whoever
 from .ledger import Ledger
 from .pool import Pool
@@ -160,13 +164,24 @@ def check_threads(num_threads: int | None) -> int:
 def _stable(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(key is None or isinstance(key, (str, int, float)) for key in value):
         return {str(k): _stable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_stable(v) for v in value]
-    if hasattr(value, "model_dump_json"):
-        return value.model_dump_json()
-    return f"{type(value).__qualname__}:{value!s}"
+    if isinstance(value, BaseModel):
+        with suppress(ValueError):  # it holds what JSON does not
+            if not _holds_sets(value.model_dump()):
+                return value.model_dump_json()
+    described = stable(value)
+    # Where the text of a value says it all, the text is its key: folders and files of earlier versions are found by it.
+    as_text = isinstance(value, Enum) or described == [type(value).__name__, repr(value)]
+    return f"{type(value).__qualname__}:{value!s}" if as_text else described
+
+
+def _holds_sets(value: Any) -> bool:
+    if isinstance(value, (dict, list, tuple)):
+        return any(map(_holds_sets, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (set, frozenset))
 
 
 def too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:

@@ -7,11 +7,13 @@
 The program itself is the same for all runs, so that any number of them may go on at once.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
 
 from ..signatures import predictors
+from ..signatures.fingerprints import stable
 from ..signatures.mixins import PredictorMixin, mix
 
 _KEY = "dspyc_withheld"
@@ -38,8 +40,24 @@ class _Withholding(PredictorMixin):
         if example is None:
             return every
         hidden = dict(example.items())
-        return [demo for demo in every if dict(demo.items()) != hidden]
+        return [demo for demo in every if not _same(dict(demo.items()), hidden)]
 
     @demos.setter
     def demos(self, demos: list[Any]) -> None:
         vars(self)["demos"] = demos
+
+
+def _same(demo: Mapping[str, Any], hidden: Mapping[str, Any]) -> bool:
+    return demo.keys() == hidden.keys() and all(_equal(value, hidden[field]) for field, value in demo.items())
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """By content: demos are copies, arrays do not compare to True or False, and most objects equal only themselves."""
+    if one is other:
+        return True
+    if isinstance(one, _PLAIN) and isinstance(other, _PLAIN):
+        return one == other
+    return bool(stable(one) == stable(other))
+
+
+_PLAIN = (str, int, float, bool, type(None))
