@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ..evaluation.estimates import mean_interval
 from .budget import Spent
@@ -48,11 +50,15 @@ class Score:
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any] | None) -> "Score | None":
-        return (
-            None
-            if facts is None
-            else cls(facts["mean"], (facts["interval"][0], facts["interval"][1]), facts["examples"])
-        )
+        """The score that `to_dict` wrote."""
+        if facts is None:
+            return None
+        low, high = facts["interval"]
+        return cls(facts["mean"], (-inf if low is None else low, inf if high is None else high), facts["examples"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: None where the interval has no end, as after one example."""
+        return {**asdict(self), "interval": [end if isfinite(end) else None for end in self.interval]}
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -105,7 +111,9 @@ class SearchReport:
         return next(candidate for candidate in self.candidates if candidate.number == self.winner)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"report": "search", **asdict(self)}
+        candidates = [{**asdict(c), "score": c.score and c.score.to_dict()} for c in self.candidates]
+        final = self.final and self.final.to_dict()
+        return {"report": "search", **asdict(self), "candidates": candidates, "final": final}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "SearchReport":
@@ -117,11 +125,12 @@ class SearchReport:
 
     def table(self) -> Table:
         """The candidates, the winner first, then by how far they came; for a terminal or a notebook."""
-        table = Table(title="Candidates", caption=self.conclusion, caption_justify="left")
+        caption = Text(self.conclusion, "table.caption")  # its text is no markup: it may hold a prompt's
+        table = Table(title="Candidates", caption=caption, caption_justify="left")
         for name in _COLUMNS:
             table.add_column(name, justify="right" if name == "examples" else "left")
         for candidate in self._ranked():
-            table.add_row(*_cells(candidate), style="bold" if candidate.number == self.winner else None)
+            table.add_row(*map(Text, _cells(candidate)), style="bold" if candidate.number == self.winner else None)
         return table
 
     @property

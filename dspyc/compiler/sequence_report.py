@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from .budget import Spent
 from .html_table import html_table
@@ -18,7 +19,7 @@ Outcome = Literal["better", "worse", "no clear difference", "not compared"]
 class StepReport:
     """A step: the optimizers so far, the held-out score, and the 95 % interval of its difference to the best before it.
 
-    `outcome` "worse" means that the next step did not build on this one.
+    `outcome` "worse" means that the next step did not build on this one. `failed` runs count as 0 in the score.
     """
 
     strategy: str
@@ -26,6 +27,7 @@ class StepReport:
     difference: tuple[float, float] | None
     outcome: Outcome
     seconds: float
+    failed: int = 0
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "StepReport":
@@ -62,7 +64,8 @@ class SequenceReport:
     stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"report": "sequence", **asdict(self)}
+        steps = [{**asdict(step), "score": step.score and step.score.to_dict()} for step in self.steps]
+        return {"report": "sequence", **asdict(self), "steps": steps}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "SequenceReport":
@@ -79,15 +82,17 @@ class SequenceReport:
         stopped = f" The sequence was not finished: the budget was spent ({self.stopped})." if self.stopped else ""
         if chosen.score is None:
             return f"{name} was returned; there were no held-out examples to compare by.{stopped}"
-        return f"{name} was returned. On {self.examples} held-out examples: {chosen.score} (95 %).{stopped}"
+        failed = f"; {chosen.failed} of its runs failed" if chosen.failed else ""
+        return f"{name} was returned. On {self.examples} held-out examples: {chosen.score} (95 %){failed}.{stopped}"
 
     def table(self) -> Table:
         """The steps, in their order, for a terminal or a notebook."""
-        table = Table(title="Steps", caption=self.conclusion, caption_justify="left")
+        caption = Text(self.conclusion, "table.caption")
+        table = Table(title="Steps", caption=caption, caption_justify="left")
         for name in _COLUMNS:
             table.add_column(name)
         for place, step in enumerate(self.steps):
-            table.add_row(*_cells(step), style="bold" if place == self.best else None)
+            table.add_row(*map(Text, _cells(step)), style="bold" if place == self.best else None)
         return table
 
     def spending(self) -> Table:
@@ -104,4 +109,5 @@ class SequenceReport:
 
 def _cells(step: StepReport) -> tuple[str, ...]:
     difference = "—" if step.difference is None else f"{step.difference[0]:+.3f} to {step.difference[1]:+.3f}"
-    return step.strategy or "student", str(step.score) if step.score else "—", difference, step.outcome
+    failed = f" ({step.failed} failed)" if step.failed else ""
+    return step.strategy or "student", f"{step.score}{failed}" if step.score else "—", difference, step.outcome

@@ -28,10 +28,12 @@ from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.search_report import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
-from ..errors import BudgetError, ConfigError
+from ..compiler.trace import Trace
+from ..errors import BudgetError, ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
-from ..signatures import check_student, copy_program, fingerprint, program_fingerprint
+from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
+from .all_failed import all_failed, metric_failed
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share
 from .plans import sum_of
@@ -87,11 +89,13 @@ class BetterTogether(Teleprompter):
 
         Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
         lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`,
-        only compares them, and with neither the last program is returned. Optimizers that take several teachers get all,
-        the others the first. `budget` is a hard limit on the whole sequence, counted for optimizers of dspyc: at it the
-        best program so far is returned, and the report says so. `executor="ray"` has requests made by a Ray cluster, here
-        and in optimizers that have such a setting. `optimizer_compile_args` are further arguments of `compile`, by
-        optimizer, and win over these.
+        only compares them, and with neither the last program is returned. `max_errors` failed runs of a program on these
+        examples end the compile (default: DSPy's setting). Optimizers that take several teachers get all, the others the
+        first; predictors whose language model an optimizer took away get it back. `num_threads` is the steps' too, where
+        optimizers have no number of their own. `budget` is a hard limit on the whole sequence, counted for optimizers of
+        dspyc: at it the best program so far is returned, and the report says so. `executor="ray"` has requests made by a
+        Ray cluster, here and in optimizers that have such a setting. `optimizer_compile_args` are further arguments of
+        `compile`, by optimizer, and win over these.
 
         The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
         that the same compile goes on where it was stopped.
@@ -99,6 +103,8 @@ class BetterTogether(Teleprompter):
         Raises:
             DspycError: Its subclass says what was wrong.
             BudgetError: The budget was spent before the student could be scored.
+            ConfigError: The metric failed on all held-out examples, or an argument cannot be used.
+            BootstrapError: `max_errors` runs of a program failed, or all runs of all programs did.
             Exception: A step's own error, as it was raised; what the steps before it paid for is kept.
         """
         started, seed = time.monotonic(), seed or 0
@@ -106,7 +112,9 @@ class BetterTogether(Teleprompter):
         check_executor(executor)
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
-        train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed)
+        trainset = check_examples(trainset, "trainset")  # lists, which can be read twice
+        valset = None if valset is None else check_examples(valset, "valset", allow_empty=True)
+        train, held_out = _split(trainset, valset, valset_ratio, seed)
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
         asks = self._asks(student, train, held_out, names, seed)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
@@ -127,17 +135,20 @@ class BetterTogether(Teleprompter):
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
         ):
             ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
-            judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
+            errors = max_errors if max_errors is not None else dspy.settings.max_errors
+            judge = _Judge(self.metric, held_out, ledger, threads, errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
             for place, name in enumerate(names):
                 so_far, begun = _ARROW.join(names[: place + 1]), time.monotonic()
                 if shuffle_trainset_between_steps:
                     random.Random(f"step {place} {seed}").shuffle(train)
                 optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", executor)
-                arguments = {"trainset": list(train), **_taught_by(optimizer, teachers), **given.get(name, {})}
+                arguments = {"trainset": list(train), **_taught_by(optimizer, teachers)}
+                arguments |= {**_threads_of(optimizer, num_threads), **given.get(name, {})}
                 try:
-                    with counted_by(ledger.meter):
+                    with counted_by(ledger.meter), dspy.context(**_threads_setting(num_threads)):
                         made = optimizer.compile(_uncompiled(judge.base), **arguments)
+                    _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
                     judge.add(so_far, made, time.monotonic() - begun)
                 except Exception as error:
                     if isinstance(error, BudgetError) and ledger.meter.exhausted is not None:
@@ -148,6 +159,8 @@ class BetterTogether(Teleprompter):
                         exc_info=bool(provide_traceback),
                     )
                     raise
+            if ledger.meter.exhausted is None and (failure := all_failed(judge.runs, "held-out examples")):
+                raise failure
             report = SequenceReport(
                 steps=judge.steps,
                 best=judge.best,
@@ -242,10 +255,11 @@ class _Judge:
     held_out: list[dspy.Example]
     ledger: Ledger
     threads: int
-    max_errors: int | None
+    max_errors: int
     seed: int
     workers: Workers | None
     programs: list[dspy.Module] = field(default_factory=list)
+    runs: list[Trace] = field(default_factory=list)
     steps: list[StepReport] = field(default_factory=list)
     best: int = 0
     _scores: list[list[float]] = field(default_factory=list)
@@ -256,7 +270,13 @@ class _Judge:
         return self.programs[self._base]
 
     def add(self, strategy: str, program: dspy.Module, seconds: float) -> None:
-        self._scores.append(self._run(program))
+        traces = self._run(program)
+        if failure := metric_failed(traces, "held-out examples"):
+            raise failure
+        self.runs += traces
+        failed = sum(trace.error is not None for trace in traces)
+        # An answer that cannot be had is a wrong one.
+        self._scores.append([0.0 if trace.score is None else trace.score for trace in traces])
         self.programs.append(program)
         place, scores = len(self._scores) - 1, self._scores[-1]
         difference: tuple[float, float] | None = None
@@ -264,7 +284,7 @@ class _Judge:
         if place and scores:
             difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
             outcome = "better" if difference[0] > 0 else "worse" if difference[1] < 0 else "no clear difference"
-        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds))
+        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, failed))
         self._base = self.best if outcome == "worse" else place
         if sum(scores) > sum(self._scores[self.best]) or not scores:
             self.best = place
@@ -281,7 +301,7 @@ class _Judge:
         ]
         return sorted(found, key=lambda candidate: -(candidate["score"] or 0.0))
 
-    def _run(self, program: dspy.Module) -> list[float]:
+    def _run(self, program: dspy.Module) -> list[Trace]:
         if not self.held_out:
             return []
         traces = bootstrap(
@@ -299,7 +319,26 @@ class _Judge:
                 f"The budget is spent: {self.ledger.meter.exhausted}, before a program was scored.",
                 hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
             )
-        return [trace.score or 0.0 for trace in traces]
+        return traces
+
+
+def _give_back_lms(made: dspy.Module, before: dspy.Module, step: str) -> None:
+    """Give predictors of `made` that have no language model, in place, the one that theirs had in `before`.
+
+    DSPy's few-shot optimizers begin by a reset, which takes it away.
+
+    Raises:
+        ProgramError: There is none, and no global one.
+    """
+    had = {name: predictor.lm for name, predictor in predictors(before).items()}
+    for name, predictor in predictors(made).items():
+        if predictor.lm is None:
+            predictor.lm = had.get(name)
+        if predictor.lm is None and dspy.settings.lm is None:
+            raise ProgramError(
+                f"The predictor `{name}` has no language model after {step}; there is no global one either.",
+                hint="Call dspy.configure(lm=...), or have the optimizer keep each predictor's `lm`.",
+            )
 
 
 def _uncompiled(program: dspy.Module) -> dspy.Module:
@@ -335,6 +374,17 @@ def _set_up(optimizer: Teleprompter, folder: Path, executor: Executor) -> Telepr
     if getattr(placed, "executor", None) == "threads":
         placed.executor = executor
     return placed
+
+
+def _threads_of(optimizer: Teleprompter, num_threads: int | None) -> dict[str, Any]:
+    """The argument `num_threads` of an optimizer's `compile`, if it takes one and there is one."""
+    taken = num_threads is not None and "num_threads" in inspect.signature(optimizer.compile).parameters
+    return {"num_threads": num_threads} if taken else {}
+
+
+def _threads_setting(num_threads: int | None) -> dict[str, Any]:
+    """The DSPy setting that optimizers with no number of threads of their own go by."""
+    return {} if num_threads is None else {"num_threads": num_threads}
 
 
 def _taught_by(optimizer: Teleprompter, teachers: list[dspy.Module]) -> dict[str, Any]:
