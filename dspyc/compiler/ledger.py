@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,15 +203,32 @@ class Ledger:
                 raise
 
     def _open(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            self._begin()
+        elif not self.path.stat().st_size:  # which SQLite would take for a new one, and its calls would be paid again
+            raise LedgerError(
+                f"The ledger {self.path} is empty, and a run that began it wrote its tables at once: what it held is lost.",
+                hint="Restore it from a copy; delete it, or pass a new `run_dir`, to start over and pay for all calls.",
+            )
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
+        self._make_tables(db)
+        return db
+
+    def _begin(self) -> None:
+        """Make the file with its tables under another name: wherever this is killed, no ledger is empty."""
+        begun = self.path.with_name("ledger.sqlite.begun")
+        with closing(sqlite3.connect(begun, isolation_level=None)) as db:
+            self._make_tables(db)
+        begun.replace(self.path)
+
+    def _make_tables(self, db: sqlite3.Connection) -> None:
         if not check_schema(db, self.run_dir):
             db.execute("BEGIN IMMEDIATE")
             for statement in filter(str.strip, _TABLES.split(";")):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version={SCHEMA}")
             db.execute("COMMIT")
-        return db
 
     def _bar_others(self) -> FolderLock:
         try:

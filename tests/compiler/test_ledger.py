@@ -176,6 +176,40 @@ def test_a_truncated_ledger_is_named(tmp_path: Path) -> None:
     assert "damaged" in caught.value.hint
 
 
+def test_an_emptied_ledger_is_not_begun_anew(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        keep(ledger, key())
+    (tmp_path / "ledger.sqlite").write_bytes(b"")
+    for _ in range(2):  # and the folder is not left locked
+        with pytest.raises(LedgerError, match="is empty, and a run that began it wrote its tables at once") as caught:
+            Ledger(tmp_path)
+        assert "Restore it" in caught.value.hint
+    assert (tmp_path / "ledger.sqlite").read_bytes() == b""
+    (tmp_path / "ledger.sqlite").unlink()  # as the hint says
+    with Ledger(tmp_path) as ledger:
+        assert ledger.recall(key()) is None
+
+
+@pytest.mark.parametrize("limit", [0, 4096, 8192, 12288, 20480])
+def test_a_ledger_whose_process_was_killed_while_it_made_it_is_made_again(tmp_path: Path, limit: int) -> None:
+    """The system kills a process that writes beyond its limit on the size of files."""
+    code = """
+    import resource, signal, sys
+    from pathlib import Path
+    from dspyc.compiler.ledger import Ledger
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    Ledger(Path(sys.argv[1]))
+    """
+    assert run(code, str(tmp_path), str(limit)).returncode == -signal.SIGXFSZ
+    with Ledger(tmp_path) as ledger:
+        keep(ledger, key())
+    with Ledger(tmp_path) as ledger:
+        assert ledger.recall(key()) == ANSWER
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.sqlite", "lock.sqlite"]
+
+
 @pytest.mark.parametrize("version", [0, 7])
 def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path, version: int) -> None:
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
