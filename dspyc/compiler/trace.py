@@ -78,9 +78,11 @@ class Trace:
 
 
 def recorded(ledger: Ledger, role: str) -> dict[str, Trace]:
-    """The finished runs of a role by their ids, as far as scores and errors go: their steps have no texts."""
+    """The good runs of a role by their ids, as far as scores go: their steps have no texts. What failed may go well now."""
     runs = {}
     for record in ledger.traces(role):
+        if record["error"]:
+            continue
         calls = [Call("", [], [], replayed=True, request=r, nth=n) for s in record["steps"] for r, n in s["calls"]]
         steps = [Step("", {}, calls=calls)]
         runs[record["id"]] = Trace(**{**record, "steps": steps, "prediction": None})

@@ -9,6 +9,8 @@ from typing import Any
 import dspy
 
 from ..errors import ConfigError
+from ..signatures import fingerprint
+from ..signatures.code import code_key
 
 Metric = Callable[..., Any]
 
@@ -54,14 +56,8 @@ def check_metric(metric: Any, name: str = "`metric`") -> None:
 
 
 def metric_fingerprint(metric: Metric | None) -> str:
-    """What the metric is, as far as can be seen: its qualified name and source."""
-    if metric is None:
-        return "none"
-    name = f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
-    try:
-        return f"{name}\n{inspect.getsource(metric)}"
-    except (OSError, TypeError):
-        return name
+    """Names what the metric does, as far as `signatures.code` can see."""
+    return "none" if metric is None else fingerprint(code_key(metric))
 
 
 def _takes_trace(metric: Metric) -> bool:

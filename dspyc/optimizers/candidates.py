@@ -44,6 +44,7 @@ class CandidateMaker:
         self.train, self.labeled_sample = train, labeled_sample
         self.max_errors: int = options.max_errors if options.max_errors is not None else dspy.settings.max_errors
         self.ahead = True
+        self._scored_by = metric_fingerprint(options.metric)
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
         self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
@@ -60,7 +61,7 @@ class CandidateMaker:
         program = self._make(number, pool)
         with self._lock:
             self.programs[number] = program
-        identity = fingerprint([program_fingerprint(program), metric_fingerprint(self.options.metric)])
+        identity = fingerprint([program_fingerprint(program), self._scored_by])
         return observe(program, "candidate", identity=identity, traced=False)
 
     def _make(self, number: int, pool: Pool) -> dspy.Module:

@@ -15,6 +15,7 @@ from dspy.predict.parameter import Parameter
 
 from ..errors import ProgramError
 from .adapted import adapter_of
+from .code import class_key, held
 from .digests import fingerprint
 from .fingerprints import adapter_key, is_secret, lm_key, public, signature_fingerprint, stable, type_key
 from .mixins import written_class
@@ -53,7 +54,7 @@ def copy_program(program: dspy.Module, lms: Callable[[dspy.BaseLM], dspy.BaseLM]
 
 
 def program_fingerprint(program: dspy.Module) -> str:
-    """Names a program: its class, plain settings and predictors with signatures, demos, config, adapters and LMs.
+    """Names a program: its class and code, plain settings and predictors with signatures, demos, config, adapters and LMs.
 
     A predictor without an LM or adapter of its own counts with DSPy's present setting: that is what it would run with.
     """
@@ -251,18 +252,19 @@ def _class_path(module: dspy.Module) -> str:
 
 
 def _settings(module: Any, seen: set[int]) -> list[Any]:
-    """The plain attributes (numbers, texts, switches) of a module and its sub-modules, such as an agent's `max_iters`."""
+    """What the user's class does, and the attributes of a module and its sub-modules that are plain data or callables, such as
+    an agent's `max_iters` and its tools."""
     if id(module) in seen or isinstance(module, dspy.Predict):
         return []
     seen.add(id(module))
     plain = {
-        name: value
+        name: held(value)
         for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and not is_secret(name)
+        if not (name.startswith("_") or name in _NOT_STRUCTURE or is_secret(name) or isinstance(value, dspy.Module))
     }
     inner = [
         [path, _class_path(item), _settings(item, seen)]
         for path, item in _members(module)
         if isinstance(item, dspy.Module)
     ]
-    return [stable(plain), inner]
+    return [class_key(written_class(type(module))), stable(plain), inner]

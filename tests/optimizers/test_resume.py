@@ -1,5 +1,6 @@
 """Real processes, really killed, and the same command again: nothing is paid for twice."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -124,3 +125,79 @@ def test_without_a_run_dir_another_metric_finds_the_answers_of_the_first(
         asked.append(len(lm.engine.asked))
     assert asked[0] > 0
     assert asked[1] == 0
+
+
+def searched(folder: Path, program: dspy.Module, **settings: Any) -> Any:
+    """The report of a small search."""
+    known = {"metric": right, "num_candidate_programs": 1, "max_bootstrapped_demos": 2, "show_progress": False}
+    optimizer = dspyc.BootstrapFewShotWithRandomSearch(**{**known, "run_dir": folder, **settings})
+    data = {"trainset": questions(0, 12), "valset": questions(100, 20)}
+    return optimizer.compile(program, **data, restrict=[-3, -2]).report
+
+
+def adding(lm: dspy.LM, kind: type[dspy.Module] | None = None) -> dspy.Module:
+    program = kind() if kind else dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    return program
+
+
+def weighted(example: dspy.Example, prediction: Any, trace: Any = None, *, weight: float) -> float:
+    return weight * right(example, prediction)
+
+
+def test_a_finished_search_is_scored_anew_by_a_metric_with_other_arguments(tmp_path: Path) -> None:
+    lm = simulated_lm(1.0)
+    reports, asked = [], []
+    for weight in (1.0, 0.5, 0.5):
+        reports.append(searched(tmp_path, adding(lm), metric=functools.partial(weighted, weight=weight)))
+        asked.append(len(lm.engine.asked))
+    first, half, again = (report.best for report in reports)
+    assert first.score.mean == 2 * half.score.mean > 0
+    assert again == half
+    assert asked[0] == asked[1] == asked[2]
+
+
+class Adding(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        return self.add(question=question)
+
+
+class Spoiling(Adding):
+    def forward(self, question: str) -> Any:
+        return dspy.Prediction(answer=self.add(question=question).answer + "!")
+
+
+def test_a_finished_search_is_made_anew_for_a_program_with_another_forward(tmp_path: Path) -> None:
+    lm = simulated_lm()
+    assert searched(tmp_path, adding(lm, Adding)).best.score.mean > 0
+    asked = len(lm.engine.asked)
+    Spoiling.__name__ = Spoiling.__qualname__ = "Adding"  # as after an edit
+    assert searched(tmp_path, adding(lm, Spoiling)).best.score.mean == 0.0
+    assert len(lm.engine.asked) < 2 * asked  # calls that are the same are not paid for again
+
+
+class Expiring(type(simulated_lm().engine)):  # type: ignore[misc]
+    """Refuses some questions until its key is renewed."""
+
+    renewed = False
+
+    def complete(self, request: Any) -> Any:
+        if not self.renewed and any(f"{number} +" in str(request.messages[-1]) for number in range(100, 105)):
+            raise dspy.lm15.AuthError("401: the key has expired")
+        return super().complete(request)
+
+
+def test_what_failed_in_a_finished_search_is_asked_again(tmp_path: Path) -> None:
+    engine = Expiring(1.0)
+    lm = dspy.LM("simulated/adder", engine=engine, cache=False, num_retries=0)
+    first = searched(tmp_path, adding(lm), race=False)
+    assert first.best.score.mean <= 0.75
+    engine.renewed = True
+    asked = len(engine.asked)
+    second = searched(tmp_path, adding(lm), race=False)
+    assert second.best.score.mean > first.best.score.mean
+    assert {int(question.split()[0]) for question in engine.asked[asked:]} == set(range(100, 105))

@@ -1,0 +1,144 @@
+"""What a callable does: each way in which one can change changes its key, and nothing else does."""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspyc.evaluation import metric_fingerprint
+from dspyc.signatures import program_fingerprint
+
+METRICS = """
+import functools
+LIMIT = {limit}
+WEIGHTS = {{"a": {weight}}}
+
+def helper(value):
+    return value + {added}
+
+def metric(example, prediction, trace=None, least={least}):
+    return helper(1) >= LIMIT and WEIGHTS["a"] > least
+
+def closing(over):
+    def inner(example, prediction):
+        return over
+    return inner
+
+class Judge:
+    scale = {scale}
+    def __init__(self, limit):
+        self.limit = limit
+    def __call__(self, example, prediction):
+        return self.score(prediction) > self.limit
+    def score(self, prediction):
+        return {score}
+
+class Strict(Judge):
+    pass
+
+MADE = {{
+    "function": metric,
+    "partial": functools.partial(metric, least={partial}),
+    "closure": closing({closed}),
+    "object": Judge({limit_of_object}),
+    "subclass": Strict(1),
+    "method": Judge({limit_of_object}).score,
+}}
+"""
+AS_IT_IS = {
+    **{"limit": 1, "weight": 2, "added": 3, "least": 4, "scale": 5},
+    **{"score": 6, "partial": 7, "closed": 0.5, "limit_of_object": 9},
+}
+CHANGES = {
+    "limit": {"function", "partial"},  # a constant of its module
+    "weight": {"function", "partial"},
+    "added": {"function", "partial"},  # a function of its module
+    "least": {"function", "partial"},  # a default
+    "partial": {"partial"},
+    "closed": {"closure"},
+    "limit_of_object": {"object", "method"},
+    "score": {"object", "subclass", "method"},  # another method
+    "scale": {"object", "subclass"},  # a constant of the class
+}
+
+
+def prints(folder: Path, **changed: Any) -> dict[str, str]:
+    file = folder / "metrics.py"
+    file.write_text(METRICS.format(**{**AS_IT_IS, **changed}))
+    shown = "import json, metrics; from dspyc.evaluation import metric_fingerprint as f"
+    code = f"{shown}; print(json.dumps({{k: f(v) for k, v in metrics.MADE.items()}}))"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    found: dict[str, str] = __import__("json").loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def as_it_is(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return prints(tmp_path_factory.mktemp("before"))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_counts_where_it_is_read_in_another_process(
+    name: str, as_it_is: dict[str, str], tmp_path: Path
+) -> None:
+    now = prints(tmp_path, **{name: 1234})
+    assert {key for key in now if now[key] != as_it_is[key]} == CHANGES[name]
+
+
+def test_functions_that_read_each_other_end() -> None:
+    assert metric_fingerprint(even) == metric_fingerprint(even)
+    assert metric_fingerprint(even) != metric_fingerprint(odd)
+
+
+def even(number: int, _: Any = None) -> bool:
+    return number == 0 or odd(number - 1)
+
+
+def odd(number: int, _: Any = None) -> bool:
+    return number != 0 and even(number - 1)
+
+
+def test_objects_and_what_they_hold_have_no_addresses() -> None:
+    class Client:
+        pass
+
+    def judged_by(client: Any, judge: Any) -> Callable[..., bool]:
+        return lambda example, prediction: bool(client and judge)
+
+    one, other = (judged_by(Client(), dspy.Predict("q -> a")) for _ in range(2))
+    assert metric_fingerprint(one) == metric_fingerprint(other)
+    small, large = (judged_by(Client(), dspy.LM(f"a/{size}")) for size in ("small", "large"))
+    assert metric_fingerprint(small) != metric_fingerprint(large)
+    assert metric_fingerprint(functools.partial(len)) == metric_fingerprint(functools.partial(len))
+
+
+class Program(dspy.Module):
+    def __init__(self, options: Any = None, tool: Any = None) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.options, self.tool = options, tool
+
+    def forward(self, question: str) -> Any:
+        return self.answer(question=question)
+
+
+class Spoiled(Program):
+    def forward(self, question: str) -> Any:
+        return dspy.Prediction(answer=self.answer(question=question).answer + "?")
+
+
+def test_a_program_is_its_code_its_data_and_its_tools() -> None:
+    Spoiled.__name__ = Spoiled.__qualname__ = "Program"
+    programs = [
+        *(Program(), Spoiled(), Program({"depth": 1}), Program({"depth": 2}), Program({1, 2}), Program(["a"])),
+        *(Program(tool=lambda city: "sunny"), Program(tool=lambda city: "rainy"), Program(tool=dspy.Tool(even))),
+        *(dspy.ReAct("q -> a", tools=[even]), dspy.ReAct("q -> a", tools=[odd])),
+    ]
+    assert len({program_fingerprint(program) for program in programs}) == len(programs)
+    assert program_fingerprint(Program({"a", "b"})) == program_fingerprint(Program({"b", "a"}))
+    assert program_fingerprint(Program({"api_key": "one"})) == program_fingerprint(Program({"api_key": "two"}))
