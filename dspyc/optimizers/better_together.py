@@ -159,7 +159,7 @@ class BetterTogether(Teleprompter):
                         exc_info=bool(provide_traceback),
                     )
                     raise
-            if ledger.meter.exhausted is None and (failure := all_failed(judge.runs, "held-out examples")):
+            if ledger.meter.exhausted is None and (failure := all_failed(judge.runs, "held-out runs")):
                 raise failure
             report = SequenceReport(
                 steps=judge.steps,
@@ -271,7 +271,7 @@ class _Judge:
 
     def add(self, strategy: str, program: dspy.Module, seconds: float) -> None:
         traces = self._run(program)
-        if failure := metric_failed(traces, "held-out examples"):
+        if failure := metric_failed(traces, "held-out runs"):
             raise failure
         self.runs += traces
         failed = sum(trace.error is not None for trace in traces)

@@ -34,7 +34,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from .checks import check_count, check_executor, check_fit, check_limits
+from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
 from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages
@@ -174,6 +174,8 @@ class BootstrapFewShot(Teleprompter):
         super().__init__()
         if metric is not None:
             check_metric(metric)
+        check_number("metric_threshold", metric_threshold)
+        check_teacher_settings(teacher_settings)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos)
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)

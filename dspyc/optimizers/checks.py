@@ -1,6 +1,12 @@
 """Settings that several optimizers take, checked before anything is run."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from math import isfinite
+from numbers import Real
 from typing import Any, get_args
+
+import dspy
 
 from ..compiler.budget import Budget
 from ..compiler.ray_workers import Executor
@@ -11,6 +17,38 @@ def check_count(name: str, value: Any, *, least: int = 0) -> None:
     """Raises ConfigError unless `value` is a whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"`{name}` is {value!r}; a whole number from {least} is allowed.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is None or a number that scores can be compared with."""
+    if value is not None and (not isinstance(value, Real) or not isfinite(value)):
+        raise ConfigError(f"`{name}` is {value!r}; a finite number is allowed.")
+
+
+def check_teacher_settings(value: Any) -> None:
+    """Raises ConfigError unless a teacher can run under `value`: settings that DSPy, or who configured it, knows."""
+    if value is None:
+        return
+    example = "teacher_settings={'lm': dspy.LM('openai/gpt-5')}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"`teacher_settings` is {value!r}; a dict of DSPy settings is allowed.", hint=f"For example {example}."
+        )
+    known = sorted(dspy.settings.config)
+    if unknown := [name for name in value if name not in known]:
+        close = get_close_matches(str(unknown[0]), known, n=1)
+        raise ConfigError(
+            f"`teacher_settings` names {unknown}; DSPy's settings are allowed: {', '.join(known)}.",
+            hint=f"Did you mean `{close[0]}`?" if close else f"For example {example}.",
+        )
+    for name, kind, allowed in (("lm", dspy.BaseLM, "dspy.LM"), ("adapter", dspy.Adapter, "dspy.Adapter")):
+        given = value.get(name)
+        if given is not None and not isinstance(given, kind):
+            written = f"dspy.LM({given!r})" if isinstance(given, str) and name == "lm" else f"{allowed}(...)"
+            raise ConfigError(
+                f"`teacher_settings[{name!r}]` is {given!r}; a {allowed} is allowed.",
+                hint=f"For example teacher_settings={{{name!r}: {written}}}.",
+            )
 
 
 def check_fit(value: Any) -> None:

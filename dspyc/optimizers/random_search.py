@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import dspy
@@ -33,9 +34,10 @@ from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
+from .all_failed import all_failed
 from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
-from .checks import check_count, check_executor, check_fit, check_limits
+from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
 from .folds import Folds, divide
 from .plans import search_stages
 from .runs import data_fingerprint, run_folder
@@ -97,6 +99,9 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
     ) -> None:
         super().__init__()
         check_metric(metric)
+        check_number("metric_threshold", metric_threshold)
+        check_number("stop_at_score", stop_at_score)
+        check_teacher_settings(teacher_settings)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos, least=1)
         check_count("max_labeled_demos", max_labeled_demos)
         check_count("max_rounds", max_rounds, least=1)
@@ -172,6 +177,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                     watch=watch,
                 )
                 winner = race.run({number: _start(makers, maker, number, pool) for number in numbers})
+                if race.refused is None and (failure := all_failed(_failures(race), "validation runs")):
+                    raise failure
                 if self.rule is not None and not folds.final:
                     folds = maker.with_final(folds, winner.number)
                 final = _run_all(winner, folds.final, pool) if race.refused is None else []
@@ -196,7 +203,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             )
             ledger.event("report", **report.to_dict())
             for told in report.candidates:
-                facts = {**asdict(told), **(asdict(told.score) if told.score else {})}
+                facts = {**asdict(told), **(told.score.to_dict() if told.score else {})}
                 facts.pop("score")
                 ledger.record_candidate(str(told.number), facts.pop("mean", None), facts)
         best = artifact.attach(maker.programs[winner.number], report)
@@ -236,8 +243,15 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
 
     def _numbers(self, restrict: Iterable[int] | None) -> list[int]:
         every = range(-3, self.num_candidate_programs)
-        chosen = list(every) if restrict is None else sorted(set(restrict) & set(every))
-        if not chosen:
+        if restrict is None:
+            return list(every)
+        given = list(restrict) if isinstance(restrict, Iterable) and not isinstance(restrict, str) else None
+        if given is None or not all(isinstance(number, Integral) for number in given):
+            raise ConfigError(
+                f"`restrict` is {restrict!r}; a list of candidates' numbers, from -3 to {every[-1]}, is allowed.",
+                hint="For one candidate write restrict=[1].",
+            )
+        if not (chosen := [number for number in every if number in given]):
             raise ConfigError(f"`restrict` names none of the candidates, which are -3 to {every[-1]}.")
         return chosen
 
@@ -268,6 +282,12 @@ def _threads(number: int) -> Iterator[Threads]:
 def _start(makers: Threads, maker: CandidateMaker, number: int, pool: Pool) -> "Future[Subject]":
     context = contextvars.copy_context()  # DSPy's settings live in the context
     return makers.submit(context.run, maker.make, number, pool)
+
+
+def _failures(race: Race) -> list[Trace]:
+    """The runs that failed, unless one was scored."""
+    scored = any(place not in lane.failed for lane in race.lanes for place in range(lane.seen))
+    return [] if scored else [trace for lane in race.lanes for trace in lane.failed.values()]
 
 
 def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> list[Trace]:

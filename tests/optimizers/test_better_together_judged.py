@@ -91,9 +91,7 @@ def test_a_metric_that_never_scores_ends_it_before_any_step(
     tmp_path: Path, metric: Callable[..., Any], said: str
 ) -> None:
     learn = Learn(+1)
-    with pytest.raises(
-        ConfigError, match=f"The metric failed on every one of 8 held-out examples; the first: .*{said}"
-    ):
+    with pytest.raises(ConfigError, match=f"The metric failed on every one of 8 held-out runs; the first: .*{said}"):
         dspyc.BetterTogether(metric, p=learn).compile(
             counter(), trainset=numbers(8), valset=numbers(8), strategy="p", run_dir=tmp_path
         )
@@ -128,7 +126,7 @@ def test_programs_none_of_whose_runs_worked_are_not_called_the_best(tmp_path: Pa
 
     student = counter()
     student.set_lm(dspyc.ScriptedLM(broken))
-    with pytest.raises(BootstrapError, match=r"8 of 8 runs on held-out examples failed.*out of order"):
+    with pytest.raises(BootstrapError, match=r"8 of 8 held-out runs failed.*out of order"):
         together(p=Learn(+1)).compile(student, trainset=numbers(8), valset=numbers(4), strategy="p", run_dir=tmp_path)
 
 

@@ -29,6 +29,37 @@ def test_a_setting_that_cannot_be_used_is_named(kind: Callable[..., Any], wrong:
         kind(**{"metric": right, **wrong})
 
 
+TAUGHT = [
+    ({"metric_threshold": "0.5"}, "`metric_threshold` is '0.5'; a finite number is allowed"),
+    ({"metric_threshold": float("nan")}, "`metric_threshold` is nan; a finite number"),
+    ({"teacher_settings": "x"}, r"`teacher_settings` is 'x'; a dict of DSPy settings .*dspy\.LM"),
+    (
+        {"teacher_settings": {"lm": "openai/gpt-5"}},
+        r"'lm'\]` is 'openai/gpt-5'; a dspy\.LM .*dspy\.LM\('openai/gpt-5'\)",
+    ),
+    ({"teacher_settings": {"llm": None}}, r"names \['llm'\].*Did you mean `lm`"),
+    ({"teacher_settings": {"adapter": "json"}}, r"'adapter'\]` is 'json'; a dspy\.Adapter"),
+    ({"teacher_settings": {1: 2}}, r"names \[1\]"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), TAUGHT, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("kind", SEARCHES[:2], ids=lambda kind: kind.__name__)
+def test_a_setting_of_the_teacher_is_checked_before_anything_is_paid_for(
+    kind: Callable[..., Any], wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        kind(right, **wrong)
+
+
+@pytest.mark.parametrize("kind", SEARCHES[:2], ids=lambda kind: kind.__name__)
+def test_what_dspy_takes_as_settings_of_a_teacher_is_taken(kind: Callable[..., Any]) -> None:
+    settings = {"lm": simulated_lm(), "adapter": dspy.JSONAdapter(), "rm": len, "max_errors": 3, "track_usage": True}
+    assert kind(right, teacher_settings=settings, metric_threshold=1).teacher_settings == settings
+    with dspy.context(own_setting=1):  # settings are open in DSPy: a program may read what a user sets
+        assert kind(right, teacher_settings={"own_setting": 2}, metric_threshold=True).metric_threshold is True
+
+
 @pytest.mark.parametrize(("wrong", "said"), [bad for bad in BAD if not {"metric", "budget"} & set(bad[0])])
 def test_a_sequence_refuses_them_before_any_call(wrong: dict[str, Any], said: str) -> None:
     student = dspy.Predict("question -> answer")

@@ -201,6 +201,23 @@ def test_a_metric_that_always_fails_ends_the_search_with_its_words(tmp_path: Pat
         search(tmp_path, metric=broken).compile(student(simulated_lm()), trainset=TRAIN, valset=VALIDATION)
 
 
+@pytest.mark.parametrize("race", [True, False])
+def test_a_search_in_which_no_run_could_be_scored_ends_with_the_reason(tmp_path: Path, race: bool) -> None:
+    def broken(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(prediction.no_such_field)
+
+    def unreadable(request: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    few: dict[str, Any] = {"trainset": TRAIN, "valset": VALIDATION[:4], "restrict": [-3, -2]}
+    lm = simulated_lm()
+    with pytest.raises(ConfigError, match=r"The metric failed on every one of 8 validation runs.*no_such_field"):
+        search(tmp_path / "metric", metric=broken, race=race).compile(student(lm), **few)
+    lm.engine.complete = unreadable
+    with pytest.raises(BootstrapError, match=r"8 of 8 validation runs failed.*8 × program raised .*out of order"):
+        search(tmp_path / "program", race=race).compile(student(lm), **few)
+
+
 def test_a_teacher_with_no_good_run_ends_the_search(tmp_path: Path) -> None:
     def never(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
         return trace is None and right(example, prediction)
@@ -213,6 +230,9 @@ def test_what_cannot_be_searched_is_refused_before_any_call(tmp_path: Path) -> N
     lm = simulated_lm()
     for arguments, error, words in (
         ({"restrict": [6, 7]}, ConfigError, "-3 to 5"),
+        ({"restrict": 1}, ConfigError, r"`restrict` is 1; a list of .* -3 to 5.*restrict=\[1\]"),
+        ({"restrict": "-3"}, ConfigError, "`restrict` is '-3'"),
+        ({"restrict": [[1]]}, ConfigError, r"`restrict` is \[\[1\]\]"),
         ({"valset": []}, DataError, "valset"),
         ({"trainset": TRAIN[:2], "valset": None}, DataError, "no `valset`"),
         ({"testset": [1]}, DataError, "testset"),
@@ -222,6 +242,8 @@ def test_what_cannot_be_searched_is_refused_before_any_call(tmp_path: Path) -> N
             search(tmp_path).compile(student(lm), **data)
     with pytest.raises(ConfigError, match="risk"):
         search(tmp_path, risk=0)
+    with pytest.raises(ConfigError, match="`stop_at_score` is '90'; a finite number is allowed"):
+        search(tmp_path, stop_at_score="90")
     assert lm.engine.asked == []
 
 
