@@ -1,12 +1,13 @@
 """dspyc compile: a program, examples and a metric in, an artifact out."""
 
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ArtifactError, ConfigError
 from .failures import explained, interrupted
 from .inputs import input_names
 from .loading import load_metric, load_program, load_student_lm, load_teacher, read_examples, read_object, read_rows
@@ -14,6 +15,8 @@ from .output import console, emit, quiet, summary
 
 if TYPE_CHECKING:
     import dspy
+
+    from ..compiler import Budget, Plan
 
 
 class AdapterName(str, Enum):
@@ -23,6 +26,14 @@ class AdapterName(str, Enum):
     chat = "chat"
     json = "json"
     xml = "xml"
+
+
+class OnRegression(str, Enum):
+    """What happens when the compiled program scores below the student."""
+
+    warn = "warn"
+    refuse = "raise"
+    keep_student = "keep_student"
 
 
 @explained
@@ -45,10 +56,16 @@ def compile_program(
     metric_threshold: Annotated[float | None, typer.Option(help="The lowest score that teaches. Default: 1.")] = None,
     max_errors: Annotated[int | None, typer.Option(min=1, help="Bad examples that stop the compile.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    on_regression: Annotated[
+        OnRegression, typer.Option(help="Where the result is worse than the student: save it, none, or the student.")
+    ] = OnRegression.warn,
     max_usd: Annotated[
-        float | None, typer.Option(min=0, help="Start no training elsewhere that may cost more.")
+        float | None,
+        typer.Option(min=0, help="Spend no more on calls, and start no training elsewhere that may cost more."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start it all the same.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start such a training all the same.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at OUT.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would ask and cost, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
@@ -66,37 +83,98 @@ def compile_program(
 
     from ..compiler import save
     from ..optimizers import BootstrapFinetune
+    from ..signatures.checks import ADAPTERS
 
     optimizer = BootstrapFinetune(
         metric=judged_by,
         train_kwargs=settings,
-        adapter=_adapter(adapter),
+        adapter=ADAPTERS[adapter.value](),
         num_threads=num_threads,
         teacher_lm=taught_by.get("teacher_lm"),
         metric_threshold=metric_threshold,
         max_errors=max_errors,
+        on_regression=on_regression.value,
         run_dir=kept_in,
+        budget=_budget(max_usd),
         seed=seed,
     )
+    asked: dict[str, Any] = {"trainset": train, "valset": held_out, "teacher": taught_by.get("teacher")}
+    if plan:
+        _foretell(optimizer.plan(loaded, **asked), as_json)
+        return
+    _check_out(out, overwrite)
+    if max_usd is not None:
+        _check_prices(optimizer.plan(loaded, **asked), max_usd)
     quiet()
     try:
-        compiled = optimizer.compile(loaded, trainset=train, valset=held_out, teacher=taught_by.get("teacher"))
+        compiled = optimizer.compile(loaded, **asked)
         save(compiled, out, source=program)
     except KeyboardInterrupt:
         raise interrupted(kept_in) from None
     _tell(compiled.report, out, names, as_json)
 
 
+def _budget(max_usd: float | None) -> "Budget | None":
+    """The limit of a compile's calls; None for none."""
+    from ..compiler import Budget
+
+    if max_usd == 0:
+        raise ConfigError("--max-usd 0 allows no call.", hint="Leave it out; --plan says what a compile would spend.")
+    return None if max_usd is None else Budget(usd=max_usd)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Find before anything is spent what would stop the artifact from being written."""
+    from ..compiler.artifact import stands_at
+
+    if stands_at(out) and not overwrite:
+        raise ArtifactError(
+            f"{out} holds an artifact already.", hint="Pass --overwrite to replace it, or another --out."
+        )
+
+
+def _check_prices(plan: "Plan", max_usd: float) -> None:
+    """A limit in USD cannot be kept for a model whose price nobody knows, and is refused at its first call: too late."""
+    if plan.unknown_prices:
+        raise ConfigError(
+            f"The price of {', '.join(plan.unknown_prices)} is unknown, so --max-usd {max_usd:g} cannot be kept.",
+            hint="Leave it out; to limit training elsewhere alone, --train-kwargs '{\"max_usd\": 5}'.",
+        )
+
+
+def _foretell(plan: "Plan", as_json: bool) -> None:
+    screen = console(as_json)
+    screen.print(plan.table())
+    screen.print("Training itself is not in it.")
+    if as_json:
+        emit(plan.to_dict())
+
+
 def _tell(report: Any, out: Path, inputs: list[str], as_json: bool) -> None:
     screen = console(as_json)
     screen.print(report.table())
     screen.print(summary(report.calls, report.seconds))
+    for line in _warnings(report):
+        screen.print(line, style="yellow", highlight=False)
     example = ", ".join(f'"{name}": "…"' for name in inputs)
     screen.print(f"Artifact: {out}", soft_wrap=True)
     screen.print(f"Next: dspyc run {out} --input '{{{example}}}'", soft_wrap=True, markup=False, highlight=False)
     if as_json:
-        facts = {name: getattr(report, name) for name in ("before", "teacher", "after", "interval", "seconds", "calls")}
-        emit({**facts, "rows": report.rows, "run_dir": report.run_dir, "artifact": str(out)})
+        names = ("before", "teacher", "after", "interval", "kept_student", "stopped", "seconds", "calls", "rows")
+        facts = {name: getattr(report, name) for name in names}
+        outcome = report.verdict.outcome if report.verdict else "not compared"
+        emit({"outcome": outcome, **facts, "run_dir": report.run_dir, "artifact": str(out)})
+
+
+def _warnings(report: Any) -> Iterator[str]:
+    """What the artifact is not."""
+    if report.verdict and report.verdict.regressed:
+        kept = (
+            "The artifact holds the student as it was" if report.kept_student else "The artifact holds it all the same"
+        )
+        yield f"Worse than the student it started from: {report.before:.3f} before, {report.after:.3f} after. {kept}."
+    if report.stopped:
+        yield f"Stopped early: {report.stopped}. With a higher --max-usd and --overwrite the same command goes on."
 
 
 def _names(inputs: str | None) -> list[str]:
@@ -119,12 +197,3 @@ def _give_student(program: "dspy.Module", model: str | None, max_tokens: int) ->
             "The program has no language model to train.",
             hint="Pass --student dspyc/tiny, a folder or a Hugging Face id, or call set_lm in the module.",
         )
-
-
-def _adapter(name: AdapterName) -> "dspy.Adapter":
-    import dspy
-
-    from ..signatures import TerseAdapter
-
-    made = {"terse": TerseAdapter, "chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
-    return made[name.value]()

@@ -88,8 +88,7 @@ def save(program: dspy.Module, path: str | Path, *, include_base: bool = False, 
         ArtifactError: The folder holds something else or cannot be written, or a part of the program cannot be saved.
     """
     path = Path(path)
-    if path.exists() and not (path / "artifact.json").exists() and (path.is_file() or any(path.iterdir())):
-        raise ArtifactError(f"{path} exists and is not an artifact.", hint="Save to a new folder.")
+    stands_at(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
@@ -104,6 +103,20 @@ def save(program: dspy.Module, path: str | Path, *, include_base: bool = False, 
             f"Could not write the artifact {path}: {error}.", hint="Free some space, or save where you may write."
         ) from error
     return path
+
+
+def stands_at(path: str | Path) -> bool:
+    """Whether there is an artifact at `path`, which `save` would replace.
+
+    Raises:
+        ArtifactError: Something else is there, which `save` would refuse.
+    """
+    path = Path(path)
+    if (path / "artifact.json").exists():
+        return True
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ArtifactError(f"{path} exists and is not an artifact.", hint="Save to a new folder.")
+    return False
 
 
 def load(

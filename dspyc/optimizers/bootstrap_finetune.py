@@ -379,7 +379,12 @@ class _Sitting:
                 show_progress=self.options.show_progress,
                 workers=self.workers,
             )
-        except BudgetError:
+        except BudgetError as error:
+            if (
+                self.ledger.meter.exhausted is None and role == "compiled"
+            ):  # weights that are paid for have no price yet
+                logger.warning("The compiled program is not compared. %s", error.message)
+                return []
             if self.ledger.meter.exhausted is None or not self.taught:
                 raise
             return []  # what was learned so far is the best there will be

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 MODULE = """
+import os
+
 import dspy
 import dspyc
 
@@ -48,6 +50,25 @@ def always_blue():
 
 def needs(argument):
     return program
+
+
+class Proud(Shop):
+    # Right while its weights are the base's: training can only make it worse.
+
+    def forward(self, thing):
+        own = self.name.lm.model == self.base
+        return dspy.Prediction(colour=expert({"thing": thing})["colour"] if own else "wrong")
+
+
+def proud():
+    made = Proud()
+    made.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=16))
+    made.base = made.name.lm.model
+    return made
+
+
+def paid():
+    return dspy.LM("openai/gpt-4.1-mini-2025-04-14", api_base=os.environ["SERVER"], cache=False)
 """
 
 

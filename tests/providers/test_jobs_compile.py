@@ -106,6 +106,23 @@ def test_a_compile_trains_elsewhere_and_the_score_rises(tmp_path: Path) -> None:
         assert KEY.encode() not in kept
 
 
+def test_weights_that_were_paid_for_are_kept_though_a_limit_in_usd_lets_nobody_ask_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OpenAIServer(polls=0) as server:
+        server.reply = lambda request: "red"
+        program = dspy.Predict(Sort)
+        program.set_lm(dspyc.LM("openai/gpt-4.1-mini-2025-04-14", api_base=server.url, cache=False, num_retries=0))
+        settings: dict[str, Any] = {"adapter": "terse", "run_dir": tmp_path / "run", "budget": dspyc.Budget(usd=5)}
+        optimizer = dspyc.BootstrapFinetune(metric, **settings)
+        compiled = optimizer.compile(program, trainset=examples(12), valset=examples(16, 12))
+        assert "ft:gpt-4.1-mini" in compiled.lm.model
+        assert compiled(thing="a red thing").colour == "red"
+        assert (compiled.report.verdict, list(server.jobs)) == (None, ["ftjob-1"])
+        assert "The compiled program is not compared. The price of 'openai/ft:gpt" in caplog.text
+        compiled.save(tmp_path / "built")
+
+
 def test_what_cannot_be_ordered_is_found_before_a_teacher_is_called(tmp_path: Path) -> None:
     teacher = dspyc.ScriptedLM(lambda inputs: {"colour": "red"})
     with OpenAIServer() as server:
