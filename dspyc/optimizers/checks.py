@@ -26,7 +26,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_teacher_settings(value: Any) -> None:
-    """Raises ConfigError unless a teacher can run under `value`: settings that DSPy, or who configured it, knows."""
+    """Raises ConfigError unless a teacher can run under `value`, DSPy settings by their names."""
     if value is None:
         return
     example = "teacher_settings={'lm': dspy.LM('openai/gpt-5')}"
@@ -35,12 +35,15 @@ def check_teacher_settings(value: Any) -> None:
             f"`teacher_settings` is {value!r}; a dict of DSPy settings is allowed.", hint=f"For example {example}."
         )
     known = sorted(dspy.settings.config)
-    if unknown := [name for name in value if name not in known]:
-        close = get_close_matches(str(unknown[0]), known, n=1)
-        raise ConfigError(
-            f"`teacher_settings` names {unknown}; DSPy's settings are allowed: {', '.join(known)}.",
-            hint=f"Did you mean `{close[0]}`?" if close else f"For example {example}.",
-        )
+    for name in value:  # DSPy takes settings of any name, for programs that read their own: near misses are no such
+        close = get_close_matches(str(name).lower(), known, n=1) if name not in known else []
+        if close or not isinstance(name, str):
+            raise ConfigError(
+                f"`teacher_settings` names {name!r}; DSPy's settings are {', '.join(known)}.",
+                hint=f"Did you mean `{close[0]}`? A setting of your own has to be in dspy.configure first."
+                if close
+                else f"For example {example}.",
+            )
     for name, kind, allowed in (("lm", dspy.BaseLM, "dspy.LM"), ("adapter", dspy.Adapter, "dspy.Adapter")):
         given = value.get(name)
         if given is not None and not isinstance(given, kind):

@@ -37,9 +37,10 @@ TAUGHT = [
         {"teacher_settings": {"lm": "openai/gpt-5"}},
         r"'lm'\]` is 'openai/gpt-5'; a dspy\.LM .*dspy\.LM\('openai/gpt-5'\)",
     ),
-    ({"teacher_settings": {"llm": None}}, r"names \['llm'\].*Did you mean `lm`"),
+    ({"teacher_settings": {"llm": None}}, r"names 'llm'.*Did you mean `lm`"),
+    ({"teacher_settings": {"LM": None}}, "names 'LM'.*Did you mean `lm`"),
     ({"teacher_settings": {"adapter": "json"}}, r"'adapter'\]` is 'json'; a dspy\.Adapter"),
-    ({"teacher_settings": {1: 2}}, r"names \[1\]"),
+    ({"teacher_settings": {1: 2}}, r"names 1; DSPy's settings are"),
 ]
 
 
@@ -56,8 +57,11 @@ def test_a_setting_of_the_teacher_is_checked_before_anything_is_paid_for(
 def test_what_dspy_takes_as_settings_of_a_teacher_is_taken(kind: Callable[..., Any]) -> None:
     settings = {"lm": simulated_lm(), "adapter": dspy.JSONAdapter(), "rm": len, "max_errors": 3, "track_usage": True}
     assert kind(right, teacher_settings=settings, metric_threshold=1).teacher_settings == settings
-    with dspy.context(own_setting=1):  # settings are open in DSPy: a program may read what a user sets
-        assert kind(right, teacher_settings={"own_setting": 2}, metric_threshold=True).metric_threshold is True
+    for own in ({"shelf": 2}, {"lm2": 2}):  # what a program reads of its own; a name like DSPy's has to be configured
+        with dspy.context(lm2=1):
+            assert kind(right, teacher_settings=own, metric_threshold=True).teacher_settings == own
+    with pytest.raises(ConfigError, match="Did you mean `lm`"):
+        kind(right, teacher_settings={"lm2": 2})
 
 
 @pytest.mark.parametrize(("wrong", "said"), [bad for bad in BAD if not {"metric", "budget"} & set(bad[0])])
