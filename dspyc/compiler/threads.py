@@ -37,15 +37,18 @@ class Threads:
                 thread.start()
         return future
 
-    def end(self, *, abandon: bool) -> None:
-        """Cancel what has not begun, and wait for what has; with `abandon` only for a moment."""
+    def end(self, *, abandon: bool, grace: float = _GRACE) -> None:
+        """Cancel what has not begun, and wait for what has; with `abandon` only for `grace` seconds.
+
+        Threads that wait for others' runs are ended after those, with no grace of their own: Ctrl-C takes one moment in all.
+        """
         with self._lock:
             waiting, self._waiting = list(self._waiting), set()
         for future in waiting:
             future.cancel()
         for _ in self._threads:
             self._work.put(None)
-        until = time.monotonic() + _GRACE
+        until = time.monotonic() + grace
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()) if abandon else None)
 

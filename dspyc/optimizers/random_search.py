@@ -273,8 +273,11 @@ def _threads(number: int) -> Iterator[Threads]:
     threads = Threads(number)
     try:
         yield threads
-    except BaseException:
+    except Exception:
         threads.end(abandon=True)
+        raise
+    except BaseException:  # Ctrl-C: the pool, which is left first, has waited the moment that there is
+        threads.end(abandon=True, grace=0.0)
         raise
     threads.end(abandon=False)
 

@@ -280,6 +280,43 @@ def test_a_search_that_was_killed_goes_on_with_the_answers_that_it_had(tmp_path:
     assert len(resumed.engine.asked) <= len(fresh.engine.asked) - 120 + threads * (1 + looks)
 
 
+INTERRUPTED = """
+    import os, signal, sys, time
+    import dspyc
+    from tests.optimizers import test_random_search as t
+
+    def answer(inputs):
+        os.write(1, b"asked\\n")
+        time.sleep(60)  # a provider that takes its time
+
+    def interrupt(*_):
+        global began
+        began = time.monotonic()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        t.search(sys.argv[1], num_threads=2).compile(
+            t.student(dspyc.ScriptedLM(answer)), trainset=t.TRAIN, valset=t.VALIDATION
+        )
+    except KeyboardInterrupt:
+        print(time.monotonic() - began, flush=True)
+"""
+
+
+def test_ctrl_c_waits_one_moment_for_runs_and_for_the_candidates_that_they_are_of(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path)]
+    here = Path(__file__).parent.parent.parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here) as process:
+        assert process.stdout is not None
+        for _ in range(2):  # all threads wait for the provider
+            assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        took, error = process.communicate(timeout=30)
+    assert process.returncode == 0, error
+    assert 0.9 < float(took) < 1.8
+
+
 @pytest.mark.parametrize("calls", [60, 150])
 def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: int) -> None:
     lm = simulated_lm()
