@@ -18,8 +18,10 @@ DspycError
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
+from typing import Any
 
 
 class DspycError(Exception):
@@ -97,23 +99,67 @@ class ArtifactError(DspycError):
     """A saved program that cannot be written, read or trusted."""
 
 
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?$")
+# The one list of names under which a secret stands: of settings, of headers' neighbours, of environment variables. What
+# ends in `_env` names a variable. Tokens and keys in the plural are counted more often than kept secret (`max_tokens`), so
+# there it takes another word, or the capitals of an environment variable.
+_SECRET_NAME = re.compile(
+    r"(?!.*_(?:env|ENV)$)(?:.*(?:(?<!MAX_)TOKENS$|KEYS$)"
+    r"|(?i:.*(?:(?:key|token)$|secret|passw(?:or)?d|passphrase|credential|header|authorization|(?:^|(?<=[_-]))auth$"
+    r"|(?:api|access|private)[_-]?key|(?:api|access|auth|refresh|bearer|session|hub|hf)[_-]?tokens"
+    r"|token[_-](?:provider|file))))"
+)
 _SECRET_SHAPE = re.compile(
     r"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_][A-Za-z0-9_-]{12,}|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
 )
+_USER = re.compile(r"(?<=://)[^/?#\s]+@")  # of an address: https://user:password@host
+_QUERY = re.compile(r"(?<=[?&])([^=&#\s]+)=[^&#\s]*&?")
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret, by its last word: `OPENAI_API_KEY`, `HF_TOKEN`."""
-    return _SECRET_NAME.search(name.upper()) is not None
+def is_secret_name(name: object) -> bool:
+    """Whether what stands under this name is a secret: `OPENAI_API_KEY`, `hub_token`, `extra_headers`; not `max_tokens`."""
+    return isinstance(name, str) and _SECRET_NAME.match(name) is not None
+
+
+def has_secret(address: str) -> bool:
+    """Whether an address holds user information, or a secret among its parameters."""
+    return public_address(address) != address
+
+
+def public_address(text: str) -> str:
+    """`text`, in which any address is without user information and without parameters whose names say that they are secret."""
+    if "://" not in text:
+        return text
+    found = _QUERY.sub(lambda part: "" if is_secret_name(part[1]) else part[0], _USER.sub("", text))
+    return found if found == text else found.rstrip("?&")
+
+
+def public(value: Any, hidden: Callable[[object], bool] = is_secret_name) -> Any:
+    """Settings without what is secret, at any depth: entries whose names are `hidden`, and parts of addresses.
+
+    The properties of a JSON schema keep their names: a field called `key` says nothing about a key.
+    """
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if not hidden(k)}
+        return {k: _properties(v, hidden) if k == "properties" else public(v, hidden) for k, v in kept.items()}
+    if isinstance(value, (list, tuple)):
+        inner = [public(item, hidden) for item in value]
+        return tuple(inner) if type(value) is tuple else inner
+    return public_address(value) if isinstance(value, str) and not isinstance(value, Enum) else value
+
+
+def _properties(value: Any, hidden: Callable[[object], bool]) -> Any:
+    """`public` of what stands under `properties`, which is a schema's where every entry is a schema."""
+    if isinstance(value, Mapping) and all(isinstance(schema, (Mapping, bool)) for schema in value.values()):
+        return {name: public(schema, hidden) for name, schema in value.items()}
+    return public(value, hidden)
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without the secrets of this environment, those given, and anything in the shape of a provider's key."""
+    """`text` without the secrets of this environment, those given, users in addresses, and what is shaped like a key."""
     found = {v for name, v in os.environ.items() if is_secret_name(name) and len(v) >= 8}
     for secret in sorted(found | {s for s in secrets if len(s) >= 8}, key=len, reverse=True):
         text = text.replace(secret, "[secret]")
-    return _SECRET_SHAPE.sub("[secret]", text)
+    return _SECRET_SHAPE.sub("[secret]", _USER.sub("[secret]@", text))
 
 
 def _rebuild(kind: type[DspycError], message: str, hint: str) -> DspycError:

@@ -11,7 +11,6 @@ JSON and safetensors only. No key, token or header is written.
 """
 
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 
 from .. import models
-from ..errors import ArtifactError
+from ..errors import ArtifactError, public
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
@@ -36,8 +35,6 @@ from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
 FORMAT = 1
-_SECRET = re.compile(r"api_|key|secret|password|header|credential|(?<!max_)(?<!completion_)tokens?$", re.IGNORECASE)
-
 
 Report = CompileReport | SearchReport | SequenceReport
 _REPORTS: dict[str | None, type[Report]] = {
@@ -206,6 +203,9 @@ def _write(program: dspy.Module, folder: Path, name: str, include_base: bool, so
         "report": report.to_dict() if report else None,
     }
     states = {key: {**p.dump_state(), "lm": None} for key, p in _without_lms(named)}
+    for found in states.values():
+        if "adapter" in found:
+            found["adapter"] = public(found["adapter"])
     state = states["self"] if isinstance(program, dspy.Predict) else states  # as DSPy's own save lays it out
     state["metadata"] = {"dependency_versions": get_dependency_versions()}
     _write_json(folder / "program.json", state)
@@ -227,7 +227,13 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
 
 
 def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
-    settings = {k: v for k, v in lm.kwargs.items() if not _SECRET.search(k) and v is not None}
+    """The facts by which the LM comes back; what it needs of weights is copied into the folder."""
+    facts: dict[str, Any] = public(_described(lm, folder, index, include_base))
+    return facts
+
+
+def _described(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
+    settings = {k: v for k, v in lm.kwargs.items() if not k.startswith("api_") and v is not None}
     engine: Any = getattr(lm, "engine", None)
     served = isinstance(engine, _class("servers.engine", "ServerEngine"))
     if served and engine.path is None:
@@ -240,7 +246,7 @@ def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> d
         except TypeError as error:
             raise ArtifactError(f"The language model {lm.model!r} cannot be saved: {error}") from error
         dropped = ("launch_kwargs", "train_kwargs")
-        kept = {k: v for k, v in state.items() if k not in dropped and not _SECRET.search(k)}
+        kept = {k: v for k, v in state.items() if k not in dropped and not k.startswith("api_")}
         entry = {"kind": "dspy", "model": lm.model, "state": kept}
         if isinstance(lm.provider, RemoteProvider):
             kept |= {k: lm.kwargs[k] for k in _ADDRESS if lm.kwargs.get(k)}

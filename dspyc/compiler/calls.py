@@ -22,14 +22,14 @@ from typing import Any, Protocol
 
 import dspy
 
-from ..errors import ConfigError, DspycError, redact
+from ..errors import ConfigError, DspycError, public, redact
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .ledger import Answer, CallKey, Ledger
 from .limiter import Limiter, limiter_of
 from .prices import is_paid, price_of
 
-_SECRET_KEY = re.compile(r"key|token(?!s)|secret|password|header|credential|^api_|^aws_", re.IGNORECASE)
+_PLACE = re.compile(r"api_|aws_", re.IGNORECASE)  # where a model is served, which is no part of a request
 
 
 @dataclass
@@ -235,7 +235,7 @@ class _Pending:
         self.lm, self.run = lm, run
         self.call = Call(lm.model, messages or [{"role": "user", "content": prompt}], [])
         self.bodies = [_body(message) for message in self.call.messages]
-        settings = {k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _SECRET_KEY.search(k)}
+        settings = public({k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _PLACE.match(k)})
         asked = json.dumps([lm.model, settings], sort_keys=True, default=_name)
         self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]
         self.call.nth = run.occurrence(self.call.request)

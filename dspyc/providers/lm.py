@@ -1,11 +1,10 @@
 """`LM`: a `dspy.LM` that can be fine-tuned where its name says."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import dspy
 
-from ..errors import ConfigError
+from ..errors import ConfigError, has_secret
 from .catalog import called, provider_class, provider_name
 from .local import LocalLM
 
@@ -25,7 +24,7 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
             `aws_profile`, … Secrets stay in memory.
 
     Raises:
-        ConfigError: An address with a password in it, or, for a model here, a setting that it does not have.
+        ConfigError: An address with a secret in it, or, for a model here, a setting that it does not have.
     """
     if isinstance(model, dspy.BaseLM):
         return model.copy(**settings)
@@ -36,8 +35,8 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
     if model.startswith(_HERE):
         return LocalLM(model.removeprefix("local/"), **settings)
     for key, value in settings.items():
-        if isinstance(value, str) and "://" in value and urlsplit(value).password:
-            raise ConfigError(f"`{key}` holds a password, and addresses are kept.", hint="Pass it by `api_key`.")
+        if isinstance(value, str) and has_secret(value):
+            raise ConfigError(f"`{key}` holds a secret, and addresses are kept.", hint="Pass it by `api_key`.")
     model = called(model)
     name = provider_name(model)
     if "provider" not in settings and name is not None:

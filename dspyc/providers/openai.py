@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ConfigError, ProviderError, has_secret
 from . import openai_settings
 from .costs import CostEstimate, estimate_cost
 from .faults import retry_after
@@ -59,8 +59,16 @@ class OpenAIProvider(RemoteProvider):
     marks: ClassVar[bool] = True  # whether jobs take metadata
 
     def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
-        """As RemoteProvider. The address in the environment is kept: a job is at one server, whatever is set later."""
+        """As RemoteProvider. The address in the environment is kept: a job is at one server, whatever is set later.
+
+        Raises:
+            ConfigError: The address holds a secret.
+        """
         super().__init__({**self._environment(), **(connection or {})}, *args, **options)
+        address = str(self.connection.get("api_base") or "")
+        if has_secret(address):
+            found = next((name for name, value in os.environ.items() if value == address), "`api_base`")
+            raise ConfigError(f"{found} holds a secret, and addresses are kept.", hint=self.credentials)
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         openai_settings.check(settings)

@@ -20,12 +20,11 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticOmit, PydanticUndefined
 
+from .. import errors
+from ..errors import is_secret_name
 from .digests import fingerprint
 
-# Names of settings that may hold a secret or say where a model is served, neither of which is what a program is.
-SECRET_NAME = re.compile(
-    r"key$|token$|secret|password|credential|header|^api_|^base_url$|^azure_ad|^aws_|^vertex_cred", re.IGNORECASE
-)
+_PLACE = re.compile(r"api_|base_url$|azure_ad|aws_|vertex_cred", re.IGNORECASE)  # where a model is served
 _DEEPEST = 50
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -108,14 +107,13 @@ def _opaque(value: Any, depth: int) -> Any:
 
 
 def public(value: Any) -> Any:
-    """Settings without the entries, at any depth, whose names say that they hold a secret."""
-    if isinstance(value, Mapping):
-        return {k: public(v) for k, v in value.items() if not is_secret(k)}
-    return [public(item) for item in value] if isinstance(value, (list, tuple)) else value
+    """Settings without secrets and without where a model is served, at any depth: neither is what a program is."""
+    return errors.public(value, is_secret)
 
 
 def is_secret(name: Any) -> bool:
-    return isinstance(name, str) and SECRET_NAME.search(name) is not None
+    """Whether a setting of this name is a secret, or says where a model is served."""
+    return is_secret_name(name) or (isinstance(name, str) and _PLACE.match(name) is not None)
 
 
 def _field_key(name: str, field: FieldInfo) -> list[Any]:

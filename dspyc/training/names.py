@@ -1,11 +1,10 @@
 """Settings under other libraries' names: DSPy's LocalProvider, transformers, trl and PEFT, and ours."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, is_secret_name, public
 
 _ALIASES = {
     "base_model": "model",
@@ -55,8 +54,6 @@ _IGNORED = (
     "remove_unused_columns",
     "task_type",
 )
-_COUNTS = ("token_budget", "micro_batch_tokens")  # of tokens that are no secrets
-_SECRET = re.compile(r"(^|_)(api_?key|access_?key|key|token|secret|password|credential)s?$", re.IGNORECASE)
 
 
 def translated(settings: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
@@ -105,9 +102,9 @@ def known_elsewhere(name: str) -> str | None:
 
 def _translate(given: str, value: Any, ours: Sequence[str]) -> tuple[str, Any]:
     """Our name and value of a setting that may bear another library's."""
-    if _SECRET.search(given) and given not in _COUNTS:
+    if is_secret_name(given) or public(value) != value:
         raise ConfigError(
-            f"`{given}` looks like a secret, and train_kwargs are written to disk.",
+            f"`{given}` {'looks like' if is_secret_name(given) else 'holds'} a secret, and train_kwargs are written to disk.",
             hint="Never put secrets in train_kwargs: training on this machine needs none, and a provider reads its own "
             "from the environment.",
         )

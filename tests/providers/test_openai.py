@@ -400,7 +400,7 @@ def test_the_key_and_the_rows_are_in_no_log_and_no_file(
 
 
 def test_an_address_with_a_password_is_refused() -> None:
-    with pytest.raises(ConfigError, match="holds a password") as caught:
+    with pytest.raises(ConfigError, match="holds a secret") as caught:
         dspyc.LM(BASE, api_base="https://me:hidden@host/v1")
     assert "hidden" not in str(caught.value)
 
