@@ -120,9 +120,13 @@ def is_secret_name(name: object) -> bool:
     return isinstance(name, str) and _SECRET_NAME.match(name) is not None
 
 
-def has_secret(address: str) -> bool:
-    """Whether an address holds user information, or a secret among its parameters."""
-    return public_address(address) != address
+def has_secret(value: Any) -> bool:
+    """Whether a setting holds a secret, at any depth: under such a name, or in an address."""
+    if isinstance(value, Mapping):
+        return any(is_secret_name(name) or has_secret(inner) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(map(has_secret, value))
+    return isinstance(value, str) and public_address(value) != value
 
 
 def public_address(text: str) -> str:

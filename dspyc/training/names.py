@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ConfigError, is_secret_name, public
+from ..errors import ConfigError, has_secret, is_secret_name
 
 _ALIASES = {
     "base_model": "model",
@@ -102,7 +102,7 @@ def known_elsewhere(name: str) -> str | None:
 
 def _translate(given: str, value: Any, ours: Sequence[str]) -> tuple[str, Any]:
     """Our name and value of a setting that may bear another library's."""
-    if is_secret_name(given) or public(value) != value:
+    if is_secret_name(given) or has_secret(value):
         raise ConfigError(
             f"`{given}` {'looks like' if is_secret_name(given) else 'holds'} a secret, and train_kwargs are written to disk.",
             hint="Never put secrets in train_kwargs: training on this machine needs none, and a provider reads its own "
