@@ -161,6 +161,8 @@ class TrainingConfig(BaseModel):
         for found, message, hint in contradictions:
             if found:
                 raise ConfigError(message, hint=hint)
+        if self.max_steps is not None and self.epochs != type(self).model_fields["epochs"].default:
+            raise _two_lengths(self.epochs, self.max_steps)
         return self
 
     @property
@@ -196,6 +198,20 @@ class TrainingConfig(BaseModel):
             return self.warmup_ratio
         return _ONE_CYCLE_WARMUP if self.scheduler == "one_cycle" else _WARMUP
 
+    def base(self, model: object = None) -> str:
+        """The model to train: the one given, or the config's.
+
+        Raises:
+            ConfigError: Neither is set, or they are not the same.
+        """
+        if model is None and self.model is None:
+            raise ConfigError("There is no model to train.", hint="Pass one, or set `model` in the config.")
+        if model is not None and self.model is not None and str(model) != self.model:
+            raise ConfigError(
+                f"The model is {str(model)!r}, and the config's is {self.model!r}.", hint="Give one of them."
+            )
+        return str(model if model is not None else self.model)
+
     @classmethod
     def preset(cls, name: str, *, task: str | None = None, **overrides: Any) -> "TrainingConfig":
         """The settings of a preset and of a task, with `overrides` on top; see `presets` for what they are and why.
@@ -217,20 +233,25 @@ class TrainingConfig(BaseModel):
         given = dict(train_kwargs or {})
         chosen = preset_settings(given.pop("preset", None), given.pop("task", None))
         settings = translated(given, list(cls.model_fields))
-        for group in _ALTERNATIVES:
-            if any(name in settings for name in group):
-                chosen = {name: value for name, value in chosen.items() if name not in group}
+        replaced = {name for group in _ALTERNATIVES if any(name in settings for name in group) for name in group}
+        if settings.get("method") == "full":
+            replaced |= _OF_ADAPTERS
+        chosen = {name: value for name, value in chosen.items() if name not in replaced}
+        if settings.get("max_steps") is not None and "epochs" in settings:
+            raise _two_lengths(settings["epochs"], settings["max_steps"])
         return cls(**(chosen | settings))
 
 
 _LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 # One of each replaces what a preset says about the others.
-_ALTERNATIVES = (
-    ("epochs", "max_steps"),
-    ("batch_size", "token_budget"),
-    ("warmup_ratio", "warmup_steps"),
-    ("method", "quantization", *_LORA_ONLY),
-)
+_ALTERNATIVES = (("epochs", "max_steps"), ("batch_size", "token_budget"), ("warmup_ratio", "warmup_steps"))
+_OF_ADAPTERS = {"method", "quantization", "learning_rate", *_LORA_ONLY}  # the presets' rates are an adapter's
+
+
+def _two_lengths(epochs: Any, max_steps: Any) -> ConfigError:
+    return ConfigError(
+        f"`epochs` is {epochs} and `max_steps` {max_steps}.", hint="Either says how long to train: give one of them."
+    )
 
 
 def _explained(error: ValidationError) -> ConfigError:

@@ -36,13 +36,19 @@ class LearningRates:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the loss fell fastest over the logarithm of the rate."""
-        slopes = [b - a for a, b in itertools.pairwise(self.losses)]
-        return self.rates[slopes.index(min(slopes))]
+        """The rate in the middle of the stretch over which the loss fell most, by the logarithm of the rate.
+
+        A stretch is a quarter of all rates, as a few batches' losses differ by more than they fall. The first tenth of the
+        rates is left out: the running mean of few losses jumps.
+        """
+        reach = max(1, len(self.rates) // 4)
+        first = len(self.rates) // 10
+        falls = [b - a for a, b in zip(self.losses[first:], self.losses[first + reach :], strict=False)]
+        return self.rates[first + falls.index(min(falls)) + reach // 2]
 
 
 def find_learning_rate(
-    model: str | Path,
+    model: str | Path | None,
     rows: Sequence[Mapping[str, Any]],
     *,
     config: TrainingConfig | None = None,
@@ -68,7 +74,8 @@ def find_learning_rate(
             f"lowest, highest and steps are {lowest:g}, {highest:g} and {steps}.",
             hint="Use rates with 0 < lowest < highest, and at least 10 steps.",
         )
-    config, base, place = config or TrainingConfig(), resolve(model), device_of(device)
+    config, place = config or TrainingConfig(), device_of(device)
+    base = resolve(config.base(model))
     check_method(config, place)
     tokenizer = load_tokenizer(base)
     encoded, report = encode_rows(rows, ChatTokenizer(tokenizer), row_limit(base, tokenizer, config.max_length))

@@ -77,18 +77,8 @@ def train(
     """
     config = config or TrainingConfig()
     check_count(num_processes, callbacks=callbacks, adapter=adapter)
-    run = _Run(_named(model, config), config, Path(output_dir), device, adapter, callbacks, show_progress)
+    run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress)
     return run.carry_out(rows, validation, num_processes)
-
-
-def _named(model: str | Path | None, config: TrainingConfig) -> str:
-    if model is None and config.model is None:
-        raise ConfigError("There is no model to train.", hint="Pass one, or set `model` in the config.")
-    if model is not None and config.model is not None and str(model) != config.model:
-        raise ConfigError(
-            f"The model is {str(model)!r}, and the config's is {config.model!r}.", hint="Give one of them."
-        )
-    return str(model if model is not None else config.model)
 
 
 class _Run:
@@ -236,7 +226,7 @@ class _Run:
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
         shared = replace(plain, share=True)
-        why = why_not_shared(trainer.learner, trainer.first_rows(), shared)
+        why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
         if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
         return (plain, why) if why is not None else (shared, None)

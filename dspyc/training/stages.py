@@ -52,7 +52,8 @@ def train_stages(
             result = train(
                 before if before is not None and whole else model,
                 stage.rows,
-                config=config,
+                # The config names the model of the first stage; a later one trains what came of it.
+                config=config.model_copy(update={"model": None}) if before is not None and whole else config,
                 output_dir=Path(output_dir) / f"{number}-{stage.name}",
                 validation=stage.validation,
                 device=device,

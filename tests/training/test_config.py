@@ -112,6 +112,7 @@ def test_a_bad_setting_is_named_with_what_is_allowed(settings: dict[str, Any], n
         ({"bf16": False, "precision": "bf16"}, ["`bf16` and `precision` both set precision"]),
         ({"use_lora": False, "method": "qlora"}, ["use_lora", "method", "'full'", "'qlora'"]),
         ({"eval_strategy": "steps"}, ["eval_strategy", "Set eval_steps"]),
+        ({"epochs": 3, "max_steps": 2}, ["`epochs` is 3 and `max_steps` 2", "give one of them"]),
         ({"load_best_model_at_end": True}, ["load_best_model_at_end", "early_stopping_patience"]),
     ],
 )
@@ -225,6 +226,18 @@ def test_a_task_sets_what_a_preset_leaves_open() -> None:
     assert TrainingConfig.preset("low_resource", task="code").learning_rate == 1e-4
     assert TrainingConfig.preset("high_quality", task="chat").epochs == 5
     assert TrainingConfig.preset("quick_test", task="domain").max_steps == 20
+
+
+def test_what_the_caller_says_of_an_adapter_leaves_the_presets_other_words_about_it() -> None:
+    wide = TrainingConfig.preset("high_quality", lora_dropout=0.1, method="lora")
+    assert (wide.lora_rank, wide.lora_alpha, wide.use_rslora, wide.lora_dropout) == (64, 64.0, True, 0.1)
+    assert TrainingConfig.preset("low_resource", target_modules=["q_proj"]).lora_rank == 8
+    assert TrainingConfig.preset("low_resource", method="qlora", quantization="8bit").lora_rank == 8
+
+
+def test_full_training_does_not_take_an_adapters_rate() -> None:
+    assert TrainingConfig.preset("high_quality", task="chat", method="full").rate == TrainingConfig(method="full").rate
+    assert TrainingConfig.preset("high_quality", method="full", learning_rate=3e-4).rate == 3e-4
 
 
 def test_the_config_cannot_be_changed() -> None:

@@ -1,5 +1,7 @@
 """The range test finds a rate that trains well, and leaves nothing behind."""
 
+import math
+import random
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,18 @@ def test_the_suggestion_trains_better_than_rates_far_from_it(tmp_path: Path) -> 
 def test_the_steepest_fall_is_suggested() -> None:
     found = LearningRates((1e-4, 1e-3, 1e-2, 1e-1), (5.0, 4.9, 3.0, 8.0))
     assert found.suggestion == 1e-3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_jumps_of_the_first_batches_are_no_fall(seed: int) -> None:
+    """The mean of a few noisy losses jumps most where there are fewest, at rates that change nothing."""
+    noise = random.Random(seed)
+    rates = [1e-6 * 10 ** (i / 10) for i in range(60)]
+    smooth, losses = 0.0, []
+    for at, rate in enumerate(rates, start=1):
+        smooth = 0.9 * smooth + 0.1 * (12 - 5 * min(1.0, max(0.0, math.log10(rate / 1e-4) / 2)) + noise.gauss(0, 1.0))
+        losses.append(smooth / (1 - 0.9**at))
+    assert 1e-4 < LearningRates(tuple(rates), tuple(losses)).suggestion < 3e-2
 
 
 @pytest.mark.parametrize("range_", [{"lowest": 1.0, "highest": 0.1}, {"lowest": 0.0}, {"steps": 3}])

@@ -30,7 +30,7 @@ def first_loss(folder: Path) -> float:
 def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, method: Any) -> None:
     base = small.folder(tmp_path / "model", initializer_range=0.3)
     settings = SETTINGS | ({"lora_dropout": 0.0} if method == "lora" else {})
-    config = TrainingConfig(method=method, **settings)
+    config = TrainingConfig(method=method, model=str(base), **settings)
     rows = small.rows(20)
     stages = [Stage("general", rows, config), Stage("task", rows)]
     first, second = train_stages(str(base), stages, output_dir=tmp_path / "out")
