@@ -1,8 +1,10 @@
 """dspyc eval: an artifact's score on examples."""
 
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,10 +13,14 @@ from .artifacts import load_artifact
 from .failures import INTERRUPTED, explained
 from .inputs import input_names
 from .loading import load_metric, read_examples, read_rows
-from .output import console, emit
+from .output import console, emit, quiet
 
 if TYPE_CHECKING:
     import dspy
+
+    from ..compiler import Trace
+
+_SHOWN = 300  # characters of a reason
 
 
 @explained
@@ -34,41 +40,37 @@ def evaluate(
     names = [name.strip() for name in inputs.split(",")] if inputs else input_names(loaded, set(rows[0]))
     examples = read_examples(devset, names)
     started = time.monotonic()
+    quiet()
     try:
-        scores = _scores(loaded, examples, judged_by, num_threads)
+        runs = _runs(loaded, examples, judged_by, num_threads)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    failed = sum(score is None for score in scores)
-    mean = sum(score or 0.0 for score in scores) / len(scores)
-    seconds = round(time.monotonic() - started, 1)
-    console(as_json).print(f"Score: {mean:.3f} on {len(scores):,} examples, {failed} of them failed, in {seconds} s.")
-    if as_json:
-        emit({"score": mean, "examples": len(scores), "failed": failed, "seconds": seconds})
-
-
-def _scores(
-    program: "dspy.Module", examples: "list[dspy.Example]", metric: object, num_threads: int
-) -> list[float | None]:
-    """One score an example, None where the program or the metric failed."""
-    import dspy
-
-    from ..evaluation import call_metric
-
-    def score(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
-        return call_metric(metric, example, prediction, [])  # type: ignore[arg-type]
-
-    harness = dspy.Evaluate(
-        devset=examples,
-        metric=score,
-        num_threads=num_threads,
-        display_progress=True,
-        max_errors=len(examples) + 1,
-    )
-    # Evaluate answers for an example that failed with an empty prediction.
-    scores = [float(value) if prediction.keys() else None for _, prediction, value in harness(program).results]
-    if all(score is None for score in scores):
+    failed, reasons = sum(run.error is not None for run in runs), _reasons(runs)
+    if failed == len(runs):
         raise ProgramError(
-            f"All {len(scores)} examples failed; the errors are above.",
+            f"All {failed} examples failed:\n{reasons}",
             hint="Run one of them by hand: dspyc --debug run DIR --input '{…}'.",
         )
-    return scores
+    if reasons:
+        typer.secho(reasons, fg=typer.colors.YELLOW, err=True)
+    mean = sum(run.score or 0.0 for run in runs) / len(runs)
+    seconds = round(time.monotonic() - started, 1)
+    console(as_json).print(f"Score: {mean:.3f} on {len(runs):,} examples, {failed} of them failed, in {seconds} s.")
+    if as_json:
+        emit({"score": mean, "examples": len(runs), "failed": failed, "seconds": seconds})
+
+
+def _runs(program: "dspy.Module", examples: "list[dspy.Example]", metric: Any, num_threads: int) -> "list[Trace]":
+    """One run an example. Those that failed, the metric's own failures among them, say why and have no score."""
+    from ..compiler import Ledger, bootstrap, observe
+    from ..signatures import program_fingerprint
+
+    subject = observe(program, "artifact", identity=program_fingerprint(program), traced=False)
+    with tempfile.TemporaryDirectory(prefix="dspyc-eval-") as folder, Ledger(Path(folder)) as ledger:
+        return bootstrap(subject, examples, metric=metric, ledger=ledger, num_threads=num_threads)
+
+
+def _reasons(runs: "list[Trace]") -> str:
+    """Why runs failed: the most frequent reasons, one a line; empty where none did."""
+    kinds = Counter(f"{run.blame} raised {run.error}" for run in runs if run.error is not None)
+    return "\n".join(f"{count:,} × {text[:_SHOWN]}" for text, count in kinds.most_common(3))

@@ -67,6 +67,17 @@ def proud():
     return made
 
 
+class Strict(Shop):
+    def forward(self, thing):
+        if thing.endswith(" 3"):
+            raise ValueError("a thing too many")
+        return dspy.Prediction(**expert({"thing": thing}))
+
+
+def broken(example, prediction, trace=None):
+    raise KeyError("no such field")
+
+
 def paid():
     return dspy.LM("openai/gpt-4.1-mini-2025-04-14", api_base=os.environ["SERVER"], cache=False)
 """

@@ -1,6 +1,7 @@
 """The commands themselves, run as a user runs them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dspyc.cli import app
 
 from ..providers.openai_server import KEY, OpenAIServer
 
+ROOT = Path(__file__).parent.parent.parent
 QUICK = '{"method": "full", "max_steps": 2, "batch_size": 4}'
 
 
@@ -207,6 +209,18 @@ def test_eval_scores_a_program_that_is_passed(shop: Path) -> None:
         assert 0 <= float(str(facts["score"])) <= 1
     else:
         assert "All 12 examples failed" in scored.stderr
+
+
+def test_eval_says_why_examples_failed_and_nothing_else_where_nobody_looks(shop: Path) -> None:
+    assert compile_shop().exit_code == 0
+    command = [sys.executable, "-m", "dspyc", "eval", "built", "--devset", "train.jsonl", "--program", "shop.py:Strict"]
+    piped = {"capture_output": True, "text": True, "cwd": shop, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    ran = subprocess.run([*command, "--metric", "shop.py:metric"], **piped)  # type: ignore[call-overload]
+    assert ran.stderr == "1 × program raised ValueError: a thing too many\n"
+    assert re.fullmatch(r"Score: 0\.917 on 12 examples, 1 of them failed, in \d+\.\d s\.\n", ran.stdout)
+    failed = dspyc(*command[3:], "--metric", "shop.py:broken")
+    assert failed.exit_code == 1
+    assert "All 12 examples failed:\n11 × metric raised KeyError" in failed.stderr
 
 
 def test_an_artifact_whose_program_has_gone_asks_for_it(shop: Path) -> None:
