@@ -51,6 +51,7 @@ class Automaton:
         self._lock = threading.RLock()
         self._nodes: dict[Any, _Node] = {}
         self._derived: dict[tuple[int, int], _Node] = {}
+        self._far: dict[tuple[int, int], _Node] = {}
         self._none, self._empty = self._node("none", ()), self._node("empty", ())
         self._rules: dict[str, _Node] = {}
         self._states: list[_Node] = []
@@ -120,6 +121,14 @@ class Automaton:
                 whole = _whole_characters(bytes(written))
                 self._forced[state] = whole, self.run(state, whole)
             return self._forced[state]
+
+    def alike(self, state: int, longest: int) -> int:
+        """The state that stands for all which differ from it only in bounds that no text of `longest` bytes comes to.
+
+        Such a text is allowed in all of them or in none, and what it leads to can be ended by the same shortest text.
+        """
+        with self._lock:
+            return self._state(self._unbounded(self._states[state], longest))
 
     def shortest(self, state: int) -> bytes | None:
         """The shortest text that ends the reply from here; None for a dead end."""
@@ -252,6 +261,24 @@ class Automaton:
             rest = self._rep(again, max(least - 1, 0), None if most is None else most - 1)
             return self._pair(self._derive(again, byte), rest)
         return self._derive(self._rules[parts], byte) if node.kind == "ref" else self._none
+
+    def _unbounded(self, node: _Node, longest: int) -> _Node:
+        """`node` without the upper bounds of its repetitions that are more than `longest`: a byte takes one of each at most.
+
+        Lower bounds stay, since the shortest text depends on them; so does what is repeated, which is the same in all states.
+        """
+        key = node.id, longest
+        found = self._far.get(key)
+        if found is None:
+            found = node
+            if node.kind == "rep" and node.parts[2] is not None and node.parts[2] > longest:
+                found = self._rep(node.parts[0], node.parts[1], None)
+            elif node.kind == "seq":
+                found = self._pair(*(self._unbounded(part, longest) for part in node.parts))
+            elif node.kind == "alt":
+                found = self._alt(*(self._unbounded(part, longest) for part in node.parts))
+            self._far[key] = found
+        return found
 
     def _ends(self, node: _Node) -> bool:
         if node.ends is None:

@@ -9,9 +9,10 @@ A scheduler drives a reply's `Constraint` so, in this order at every step:
     constraint.accept(token)             # said
 
 `GrammarConstraint` is the one that follows a grammar of `dspyc.signatures`. Masks are computed once for each state of the
-grammar, over the whole vocabulary at a time, and kept: in a text, or at a choice that was met before, a step costs a
-look-up. What the format fixes becomes the tokens that the tokenizer gives for it behind the reply so far, as in a
-training row; a last token that a longer one could take the place of is left to the model.
+grammar, over the whole vocabulary at a time, and kept while they are used: in a text, or at a choice that was met before, a
+step costs a look-up. States that differ only in how long a text or a list may still become share a mask, until the bound is
+no farther away than the longest token. What the format fixes becomes the tokens that the tokenizer gives for it behind the
+reply so far, as in a training row; a last token that a longer one could take the place of is left to the model.
 """
 
 import json
@@ -20,7 +21,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import accumulate, takewhile
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ from ..errors import ModelError
 from ..signatures.expressions import until
 from .automaton import DEAD, Automaton, Grammar
 from .chat import THOUGHT_END, ChatTokenizer
+from .masks import MASK_BYTES, Masks
 from .vocabulary import Vocabulary
 
 _KEPT = 128  # grammars of one tokenizer that stay compiled
 _REMEMBERED = 4  # tokens before a forced text that its own tokens may depend on
 _MOST_FORCED = 10_000  # forced texts of a grammar, with what stood before them, whose tokens are kept
-_MOST_NARROWED = 64  # masks of a grammar near the end of `max_tokens` that are kept
 _LONGEST_CUT = 24  # bytes before the end of a forced text in which a token that goes beyond it may begin
 
 
@@ -72,23 +73,29 @@ class Constraint(Protocol):
         ...
 
 
+class _Ahead(NamedTuple):
+    """Where one token leads from a state: to these states, and so many bytes at most are needed to end the reply from there."""
+
+    following: list[int]
+    farthest: int
+
+
 class CompiledGrammar:
     """A grammar over a vocabulary: the masks of its states, and how many tokens each needs to its end.
 
-    Safe to share between threads.
+    `masks` is where they are held, with those of other grammars. Safe to share between threads.
 
     Raises:
         ModelError: The tokenizer's tokens cannot be told as bytes, or nothing finite satisfies the grammar.
     """
 
-    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, stop_ids: Iterable[int]) -> None:
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary, stop_ids: Iterable[int], masks: Masks) -> None:
         self.automaton = Automaton(grammar)
         self.vocabulary = vocabulary
         self.stop_ids = frozenset(stop_ids)
-        self._masks: dict[int, torch.Tensor] = {}
-        self._narrowed: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-        self._following: dict[int, list[int]] = {}
-        self._farthest: dict[int, int] = {}
+        self._masks, self._own = masks, object()  # what its masks are held under
+        self._alike: dict[int, int] = {}
+        self._aheads: dict[int, _Ahead] = {}
         self._closings: dict[int, list[int]] = {}
         self._cuts: dict[int, list[int]] = {}
         self._forced: dict[tuple[int, tuple[int, ...]], tuple[list[int], int]] = {}
@@ -97,33 +104,54 @@ class CompiledGrammar:
     def mask(self, state: int) -> torch.Tensor:
         """The tokens that may follow in `state`, `(vocabulary,)`."""
         with self._lock:
-            if state not in self._masks:
-                self._walk(state)
-            return self._masks[state]
+            return self._mask(self._shared(state))
 
     def roomy(self, state: int, left: int) -> bool:
         """Whether any token may follow in `state` and leave, of `left` tokens, enough to end the reply with."""
         with self._lock:
-            self.mask(state)
-            return self._farthest[state] < left
+            return self._ahead(self._shared(state)).farthest < left
 
     def mask_within(self, state: int, left: int) -> torch.Tensor:
         """As `mask`, without the tokens after which the reply could not be ended within `left`, themselves included."""
         with self._lock:
-            mask = self.mask(state)
-            if self.roomy(state, left):
-                return mask
-            late = tuple(other for other in self._following[state] if len(self.closing(other)) >= left)
-            return self._without(state, late) if late else mask
+            state = self._shared(state)
+            ahead = self._ahead(state)
+            if ahead.farthest < left:
+                return self._mask(state)
+            return self._mask(state, tuple(other for other in ahead.following if len(self.closing(other)) >= left))
 
-    def _without(self, state: int, late: tuple[int, ...]) -> torch.Tensor:
-        """As `mask`, without the tokens that lead to the states `late`."""
-        found = self._narrowed.get((state, late))
+    def _shared(self, state: int) -> int:
+        """The state that stands for all which a token leads on from in the same way, to ends that are as near."""
+        found = self._alike.get(state)
         if found is None:
-            if len(self._narrowed) >= _MOST_NARROWED:
-                self._narrowed.clear()
-            found = self._narrowed[state, late] = self.mask(state).clone()
-            found[self.vocabulary.order[np.isin(self._run(state), late)]] = False
+            longest = int(self.vocabulary.lengths[0])
+            found = self._alike[state] = self.automaton.alike(state, longest)
+        return found
+
+    def _mask(self, state: int, late: tuple[int, ...] = ()) -> torch.Tensor:
+        """The tokens that may follow in `state` but those that lead to the states `late`."""
+        found = self._masks.get((self._own, state, late))
+        if found is None:
+            found = self._made(state, self._run(state), late)
+        return found
+
+    def _made(self, state: int, states: np.ndarray, late: tuple[int, ...] = ()) -> torch.Tensor:
+        mask = torch.zeros(self.vocabulary.size, dtype=torch.bool)
+        mask[self.vocabulary.order[~np.isin(states, late) & (states != DEAD) if late else states != DEAD]] = True
+        if self.automaton.ends(state):
+            mask[list(self.stop_ids)] = True
+        self._masks.keep((self._own, state, late), mask)
+        return mask
+
+    def _ahead(self, state: int) -> _Ahead:
+        found = self._aheads.get(state)
+        if found is None:
+            states = self._run(state)
+            self._made(state, states)
+            following = [other for other in np.flatnonzero(np.bincount(states)).tolist() if other != DEAD]
+            # A text has no more tokens than bytes, so this bound is safe; tokens are counted only where it does not settle it.
+            farthest = max((len(self.automaton.shortest(other) or b"") for other in following), default=0)
+            found = self._aheads[state] = _Ahead(following, farthest)
         return found
 
     def closing(self, state: int) -> list[int]:
@@ -182,17 +210,6 @@ class CompiledGrammar:
         tokens = self.vocabulary.going_on_from(start)
         rests = {self.vocabulary.spellings[token][len(start) :] for token in tokens}
         return any(self.automaton.run(after, rest) != DEAD for rest in rests)
-
-    def _walk(self, state: int) -> None:
-        states = self._run(state)
-        mask = torch.zeros(self.vocabulary.size, dtype=torch.bool)
-        mask[self.vocabulary.order[states != DEAD]] = True
-        if self.automaton.ends(state):
-            mask[list(self.stop_ids)] = True
-        following = [other for other in np.flatnonzero(np.bincount(states)).tolist() if other != DEAD]
-        # A text has no more tokens than bytes, so this bound is safe; tokens are counted only where it does not settle it.
-        self._farthest[state] = max((len(self.automaton.shortest(other) or b"") for other in following), default=0)
-        self._masks[state], self._following[state] = mask, following
 
     def _run(self, state: int) -> np.ndarray:
         words = self.vocabulary
@@ -305,12 +322,15 @@ class _Shelf:
         self._stop_ids = frozenset(chat.stop_ids)
         self.opening = " " * self.vocabulary.leads + chat.reply_opening
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
+        self._masks = Masks(MASK_BYTES // self.vocabulary.size)
         self._lock = threading.Lock()
 
     def compiled(self, grammar: str) -> CompiledGrammar:
         with self._lock:
             if grammar not in self._kept:
-                self._kept[grammar] = CompiledGrammar(self._opened(grammar), self.vocabulary, self._stop_ids)
+                self._kept[grammar] = CompiledGrammar(
+                    self._opened(grammar), self.vocabulary, self._stop_ids, self._masks
+                )
             self._kept.move_to_end(grammar)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
