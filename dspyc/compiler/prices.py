@@ -19,8 +19,9 @@ class Price:
 
 
 def is_paid(lm: Any) -> bool:
-    """Whether a model answers elsewhere: what runs on this machine costs nothing but time."""
-    return not isinstance(getattr(lm, "provider", None), LocalProvider)
+    """Whether a model answers elsewhere: what runs on this machine, in a server of ours too, costs nothing but time."""
+    is_here = getattr(getattr(lm, "engine", None), "is_here", False)
+    return not (is_here or isinstance(getattr(lm, "provider", None), LocalProvider))
 
 
 def price_of(lm: Any) -> Price | None:

@@ -87,6 +87,11 @@ class ServerEngine:
         return self._calls
 
     @property
+    def is_here(self) -> bool:
+        """Whether the server is a child of this program. At an address anything may stand, a paid provider's proxy too."""
+        return self.served.address is None
+
+    @property
     def pid(self) -> int | None:
         """The process group of the server that this program started; None while none runs."""
         return self.server.pid
