@@ -3,19 +3,21 @@
     optimizer = dspyc.BootstrapFinetune(metric=exact, teacher_lm=teacher, budget=dspyc.Budget(usd=5, seconds=3600))
 
 A limit is on the whole run, over all its sittings; only `seconds` begin anew with each. What the ledger answers costs
-nothing, and neither do models that run on this machine.
+nothing, and neither do what DSPy's cache answers and models that run on this machine.
 """
 
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import BudgetError, ConfigError
+
+_LOOK_UP = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Meter:
             self._outer._add(spent)
         self._under_way = 0
         self._started = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
 
     @property
     def wants_prices(self) -> bool:
@@ -94,21 +96,26 @@ class Meter:
         own = self.budget is not None and self.budget.usd is not None
         return own or (self._outer is not None and self._outer.wants_prices)
 
-    def admit(self, model: str, *, priced: bool) -> None:
+    def admit(self, model: str, *, priced: bool, stopped: Callable[[], bool] | None = None) -> None:
         """Allow one call, which `settle` or `release` must end.
+
+        While only the calls under way leave no room, it waits for them, as they may yet give it back, until `stopped`
+        says that nobody waits any more; without a `stopped` it is refused at once.
 
         Raises:
             BudgetError: A limit is reached, or the limit is in USD and the model has no known price.
         """
         if self._outer is not None:
             try:
-                self._outer.admit(model, priced=priced)
+                self._outer.admit(model, priced=priced, stopped=stopped)
             except BudgetError:
                 self.exhausted = self._outer.exhausted
                 raise
         try:
             with self._lock:
                 if self.budget is not None:
+                    while stopped is not None and self._is_held(self.budget) and not stopped():
+                        self._lock.wait(_LOOK_UP)
                     self._check(self.budget, model, priced)
                 self._under_way += 1
         except BudgetError:
@@ -121,19 +128,24 @@ class Meter:
         with self._lock:
             self._under_way -= 1
             self.spent = self.spent.plus(tokens, usd)
+            self._lock.notify_all()
         if self._outer is not None:
             self._outer.settle(tokens, usd)
 
     def release(self) -> None:
-        """A call that was allowed got no answer."""
+        """A call that was allowed got no answer, or one that costs nothing."""
         with self._lock:
             self._under_way -= 1
+            self._lock.notify_all()
         if self._outer is not None:
             self._outer.release()
 
     def _add(self, spent: Spent) -> None:
         with self._lock:
             self.spent += spent
+
+    def _is_held(self, budget: Budget) -> bool:
+        return budget.calls is not None and self.spent.calls < budget.calls <= self.spent.calls + self._under_way
 
     def _check(self, budget: Budget, model: str, priced: bool) -> None:
         if budget.usd is not None and not priced:

@@ -181,6 +181,7 @@ class _Durable:
 
 
 _last_entry: ContextVar[dict[str, Any] | None] = ContextVar("dspyc_last_entry", default=None)
+_paying: ContextVar[bool] = ContextVar("dspyc_paying", default=False)
 _limited: ContextVar[bool] = ContextVar("dspyc_limited", default=False)
 _classes: dict[type, type] = {}
 
@@ -281,15 +282,18 @@ class _Pending:
             ledger.check_room()
             self.paid = is_paid(self.lm)
             if self.paid:
-                ledger.meter.admit(self.lm.model, priced=ledger.meter.wants_prices and price_of(self.lm) is not None)
+                priced = ledger.meter.wants_prices and price_of(self.lm) is not None
+                ledger.meter.admit(self.lm.model, priced=priced, stopped=self.stopped if _may_wait() else None)
         except DspycError as error:
             self.run.refusal = error
             raise
         _last_entry.set(None)
+        self.within = _paying.set(True)
         self.started = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         ledger = self.run.ledger
+        _paying.reset(self.within)
         if kind is not None:
             if self.paid:
                 ledger.meter.release()
@@ -298,16 +302,20 @@ class _Pending:
             return
         entry = _last_entry.get() or {}
         usage = dict(entry.get("usage") or {})  # empty where DSPy's cache answered
+        cached = not usage and _is_cached(entry.get("response"))
         prompt, reply = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         tokens, cost = prompt + reply, entry.get("cost") if usage else None
         if cost is None and ledger.meter.wants_prices and (price := price_of(self.lm)) is not None:
             cost = price.of(prompt, reply)
         facts = {"usage": usage, "cost": cost, "seconds": time.monotonic() - self.started}
-        if self.paid:
+        if self.paid and cached:
+            ledger.meter.release()
+        elif self.paid:
             ledger.meter.settle(tokens, cost or 0.0)
         # One JSON round trip now: a replay returns exactly what the first sitting returned.
         answer = Answer(json.dumps(self.replies, default=str), facts)
-        self._take(ledger.record_call(self.key, self.lm.model, self.bodies, answer, paid=self.paid, tokens=tokens))
+        paid = self.paid and not cached
+        self._take(ledger.record_call(self.key, self.lm.model, self.bodies, answer, paid=paid, tokens=tokens))
 
     def finish(self) -> Any:
         self.run.on_call(self.call)
@@ -317,6 +325,24 @@ class _Pending:
         self.call.replies = json.loads(answer.replies)
         facts = answer.facts
         self.call.usage, self.call.cost, self.call.seconds = facts["usage"], facts["cost"], facts["seconds"]
+
+
+def _may_wait() -> bool:
+    """Whether the calls under way go on meanwhile: not in their event loop, nor within one of them."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return not _paying.get()
+    return False
+
+
+def _is_cached(response: Any) -> bool:
+    """Whether DSPy's cache gave a response without usage: it says so, or has the usage of the call that it was kept from."""
+    if isinstance(response, (list, tuple)):
+        return bool(response) and all(map(_is_cached, response))
+    told = getattr(response, "usage", None)
+    counts = (getattr(told, name, None) for name in ("input_tokens", "prompt_tokens", "total_tokens"))
+    return bool(getattr(response, "cache_hit", False)) or any(count is not None for count in counts)
 
 
 def _body(message: dict[str, Any]) -> str:

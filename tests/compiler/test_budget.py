@@ -80,6 +80,74 @@ def test_a_spent_budget_answers_from_the_ledger_and_pays_nothing(tmp_path: Path)
     assert [trace.id for trace in second] == [trace.id for trace in first]
 
 
+@pytest.mark.parametrize("threads", [1, 8])
+def test_what_dspys_cache_answers_is_no_call(tmp_path: Path, threads: int) -> None:
+    """With more threads than calls left, those that wait for room find it: a cached answer gives it back."""
+    lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"}, model=f"scripted/{tmp_path.name}", cache=True)
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(16)]
+    for example in examples[:8]:
+        program(**example.inputs())
+    assert lm.engine.calls == 8
+
+    def run(folder: str, examples: list[dspy.Example], threads: int) -> tuple[int, str | None, int]:
+        with Ledger(tmp_path / folder, budget=Budget(calls=5)) as ledger:
+            subject = observe(program, "teacher", identity="x")
+            traces = bootstrap(subject, examples, metric=None, ledger=ledger, num_threads=threads)
+        return len(traces), ledger.meter.exhausted, ledger.meter.spent.calls
+
+    for folder in ("first", "first", "second"):  # the ledger does not count them either
+        assert run(folder, examples[:8], threads) == (8, None, 0)
+    assert run("first", examples, threads) == (13, "5 calls", 5)
+    assert lm.engine.calls == 13
+    assert run("first", examples, threads) == (13, "5 calls", 5)
+
+
+def test_a_call_waits_for_those_under_way_and_no_longer() -> None:
+    for ends, admitted in ((Meter.release, True), (lambda meter: meter.settle(10, 0.0), False)):
+        meter = Meter(Budget(calls=1), Spent())
+        meter.admit("m", priced=False)
+        outcome: list[bool] = []
+
+        def ask(meter: Meter = meter, outcome: list[bool] = outcome) -> None:
+            try:
+                meter.admit("m", priced=False, stopped=lambda: False)
+                outcome.append(True)
+            except BudgetError:
+                outcome.append(False)
+
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        waiting.join(timeout=0.1)
+        assert waiting.is_alive()
+        ends(meter)
+        waiting.join(timeout=10)
+        assert outcome == [admitted]
+    meter = Meter(Budget(calls=1), Spent())
+    meter.admit("m", priced=False)
+    for given in ({}, {"stopped": lambda: True}):  # nobody may wait here, or the run is being left
+        with pytest.raises(BudgetError, match="1 calls"):
+            meter.admit("m", priced=False, **given)
+
+
+def test_a_call_within_a_call_does_not_wait_for_itself(tmp_path: Path) -> None:
+    inner = dspy.Predict("question -> answer")
+
+    class Asking(dspy.BaseLM):
+        """A language model that is a program itself."""
+
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return inner(question="within", lm=lm)
+
+    lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})
+    program = dspy.Predict("question -> answer")
+    program.set_lm(Asking("asking"))
+    examples = [dspy.Example(question="q").with_inputs("question")]
+    with Ledger(tmp_path, budget=Budget(calls=1)) as ledger, pytest.raises(BudgetError, match="1 calls"):
+        bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+
+
 def test_time_stops_the_next_call(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="1e-06 seconds"):
         run(tmp_path, Budget(seconds=1e-6))
