@@ -27,12 +27,12 @@ def bar(text: str, total: int, *, show: bool = True) -> Iterator[Advance]:
     """A bar on stderr, drawn only where a person can see it; yields `advance(steps=1, note="")`."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     drawn = show and (console.is_terminal or console.is_jupyter)
     with Progress(*columns, console=console, disable=not drawn) as progress:

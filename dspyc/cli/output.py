@@ -14,12 +14,13 @@ def console(as_json: bool) -> "Console":
     """The console for tables and sentences; with --json stdout is kept for the object."""
     from rich.console import Console
 
-    return Console(stderr=as_json)
+    return Console(stderr=as_json, markup=False, emoji=False)  # names and paths are shown as they are
 
 
 def emit(facts: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    typer.echo(json.dumps(facts, ensure_ascii=False, default=_readable))
+    """One JSON object on one line of stdout; numbers that JSON has no word for, infinity and NaN, are null."""
+    text = json.dumps(facts, ensure_ascii=False, default=_readable)
+    typer.echo(json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False))
 
 
 def _readable(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DspycError
+from ..errors import DataError, DspycError
 from .failures import explained
 from .output import console, emit
 
@@ -103,7 +103,13 @@ def export(
     """Write a run's traces where every optimizer can learn from them: compile(..., traces=dspyc.load_traces(OUT))."""
     from ..compiler import save_traces
 
-    count = save_traces(_record(run).traces(role), out)
+    record = _record(run)
+    if role is not None and role not in (known := record.summary()["traces"]):
+        raise DataError(
+            f"The run {run} has no traces of {role!r}; it has traces of {sorted(known)}.",
+            hint="Without --role all are exported.",
+        )
+    count = save_traces(record.traces(role), out)
     console(as_json).print(f"{count:,} traces in {out}", soft_wrap=True)
     if as_json:
         emit({"traces": count, "out": str(out)})

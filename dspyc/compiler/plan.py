@@ -14,6 +14,7 @@ from typing import Any
 
 import dspy
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import RenderError
 from ..signatures import adapter_of, predictors, prompt
@@ -93,10 +94,11 @@ class Plan:
             table.add_column(name, justify="left" if name in ("part", "model") else "right")
         for stage in self.stages:
             counts = (f"{stage.examples:,}", between(stage.least, stage.calls), f"{stage.tokens:,}")
-            table.add_row(stage.role, stage.model, *counts, in_usd(stage.usd) if stage.paid else "on this machine")
+            usd = in_usd(stage.usd) if stage.paid else "on this machine"
+            table.add_row(*map(Text, (stage.role, stage.model, *counts, usd)))
         totals = (between(self.least, self.calls), f"{self.tokens:,}", in_usd(self.usd))
         table.add_row("all that is paid for", "", "", *totals, style="bold")
-        table.caption = self._caption()
+        table.caption = Text(self._caption(), "table.caption")
         return table
 
     def _caption(self) -> str:

@@ -38,7 +38,10 @@ def save_traces(traces: Iterable[Trace | Mapping[str, Any]], path: str | PathLik
         How many.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(target, error) from error
     unfinished = target.with_name(f".{target.name}.unfinished")
     count = 0
     try:
@@ -49,12 +52,16 @@ def save_traces(traces: Iterable[Trace | Mapping[str, Any]], path: str | PathLik
                 count += 1
         unfinished.replace(target)
     except OSError as error:
-        raise DataError(
-            f"The traces cannot be written to {target}: {error}.", hint="Name a file in a folder that you may write to."
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     return count
+
+
+def _unwritable(target: Path, error: OSError) -> DataError:
+    return DataError(
+        f"The traces cannot be written to {target}: {error}.", hint="Name a file in a folder that you may write to."
+    )
 
 
 def load_traces(path: str | PathLike[str]) -> list[Trace]:

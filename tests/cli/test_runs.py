@@ -78,7 +78,37 @@ def test_export_writes_what_load_traces_reads(home: Path, tmp_path: Path) -> Non
     result = dspyc("export", "first", "--out", str(out), "--role", "teacher", "--json")
     assert json.loads(result.stdout) == {"traces": 4, "out": str(out)}
     assert [trace.score for trace in library.load_traces(out)] == [1.0] * 4
-    assert json.loads(dspyc("export", "first", "--out", str(out), "--role", "nobody", "--json").stdout)["traces"] == 0
+
+
+def test_export_explains_what_it_cannot_do_and_leaves_the_file_that_was_there(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "traces.jsonl"
+    out.write_text("kept")
+    result = dspyc("export", "first", "--out", str(out), "--role", "nobody")
+    assert result.exit_code == 1
+    assert "no traces of 'nobody'" in result.stderr
+    assert "teacher" in result.stderr
+    result = dspyc("export", "first", "--out", str(out / "below" / "a_file.jsonl"))
+    assert result.exit_code == 1
+    assert "cannot be written to" in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    assert out.read_text() == "kept"
+
+
+def test_what_is_shown_as_json_is_json(home: Path) -> None:
+    with Ledger(home / "runs" / "first") as ledger:  # as earlier versions wrote it
+        ledger.record_candidate("c1", 0.5, {"interval": [float("-inf"), float("inf")], "odd": [float("nan"), 1.5]})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    facts = json.loads(dspyc("show", "first", "--json").stdout, parse_constant=refuse)
+    assert facts["candidates"] == [{"id": "c1", "score": 0.5, "interval": [None, None], "odd": [None, 1.5]}]
+
+
+def test_names_with_brackets_are_shown_as_they_are(home: Path) -> None:
+    record(home / "runs" / "[third]", 1)
+    assert "[third]" in dspyc("list").stdout
+    assert "[third]" in dspyc("show", "[red]third[/red]").stdout
 
 
 def test_mistakes_are_explained(home: Path) -> None:
