@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,8 +161,26 @@ def _merged(result: "TrainingResult", out: Path) -> Path:
 
     folder = out / _MERGED
     if not folder.exists():
-        merge(result.path, folder, base=result.base)
+        with _quietly():
+            merge(result.path, folder, base=result.base)
     return folder
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without PEFT's warnings and transformers' own bars, as in training: what goes wrong is an error."""
+    from transformers.utils import logging
+
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _tell(result: "TrainingResult", out: Path, merged: Path | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ them, draws their progress, and then finds the finished run, as any repeated cal
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ def train_in_processes(
             f"Training in {count} processes ended before it was finished:\n{child.tail(12)}",
             hint="The same call goes on from the newest checkpoint.",
         )
+    shutil.rmtree(folder / _FOLDER, ignore_errors=True)  # a copy of the rows, which nothing reads any more
 
 
 def check_count(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:

@@ -130,6 +130,26 @@ def test_merge_writes_a_model_that_transformers_loads(work: Path) -> None:
     assert (work / "out" / "merged_model" / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_a_merge_says_nothing_where_nobody_looks(work: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dspyc",
+        "train",
+        "--data",
+        "rows.jsonl",
+        "--model",
+        "base",
+        "--out",
+        "out",
+        *QUICK,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([*command, "--merge"], capture_output=True, text=True, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "Merged with its base: out/merged_model" in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -58,6 +58,10 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     events = [event["step"] for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event]
     assert events == list(range(1, 61))
 
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()}  # no copy of the rows is left
+    table = (ROOT / "docs" / "training.md").read_text().partition("## The folder")[2].partition("## Settings")[0]
+    assert {name for name in names if f"`{name}`" not in table and f"`{name}/`" not in table} == set()
     began = time.monotonic()
     assert run(base, tmp_path / "two", 2) == two
     assert time.monotonic() - began < 3  # nothing was started
