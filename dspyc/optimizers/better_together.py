@@ -159,7 +159,7 @@ class BetterTogether(Teleprompter):
                         exc_info=bool(provide_traceback),
                     )
                     raise
-            if ledger.meter.exhausted is None and (failure := all_failed(judge.runs, "held-out runs")):
+            if ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
                 raise failure
             report = SequenceReport(
                 steps=judge.steps,
@@ -259,11 +259,12 @@ class _Judge:
     seed: int
     workers: Workers | None
     programs: list[dspy.Module] = field(default_factory=list)
-    runs: list[Trace] = field(default_factory=list)
+    failures: list[Trace] = field(default_factory=list)  # none once a run was scored
     steps: list[StepReport] = field(default_factory=list)
     best: int = 0
     _scores: list[list[float]] = field(default_factory=list)
     _base: int = 0
+    _scored: bool = False
 
     @property
     def base(self) -> dspy.Module:
@@ -273,8 +274,9 @@ class _Judge:
         traces = self._run(program)
         if failure := metric_failed(traces, "held-out runs"):
             raise failure
-        self.runs += traces
-        failed = sum(trace.error is not None for trace in traces)
+        failures = [trace for trace in traces if trace.error is not None]
+        self._scored = self._scored or len(failures) < len(traces)
+        self.failures = [] if self._scored else self.failures + failures
         # An answer that cannot be had is a wrong one.
         self._scores.append([0.0 if trace.score is None else trace.score for trace in traces])
         self.programs.append(program)
@@ -284,7 +286,7 @@ class _Judge:
         if place and scores:
             difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
             outcome = "better" if difference[0] > 0 else "worse" if difference[1] < 0 else "no clear difference"
-        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, failed))
+        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
         self._base = self.best if outcome == "worse" else place
         if sum(scores) > sum(self._scores[self.best]) or not scores:
             self.best = place

@@ -108,7 +108,7 @@ def test_what_is_shown_as_json_is_json(home: Path) -> None:
 def test_names_with_brackets_are_shown_as_they_are(home: Path) -> None:
     record(home / "runs" / "[third]", 1)
     assert "[third]" in dspyc("list").stdout
-    assert "[third]" in dspyc("show", "[red]third[/red]").stdout
+    assert "[third]" in dspyc("show", "[third]").stdout
 
 
 def test_mistakes_are_explained(home: Path) -> None:

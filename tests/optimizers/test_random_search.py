@@ -1,5 +1,6 @@
 """BootstrapFewShotWithRandomSearch: DSPy's own choice without the race, a cheaper one with it, and what it reports."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -351,6 +352,22 @@ def test_another_metric_scores_what_is_recorded_and_asks_nothing(tmp_path: Path,
 
 
 # --------------------------------------------------------------------------------------------------------------- the report
+
+
+def test_an_artifact_is_json_where_a_score_of_one_example_has_no_bounds(tmp_path: Path) -> None:
+    def length(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return len(prediction.answer) / 8
+
+    with dspy.context(lm=simulated_lm()):
+        compiled = search(tmp_path / "run", metric=length).compile(
+            dspy.Predict("question -> answer"), trainset=TRAIN, valset=VALIDATION[:1], testset=TEST[:1], restrict=[-3]
+        )
+    assert compiled.report.final.interval == (-math.inf, math.inf)
+    compiled.save(tmp_path / "adder")
+    assert "Infinity" not in (tmp_path / "adder" / "artifact.json").read_text()
+    assert dspyc.load(tmp_path / "adder").report == compiled.report
+    with Ledger(tmp_path / "run") as ledger:
+        assert "inf" not in str(ledger.candidates()) + str(ledger.events("report"))
 
 
 def test_the_report_is_told_in_a_table_in_html_and_in_the_artifact(tmp_path: Path) -> None:
