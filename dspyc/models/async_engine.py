@@ -50,7 +50,7 @@ class AsyncLocalEngine:
         job.reply.add_done_callback(lambda _: put(None))
         try:
             yield lm15.StreamStartEvent(model=request.model)
-            text = TextStream(engine.chat.decode, job.sampling.stop)
+            text = TextStream(engine.chat.decode, job.sampling.stop, engine.chat.opening)
             while (ids := await written.get()) is not None:
                 if piece := text.add(ids):
                     yield delta(piece)

@@ -15,11 +15,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError
+from .opening import Opening
 
 if TYPE_CHECKING:
     from .messages import Message  # which loads DSPy, and training does without
 
-THOUGHT_END = "</think>"
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
 
 
@@ -81,15 +81,14 @@ class ChatTokenizer:
         whole = self._render(veil, chat, None, reply_next=False)
         return whole[len(prompt) :].partition("b")[0] if whole.startswith(prompt) else ""
 
+    @property
+    def opening(self) -> Opening:
+        """The same, as replies are freed of it."""
+        return Opening(self.reply_opening)
+
     def without_opening(self, text: str) -> str:
         """A reply's own text, behind what the template opens it with; a thought may hold more than the template's."""
-        opening = self.reply_opening
-        if opening and text.startswith(opening):
-            return text[len(opening) :]
-        before, tag, after = opening.partition(THOUGHT_END)
-        if tag and text.startswith(before.rstrip("\n")) and THOUGHT_END in text:
-            return text.partition(THOUGHT_END)[2].removeprefix(after)
-        return text
+        return self.opening.without(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of a reply, without control tokens."""

@@ -29,8 +29,9 @@ import torch
 from ..errors import ModelError
 from ..signatures.expressions import until
 from .automaton import DEAD, Automaton, Grammar
-from .chat import THOUGHT_END, ChatTokenizer
+from .chat import ChatTokenizer
 from .masks import MASK_BYTES, Masks
+from .opening import THOUGHT_END
 from .vocabulary import Vocabulary
 
 _KEPT = 128  # grammars of one tokenizer that stay compiled
@@ -342,8 +343,8 @@ class _Shelf:
         before, tag, after = self.opening.partition(THOUGHT_END)
         if not tag:
             return {**read, "fields": [["", self.opening], *read["fields"]]}
-        rules = until(THOUGHT_END, "thought")
-        opening = ["seq", before.rstrip("\n") + "\n" * before.endswith("\n"), ["ref", "thought.0"], after]
+        rules = until(THOUGHT_END, "<think>")  # no output field, whose name its own rules begin with, is called so
+        opening = ["seq", before.rstrip("\n") + "\n" * before.endswith("\n"), ["ref", "<think>.0"], after]
         return {"fields": [["", opening], *read["fields"]], "rules": {**read["rules"], **rules}}
 
 

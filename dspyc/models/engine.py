@@ -143,7 +143,7 @@ class LocalEngine:
         job.reply.add_done_callback(lambda _: written.put(None))
         try:
             yield lm15.StreamStartEvent(model=request.model)
-            text = TextStream(self.chat.decode, job.sampling.stop)
+            text = TextStream(self.chat.decode, job.sampling.stop, self.chat.opening)
             while (ids := written.get()) is not None:
                 if piece := text.add(ids):
                     yield delta(piece)

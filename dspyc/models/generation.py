@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from .constraints import Constraint
+from .opening import Opening
 from .sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -59,10 +60,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends a reply beside its length: the tokens `stop_ids`, and stop strings, which `decode` finds."""
+    """What ends a reply beside its length: the tokens `stop_ids`, and stop strings, which `decode` finds behind `opening`."""
 
     stop_ids: set[int]
     decode: Decode
+    opening: Opening = field(default_factory=Opening)
 
 
 class Generation:
@@ -126,7 +128,8 @@ class Generation:
         stops, decode = self._ending.stop_ids, self._ending.decode
         ids = self.written[:-1] if self.written and self.written[-1] in stops else self.written
         text = decode(ids)
-        cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
+        begin = len(text) - len(self._ending.opening.certain(text)) if self.sampling.stop else 0
+        cuts = [at for stop in self.sampling.stop if (at := text.find(stop, begin)) >= 0]
         scores = [score for score in self.scores if score.token not in stops]
         whole = len(scores) == len(ids)
         if cuts:
@@ -175,7 +178,11 @@ class Generation:
             return False
         window = max(len(text.encode()) for text in self.sampling.stop) + 8 + added
         tail = self._ending.decode(self.written[-window:])
-        return any(text in tail for text in self.sampling.stop)
+        if not any(text in tail for text in self.sampling.stop):
+            return False
+        opening = self._ending.opening
+        own = opening.certain(self._ending.decode(self.written)) if opening.text else tail
+        return any(text in own for text in self.sampling.stop)
 
 
 def _tokens_within(ids: Sequence[int], text: str, decode: Decode) -> int:

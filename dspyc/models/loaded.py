@@ -179,7 +179,7 @@ class LoadedModel:
         pad_id = chat.tokenizer.pad_token_id
         return Scheduler(
             self._model,
-            Ending(chat.stop_ids | _configured_stops(self._model), chat.decode),
+            Ending(chat.stop_ids | _configured_stops(self._model), chat.decode, chat.opening),
             chat.end_of_turn_id if pad_id is None else pad_id,
             plan,
             self._check_adapter,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dspy import lm15
 
 from .generation import Decode, Reply, TokenScore
+from .opening import Opening
 
 _UNFINISHED = "\ufffd"  # what a decoder writes for the first bytes of a character
 
@@ -12,24 +13,24 @@ _UNFINISHED = "\ufffd"  # what a decoder writes for the first bytes of a charact
 class TextStream:
     """The text of growing token ids, piece by piece: whole characters, and nothing that a stop string may still take away.
 
-    Put together, the pieces are the reply's text.
+    Put together, the pieces are the reply's own text, behind its `opening`; there are none until that is over.
     """
 
-    def __init__(self, decode: Decode, stop: Sequence[str]) -> None:
-        self._decode, self._stop = decode, stop
+    def __init__(self, decode: Decode, stop: Sequence[str], opening: Opening) -> None:
+        self._decode, self._stop, self._opening = decode, stop, opening
         self._ids: list[int] = []
         self._sent = ""
 
     def add(self, ids: Sequence[int]) -> str:
         """The text that is certain now and was not before; often empty."""
         self._ids += ids
-        text = self._decode(self._ids).rstrip(_UNFINISHED)
+        text = self._opening.certain(self._decode(self._ids).rstrip(_UNFINISHED))
         cut = min((text.index(stop) for stop in self._stop if stop in text), default=len(text))
         return self._send(text[: cut - _begun(text[:cut], self._stop)])
 
     def finish(self, text: str) -> str:
-        """What remains of the reply's whole text."""
-        return self._send(text)
+        """What remains of the reply's whole text, its opening included."""
+        return self._send(self._opening.without(text))
 
     def _send(self, text: str) -> str:
         if len(text) <= len(self._sent) or not text.startswith(self._sent):

@@ -1,7 +1,7 @@
 """A small server that speaks the chat-completions protocol, started like vLLM or SGLang: what their clients are tested on.
 
-What it does is in the last message: `die`, `hang`, `too long`, `busy`, `broken`, `garbage`, `tool`, `cut`, `slow`; any
-other text comes back behind the name of the model. Standard library alone, so that it starts at once.
+What it does is in the last message: `die`, `hang`, `too long`, `busy`, `broken`, `garbage`, `tool`, `cut`, `slow`,
+`think`; any other text comes back behind the name of the model. Standard library alone, so that it starts at once.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 TOO_LONG = "This model's maximum context length is 2048 tokens. However, you requested 4000 tokens."
 
 FIELDS = "[[ ## answer ## ]]\nshort and good\n\n[[ ## completed ## ]]"
+THOUGHT = "<think>\n\n</think>\n\nyes"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             time.sleep(0.3 if text == "slow" else 0)
             content = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' if text == "tool" else text
-            content = FIELDS if asks_fields(text) else f"{body['model']}|{content}"
+            content = fixed(text) or f"{body['model']}|{content}"
             self.answer(completion(body, '{"answer": "as asked"}' if "response_format" in body else content))
 
     def wait_for_the_client_to_go(self) -> None:
@@ -91,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         words = [body["model"], "|", *text.split(" ")]
-        if asks_fields(text):
-            words = [FIELDS[at : at + 3] for at in range(0, len(FIELDS), 3)]
+        if whole := fixed(text):
+            words = [whole[at : at + 3] for at in range(0, len(whole), 3)]
         try:
             for word in words:
                 self.event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
@@ -134,9 +135,9 @@ class ManyAtOnce(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def asks_fields(text: str) -> bool:
-    """Whether ChatAdapter asks for the field `answer`."""
-    return "[[ ## answer ## ]]" in text
+def fixed(text: str) -> str:
+    """The answer where the text asks for one of its own, as ChatAdapter does for the field `answer`."""
+    return FIELDS if "[[ ## answer ## ]]" in text else THOUGHT if text == "think" else ""
 
 
 def say(text: str) -> None:

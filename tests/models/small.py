@@ -28,6 +28,11 @@ CHATML = (
     "{%- endfor -%}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
 )
+THINKING = CHATML.replace(
+    "{{ message.content or '' }}",
+    "{% if loop.last and message.role == 'assistant' -%}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message.content or '' }}",
+)
 TEXTS = [
     "Hello there, how are you today?",
     "[[ ## answer ## ]]\nyes or no, user system assistant tool\n",
@@ -54,9 +59,9 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     )
 
 
-def llama(folder: Path, *, seed: int = 0, context: int = 2048, **changes: Any) -> Path:
+def llama(folder: Path, *, seed: int = 0, context: int = 2048, template: str | None = CHATML, **changes: Any) -> Path:
     """A Llama of 2 layers of 32 in `folder`, with its tokenizer."""
-    words = tokenizer()
+    words = tokenizer(template)
     config = LlamaConfig(**{**_settings(words), "max_position_embeddings": context, **changes})
     return _save(LlamaForCausalLM, config, words, folder, seed)
 

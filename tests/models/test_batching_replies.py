@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
 from dspyc.models import AsyncLocalEngine, LocalEngine, identity
-from dspyc.models.generation import Job
+from dspyc.models.generation import Ending, Generation, Job
 from dspyc.models.memory import MemoryPlan, plan
+from dspyc.models.opening import Opening
 from dspyc.models.sampling import Sampling, choose
 from dspyc.models.streaming import TextStream
 from tests.models import single, small
@@ -206,11 +207,39 @@ def test_a_task_that_is_cancelled_ends_its_work(llama: Path) -> None:
 
 def test_streamed_text_keeps_back_what_may_not_stay() -> None:
     decode = bytes
-    stream = TextStream(lambda ids: decode(ids).decode(errors="replace"), ["END", "stop"])
+    stream = TextStream(lambda ids: decode(ids).decode(errors="replace"), ["END", "stop"], Opening())
     pieces = [stream.add([byte]) for byte in "aé ENs".encode()]
     assert pieces == ["a", "", "é", " ", "", "", "EN"]
     assert stream.add(b"top more") == ""
     assert stream.finish("aé EN") == ""
+
+
+def test_an_opening_is_held_back_until_it_is_over() -> None:
+    opening = Opening("<think>\n\n</think>\n\n")
+    replies = [
+        "yes\nno",
+        "<think>\n\n</think>\n\nyes",
+        "<think>\nwell, <b>\n</think>\n\nyes",
+        "<think>so</think>yes",
+        "<b>",
+    ]
+    owns = ["yes\nno", "yes", "yes", "yes", "<b>"]
+    for reply, own in zip(replies, owns, strict=True):
+        stream = TextStream(lambda ids: bytes(ids).decode(), ["no"], opening)
+        pieces = [stream.add([byte]) for byte in reply.encode()]
+        pieces.append(stream.finish(reply.removesuffix("no")))
+        assert "".join(pieces) == own.removesuffix("no") == opening.without(reply).removesuffix("no")
+    assert opening.without("<think>\nnever over") == "<think>\nnever over"
+
+
+def test_stop_strings_count_behind_the_opening() -> None:
+    opening = "<think>\n\n</think>\n\n"
+    ending = Ending(set(), lambda ids: bytes(ids).decode(), Opening(opening))
+    row = Generation(Job([1], Sampling(max_tokens=99, stop=("\n",))), ending)
+    for byte in f"{opening}yes\nno".encode():
+        if row.finish_reason is None:
+            row.take(byte)
+    assert (row.reply().text, row.finish_reason) == (opening + "yes", "stop")
 
 
 def test_memory_is_planned_and_reported(llama: Path) -> None:

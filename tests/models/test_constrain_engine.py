@@ -5,9 +5,11 @@ from typing import Literal
 
 import dspy
 import pytest
+from dspy.lm15 import Config, Message, Request
 from pydantic import BaseModel
 
 import dspyc
+from tests.models import small
 
 ADAPTERS = [dspy.ChatAdapter(use_json_adapter_fallback=False), dspy.JSONAdapter(), dspyc.TerseAdapter()]
 
@@ -29,8 +31,6 @@ class Triage(dspy.Signature):
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
-    from tests.models import small
-
     return dspyc.LocalLM(small.llama(tmp_path_factory.mktemp("m") / "llama", context=4096), cache=False, max_tokens=260)
 
 
@@ -88,12 +88,30 @@ def test_a_reply_without_room_names_its_field_and_harms_no_other(lm):
 
 
 def test_what_outgrows_the_context_ends_with_it(tmp_path):
-    from tests.models import small
-
     short = dspyc.LocalLM(small.llama(tmp_path / "short", context=900), cache=False)
     predictor = dspy.Predict("ticket -> notes: list[str], kind: Literal['refund', 'delivery']")
     predictor.lm = short
     assert predictor(ticket="?").kind in ("refund", "delivery")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_a_thought_that_the_template_opens_is_no_part_of_a_streamed_reply(tmp_path, adapter):
+    thinking = small.llama(tmp_path / "thinking", template=small.THINKING)
+    lm = dspyc.LocalLM(thinking, cache=False, temperature=1.0, seed=1, max_tokens=150)
+    program = dspy.Predict("ticket -> count: int, kind: Literal['refund', 'delivery']")
+
+    async def streamed():
+        return [item async for item in dspy.streamify(program)(ticket="?")]
+
+    with dspy.context(lm=lm, adapter=adapter):
+        expected = program(ticket="?")
+        *chunks, found = asyncio.run(streamed())
+    assert found.toDict() == expected.toDict()
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text
+    assert "think>" not in text
+    request = Request(model=lm.model, messages=(Message.user("?"),), config=Config(max_tokens=9))
+    assert "".join(event.delta.text for event in lm.engine.stream(request) if event.type == "delta")
 
 
 def test_direct_calls_are_free(lm):

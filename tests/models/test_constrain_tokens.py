@@ -20,11 +20,6 @@ from tests.models import small, writing
 
 CHAT, JSON, TERSE = dspy.ChatAdapter(), dspy.JSONAdapter(), dspyc.TerseAdapter()
 WORDS = ChatTokenizer(small.tokenizer())
-THINKING = small.CHATML.replace(
-    "{{ message.content or '' }}",
-    "{% if loop.last and message.role == 'assistant' -%}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{{ message.content or '' }}",
-)
 
 
 def constrain(signature, adapter, max_tokens: int = 500, chat: ChatTokenizer = WORDS) -> Constraint:
@@ -180,7 +175,7 @@ def taught(chat: ChatTokenizer, row: list[int]) -> writing.Choose:
 
 
 def test_a_thought_that_the_template_opens_is_free_and_ends_in_time():
-    chat = ChatTokenizer(small.tokenizer(THINKING))
+    chat = ChatTokenizer(small.tokenizer(small.THINKING))
     assert chat.reply_opening == "<think>\n\n</think>\n\n"
     signature = "q -> n: int"
     free = writing.write(constrain(signature, CHAT, 120, chat), 120, writing.by_chance(1))
@@ -194,6 +189,15 @@ def test_a_thought_that_the_template_opens_is_free_and_ends_in_time():
     assert chat.without_opening(chat.decode(ids)) == reply["content"]
     assert chat.without_opening(chat.decode(free)) == answer
     assert chat.without_opening("no thought") == "no thought"
+
+
+def test_a_field_called_thought_keeps_its_own_rules_beside_a_thought():
+    chat = ChatTokenizer(small.tokenizer(small.THINKING))
+    signature = "q -> thought: str, n: int"
+    reply = CHAT.format_assistant_message_content(dspy.Signature(signature), {"thought": "a\nb", "n": 7})
+    row, start = chat.row_ids([{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}])
+    ids = writing.write(constrain(signature, CHAT, 900, chat), 900, taught(chat, row[start:]))
+    assert CHAT.parse(dspy.Signature(signature), chat.without_opening(chat.decode(ids))) == {"thought": "a\nb", "n": 7}
 
 
 def test_a_tokenizer_without_bytes_is_refused_by_name():

@@ -19,6 +19,7 @@ from dspy import lm15
 from dspyc import LocalLM
 from dspyc.errors import ModelError
 from dspyc.models.servers.async_engine import AsyncServerEngine
+from tests.models import small
 from tests.models.running import Running
 
 KEY = "key-canary-0123456789"
@@ -67,6 +68,24 @@ def test_a_folder_is_found_by_where_the_server_loaded_it(llama: Path) -> None:
         lm = LocalLM(llama, server=running.address + "/v1/", cache=False)
         assert lm("Hello") == ["student|Hello"]
         assert lm.engine.identity == LocalLM(llama).engine.identity
+    finally:
+        running.stop()
+
+
+def test_a_thought_that_the_template_opens_is_no_part_of_a_reply(tmp_path: Path) -> None:
+    folder = small.llama(tmp_path / "thinking", template=small.THINKING)
+    running = Running("--served-model-name", "student", "serve", str(folder))
+
+    async def streamed(lm: dspy.LM) -> list[Any]:
+        return [event async for event in AsyncServerEngine(lm.engine).stream(request_of(lm, "think"))]
+
+    try:
+        lm = LocalLM(folder, server=running.address, cache=False)
+        assert lm("think") == ["yes"]
+        assert lm.engine.complete(request_of(lm, "think", tools=(TOOL,))).message.parts[0].text == "yes"
+        assert asyncio.run(lm.acall("one <think>")) == ["student|one <think>"]
+        for events in (list(lm.engine.stream(request_of(lm, "think"))), asyncio.run(streamed(lm))):
+            assert "".join(event.delta.text for event in events[1:-1]) == "yes"
     finally:
         running.stop()
 

@@ -27,7 +27,7 @@ class AsyncServerEngine:
         try:
             client = engine.clients.async_to(endpoint.base_url)
             raw = await client.chat.completions.create(**engine.body(draft, endpoint))
-            return engine.counted(response_of(raw, request))
+            return engine.counted(response_of(raw, request, engine.opening))
         except FAILURES as error:
             failure = await asyncio.to_thread(engine.failure, error)
         finally:
@@ -43,7 +43,7 @@ class AsyncServerEngine:
             return
         draft = await asyncio.to_thread(engine.draft, request)
         endpoint = await _entered(engine)
-        reader = StreamReader(request)
+        reader = StreamReader(request, engine.opening)
         failure: Exception | None = None
         try:
             client = engine.clients.async_to(endpoint.base_url)
@@ -58,7 +58,8 @@ class AsyncServerEngine:
             engine.server.leave()
         if failure is not None:
             raise failure
-        yield await asyncio.to_thread(engine.ended, reader)
+        for event in await asyncio.to_thread(engine.ended, reader):
+            yield event
 
     async def aclose(self) -> None:
         """As `ServerEngine.close`, and this event loop's connections with it."""

@@ -10,6 +10,7 @@ import openai
 from dspy import lm15
 
 from ...errors import redact
+from ..opening import Opening
 from ..replies import reply_message
 from .commands import ServerKind
 
@@ -75,8 +76,10 @@ def body_of(
     return {**body, "extra_body": extra}
 
 
-def response_of(raw: Any, request: lm15.Request) -> lm15.Response:
+def response_of(raw: Any, request: lm15.Request, opening: Opening) -> lm15.Response:
     """An answer as DSPy's response: tool calls that were left in the text are found, stop strings are cut.
+
+    What the model's template opens a reply with, such as an empty thought, is no part of the text.
 
     Raises:
         dspy.lm15.ProviderError: The answer is no chat completion.
@@ -89,11 +92,13 @@ def response_of(raw: Any, request: lm15.Request) -> lm15.Response:
     parts = found.message.parts
     text = parts[0].text if len(parts) == 1 and isinstance(parts[0], lm15.TextPart) else None
     message, finish = found.message, found.finish_reason
-    if text is not None and request.tools:
-        message, called = reply_message(text, tools=True)
-        finish = "tool_call" if called else finish
-    elif text is not None and (cut := cut_at_stop(text, request.config.stop)) != text:
-        message, finish = lm15.Message.assistant(cut), "stop"
+    if text is not None:
+        own = opening.without(text)
+        cut = own if request.tools else cut_at_stop(own, request.config.stop)
+        finish = "stop" if cut != own else finish
+        if request.tools or cut != text:
+            message, called = reply_message(cut, tools=bool(request.tools))
+            finish = "tool_call" if called else finish
     return replace(found, message=message, finish_reason=finish, model=request.model)
 
 
@@ -103,10 +108,13 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 class StreamReader:
-    """Chunks of a streamed answer as stream events."""
+    """Chunks of a streamed answer as stream events; there is no text until the `opening` of a reply is over."""
 
-    def __init__(self, request: lm15.Request) -> None:
+    def __init__(self, request: lm15.Request, opening: Opening) -> None:
         self._model = request.model
+        self._opening = opening
+        self._held = ""
+        self._opened = not opening.text
         self._parts: dict[Any, int] = {}
         self._started = False
         self._finish: str | None = None
@@ -124,17 +132,30 @@ class StreamReader:
             thought = getattr(choice.delta, "reasoning_content", None)
             if thought:
                 yield lm15.StreamDeltaEvent(lm15.ThinkingDelta(thought, part_index=self._part("thinking")))
-            if choice.delta.content:
-                yield lm15.StreamDeltaEvent(lm15.TextDelta(choice.delta.content, part_index=self._part("text")))
+            if choice.delta.content and (text := self._own(choice.delta.content)):
+                yield self._delta(text)
 
     @property
     def broken(self) -> bool:
         """Whether the stream broke off before the answer was whole."""
         return self._finish is None
 
-    def end(self) -> Any:
-        """The last event, once no chunk is left."""
-        return lm15.StreamEndEvent(finish_reason=_FINISHED.get(self._finish or "", "stop"), usage=self._usage)
+    def end(self) -> list[Any]:
+        """The last events, once no chunk is left."""
+        rest = [] if self._opened or not self._held else [self._delta(self._opening.without(self._held))]
+        return [*rest, lm15.StreamEndEvent(finish_reason=_FINISHED.get(self._finish or "", "stop"), usage=self._usage)]
+
+    def _own(self, text: str) -> str:
+        """What of the next piece of text belongs to the reply itself, and what was held back before it."""
+        if self._opened:
+            return text
+        self._held += text
+        own = self._opening.certain(self._held)
+        self._opened = bool(own)
+        return own
+
+    def _delta(self, text: str) -> Any:
+        return lm15.StreamDeltaEvent(lm15.TextDelta(text, part_index=self._part("text")))
 
     def _part(self, name: str) -> int:
         return self._parts.setdefault(name, len(self._parts))

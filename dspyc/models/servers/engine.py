@@ -23,6 +23,7 @@ from dspy.clients.engines.base import validate_request
 from ...errors import DspycError, ModelError
 from .. import weights
 from ..messages import Message, messages_of
+from ..opening import Opening
 from .chat_completions import StreamReader, Tokens, body_of, canonical_error, response_of
 from .client import Clients, is_loopback, key_now
 from .commands import ServerKind
@@ -153,7 +154,7 @@ class ServerEngine:
         try:
             client = self.clients.sync_to(endpoint.base_url)
             raw = client.chat.completions.create(**self.body(draft, endpoint))
-            return self.counted(response_of(raw, request))
+            return self.counted(response_of(raw, request, self.opening))
         except FAILURES as error:
             failure = self.failure(error)
         finally:
@@ -167,7 +168,7 @@ class ServerEngine:
             return
         draft = self.draft(request)
         endpoint = self.enter()
-        reader = StreamReader(request)
+        reader = StreamReader(request, self.opening)
         failure: Exception | None = None
         try:
             client = self.clients.sync_to(endpoint.base_url)
@@ -180,7 +181,7 @@ class ServerEngine:
             self.server.leave()
         if failure is not None:
             raise failure
-        yield self.ended(reader)
+        yield from self.ended(reader)
 
     def close(self) -> None:
         """End the server that this program started. Engines that share it start it again when they are next asked."""
@@ -242,6 +243,12 @@ class ServerEngine:
             except DspycError:
                 return None  # the request itself will say what is wrong
         return self.server.kind
+
+    @property
+    def opening(self) -> Opening:
+        """What the template opens a reply with, where the model's folder is here; nothing elsewhere."""
+        chat = self.chat
+        return Opening() if chat is None else chat.opening
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -328,8 +335,8 @@ class ServerEngine:
         kind = self._kind()
         return bool(request.tools) or bool(request.config.stop and kind is not None and not kind.takes_stop)
 
-    def ended(self, reader: StreamReader) -> Any:
-        """The last event of a stream, or the error that it broke off."""
+    def ended(self, reader: StreamReader) -> list[Any]:
+        """The last events of a stream, or the error that it broke off."""
         if reader.broken:
             raise self.failure(openai.APIConnectionError(request=httpx.Request("POST", "http://127.0.0.1")))
         self.counted(None)
