@@ -25,9 +25,9 @@ def list_jobs(as_json: _Json = False) -> None:
     """The jobs that were started here, oldest first, as they stood when somebody last looked."""
     from rich.table import Table
 
-    from ..providers.store import JobStore
+    from ..providers.store import job_store
 
-    records = JobStore().all()
+    records = job_store().all()
     if as_json:
         emit({"jobs": [asdict(record) for record in records]})
         return

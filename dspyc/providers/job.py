@@ -26,7 +26,7 @@ from ..signatures.fingerprints import stable
 from .faults import MissingError
 from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider
 from .settings import check_limits, check_names, refuse_secrets
-from .store import JobRecord, JobStore
+from .store import JobRecord, job_store
 
 logger = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ def attach(id: str) -> RemoteJob:
     """
     from .catalog import provider_class
 
-    record = JobStore().find(id)
+    record = job_store().find(id)
     if record.remote_id is None:
         raise ConfigError(
             f"Job {record.id} was never answered by {record.provider}: its process ended while it was being started.",
@@ -344,7 +344,7 @@ def forget(id: str, *, even_if_unfinished: bool = False) -> JobRecord:
     Raises:
         ConfigError: No such job is known, or it was not over when last looked at: it may go on, and cost.
     """
-    store = JobStore()
+    store = job_store()
     record = store.find(id)
     with store.alone(record.id):
         record = store.find(id)

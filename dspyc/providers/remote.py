@@ -43,7 +43,7 @@ from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
 from .rows import Formatter, json_lines
-from .store import JobRecord, JobStore
+from .store import JobRecord, JobStore, job_store
 
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
 COMMON = ("max_usd", "timeout", "validation_data")
@@ -128,7 +128,6 @@ class RemoteProvider(Provider, ABC):
         secrets: Mapping[str, str] | None = None,
         *,
         polling: Polling | None = None,
-        store: JobStore | None = None,
     ) -> None:
         from .job import RemoteJob
 
@@ -138,11 +137,10 @@ class RemoteProvider(Provider, ABC):
         self.connection = dict(connection or {})
         self.secrets = dict(secrets or {})
         self.polling = polling or Polling()
-        self._store = store
 
     @property
     def store(self) -> JobStore:
-        return self._store or JobStore()
+        return job_store()
 
     def keep(self, record: JobRecord, **facts: Any) -> None:
         """Add to `record.facts`, for good, before this returns."""
@@ -288,7 +286,7 @@ class RemoteProvider(Provider, ABC):
         return f"{type(self).__name__}({self.connection})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"connection": self.connection, "polling": self.polling, "_store": None, "secrets": {}}
+        return {"connection": self.connection, "polling": self.polling, "secrets": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, state["connection"], polling=state["polling"])

@@ -5,12 +5,14 @@ record in any process, after any crash. Records hold ids, settings and fingerpri
 """
 
 import json
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +61,16 @@ class JobRecord:
         return f"dspyc-{self.id.rpartition('-')[2]}-{self.attempt}"
 
 
+def job_store() -> "JobStore":
+    """The store in dspyc's own folder: one, with one connection, for all of a process."""
+    return _opened(home() / "jobs", os.getpid())
+
+
+@cache
+def _opened(folder: Path, process: int) -> "JobStore":
+    return JobStore(folder)
+
+
 class JobStore:
     """All records of one folder. Threads and processes share it; every write is on the disk before its call returns.
 
@@ -66,8 +78,8 @@ class JobStore:
         LedgerError: The folder cannot be made, read or written.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or home() / "jobs"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._lock = threading.Lock()
         with self._guard():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from dspyc.errors import ConfigError, ProviderError, TrainingError, TransientError
 from dspyc.providers import RemoteJob, forget
 from dspyc.providers.faults import MissingError
-from dspyc.providers.store import JobStore
+from dspyc.providers.store import job_store
 
 from .everyone import EVERYONE, ROWS, Case, every_provider
 from .http_server import CUT, LOST, HttpServer
@@ -58,7 +58,7 @@ def test_a_storm_is_waited_out(case: Case, server: HttpServer) -> None:
             server.fail(request, how)
     assert finetune(case, server).wait(60) == "succeeded"
     assert len(server.jobs) == 1
-    assert [record.attempt for record in JobStore().all()] == [1]
+    assert [record.attempt for record in job_store().all()] == [1]
 
 
 @every_provider

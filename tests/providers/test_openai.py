@@ -17,7 +17,7 @@ from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, T
 from dspyc.providers import JobStatus, RemoteJob, attach
 from dspyc.providers.openai import OpenAIProvider
 from dspyc.providers.polling import Polling
-from dspyc.providers.store import JobStore
+from dspyc.providers.store import job_store
 
 from .openai_server import CUT, KEY, LOST, OpenAIServer
 
@@ -435,8 +435,8 @@ def test_models_of_others_and_of_this_machine() -> None:
 
 def test_two_stores_do_not_undo_each_others_facts(server: OpenAIServer) -> None:
     job = start(server)
-    JobStore().update(JobStore().find(job.id), facts={"endpoint": "e-1"})
+    job_store().update(job_store().find(job.id), facts={"endpoint": "e-1"})
     job.result(60)
-    kept = JobStore().find("ftjob-1")
+    kept = job_store().find("ftjob-1")
     assert kept.facts["endpoint"] == "e-1"
     assert kept.tuned == job.result().model
