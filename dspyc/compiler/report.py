@@ -123,7 +123,8 @@ class CompileReport:
     def _sources(self) -> Iterator[tuple[str, int]]:
         """What became of the runs, and what each predictor has learned from."""
         facts = self.dataset
-        yield "runs", facts.get("runs", facts.get("traces", 0))
+        labelled = "runs" not in facts and facts.get("threshold") is None
+        yield "labelled examples" if labelled else "runs", facts.get("runs", facts.get("traces", 0))
         yield "failed runs", facts.get("failed", 0)
         yield "runs that scored too low", facts.get("below", 0)
         yield "good runs", facts.get("bootstrapped", 0)

@@ -35,6 +35,7 @@ def cells(shown: CompileReport) -> list[tuple[str, str]]:
 def test_without_a_comparison_it_says_what_was_learned_from() -> None:
     facts = {
         "traces": 1200,
+        "threshold": 1.0,
         "failed": 3,
         "below": 40,
         "duplicates": 0,
@@ -49,6 +50,7 @@ def test_without_a_comparison_it_says_what_was_learned_from() -> None:
         ("rows that could not be written", "2"),
         ("training rows of `name`", "1,157"),
     ]
+    assert cells(report(None, dataset={"traces": 9, "threshold": None}))[0] == ("labelled examples", "9")
     shown = report(None, dataset={"runs": 6, "failed": 0, "bootstrapped": 4, "demos": {"name": 16, "count": 4}})
     assert cells(shown)[1:] == [("good runs", "4"), ("demos of `name`", "16"), ("demos of `count`", "4")]
     assert "<td><span>demos of `name`</span></td><td><span>16</span></td>" in shown._repr_html_()

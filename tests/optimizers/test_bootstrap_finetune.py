@@ -3,10 +3,11 @@
 Every row of the field notes' list of what DSPy 3.4.1's own optimizer gets wrong is a test here or in the room that owns it.
 """
 
+import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dspy
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import dspyc
 from dspyc.cli.compile import AdapterName
 from dspyc.compiler import Ledger
+from dspyc.compiler.gate import OnRegression
 from dspyc.compiler.records import read_run
 from dspyc.errors import (
     BootstrapError,
@@ -404,6 +406,17 @@ def test_a_regression_warns_raises_or_keeps_the_student(tmp_path: Path) -> None:
 def test_arguments_are_checked_when_the_optimizer_is_made(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         dspyc.BootstrapFinetune(**settings)
+
+
+def test_the_documentation_has_every_argument_with_its_default() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "finetune.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    table = {cells[0].strip("`"): cells[2].strip("`") for cells in lines if len(cells) > 2}
+    arguments = inspect.signature(dspyc.BootstrapFinetune.__init__).parameters
+    for name, argument in list(arguments.items())[1:]:
+        assert table[name] == repr(argument.default)
+    for value in get_args(OnRegression):
+        assert f'| `"{value}"` |' in text
 
 
 @pytest.mark.parametrize(
