@@ -1,9 +1,11 @@
-"""What the first rows tell before a run begins: whether sharing prompts is exact here, and what the run will need."""
+"""What a few rows tell before a run begins: whether sharing prompts is exact here, and what the run will need."""
 
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,11 +14,12 @@ from . import shards
 from .checkpoint import RandomState
 from .loss import Learner
 from .rows import EncodedRow
-from .sharing import Planner, Tree
+from .sharing import Planner, Tree, common
 
-_COMPARED = 2  # rows
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of loss and gradients
 _ADAM = 2  # moments of a trained number, in float32
+
+Gradients = tuple[float, dict[str, torch.Tensor]]  # the loss, and what it has by the name of each trained tensor
 
 
 @dataclass(frozen=True)
@@ -41,41 +44,68 @@ def why_not_shared(learner: Learner, rows: Sequence[EncodedRow], planner: Planne
     """Why prompts cannot be shared in training this model, or None: its loss and gradients were compared on some rows.
 
     `learner` is left attending to prompts in place where that is exact here, and faster (it was measured on CPUs).
+
+    Args:
+        rows: All that will be trained or evaluated on: those that come first may share nothing, or less than a window.
     """
-    trunks = [tree for tree in planner(rows) if tree.ids]
-    if not trunks:
+    in_place = learner.device.type == "cpu"
+    samples = _telling(rows, planner.worth, in_place or _has_windows(learner))
+    if not samples:
         return None  # there is nothing to share
-    sample = max(trunks, key=lambda tree: tree.tokens).all_rows()[:_COMPARED]
-    training = learner.training
+    training, before = learner.training, RandomState.capture()
+    learner.attend_in_place(False)
     learner.eval()  # dropout would draw other numbers on either path
     try:
-        expected = _gradients(learner, Planner(planner.budget, share=False)(sample))
-        for in_place in (True, False) if learner.device.type == "cpu" else (False,):
-            why = _why_not(learner, Planner(planner.budget, worth=0)(sample), expected, in_place)
+        expected = [_gradients(learner, Planner(1, share=False)(sample)) for sample in samples]
+        trees = [Planner(planner.budget, worth=0)(sample) for sample in samples]
+        for way in (True, False) if in_place else (False,):
+            why = _why_not(learner, trees, expected, way)
             if why is None:
                 break
         return why
     finally:
         learner.zero_grad(set_to_none=True)
         learner.train(training)
+        before.restore()
 
 
-def _why_not(
-    learner: Learner, trees: list[Tree], expected: tuple[float, dict[str, torch.Tensor]], in_place: bool
-) -> str | None:
+def _telling(rows: Sequence[EncodedRow], worth: int, windows: bool) -> list[list[EncodedRow]]:
+    """The two rows with the longest prompt that is shared; for `windows` also the longest row, and one that is like it."""
+    # In any order that keeps like beginnings together, the longest common one is that of two neighbours.
+    ordered = sorted(rows, key=lambda row: array("I", row.ids[: row.prompt_length]).tobytes())
+    shared = [common(list(pair), 0) for pair in pairwise(ordered)]
+    if not shared or len(shared) * max(shared) <= worth:
+        return []
+    places = [shared.index(max(shared))]
+    if windows:
+        longest = max(range(len(ordered)), key=lambda i: len(ordered[i]))
+        places.append(max((i for i in (longest - 1, longest) if 0 <= i < len(shared)), key=shared.__getitem__))
+    return [ordered[place : place + 2] for place in dict.fromkeys(places)]
+
+
+def _has_windows(learner: Learner) -> bool:
+    return getattr(learner.config.get_text_config(), "sliding_window", None) is not None
+
+
+def _why_not(learner: Learner, samples: list[list[Tree]], expected: list[Gradients], in_place: bool) -> str | None:
     try:
         learner.attend_in_place(in_place)
-        found = _gradients(learner, trees)
+        differences = [
+            _difference(plain, _gradients(learner, trees)) for plain, trees in zip(expected, samples, strict=True)
+        ]
+        if in_place:
+            _gradients(learner.train(), samples[0])  # only here does a model ask for its dropout
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         shards.let_go(learner)
         return f"the model does not take a prompt computed before ({type(error).__name__}: {error})"
-    difference = _difference(expected, found)
+    finally:
+        learner.eval()
     allowed = max(_TOLERANCE.get(p.dtype, 5e-2) for p in learner.parameters() if p.is_floating_point())
-    if difference <= allowed:
+    if max(differences) <= allowed:
         return None
-    return f"loss or gradients differ by {difference:.1e} from those of whole rows, and {allowed:.0e} is allowed"
+    return f"loss or gradients differ by {max(differences):.1e} from those of whole rows, and {allowed:.0e} is allowed"
 
 
 def forecast(learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, precision: Any) -> Forecast:
@@ -126,7 +156,7 @@ def largest_batch(trees: list[Tree]) -> Tree:
     return replace(tree, branches=[largest_batch(tree.branches)])
 
 
-def _gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, torch.Tensor]]:
+def _gradients(learner: Learner, trees: list[Tree]) -> Gradients:
     learner.zero_grad(set_to_none=True)
     total = 0.0
     for tree in trees:
@@ -134,7 +164,7 @@ def _gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, to
     return total, {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
 
 
-def _difference(expected: tuple[float, dict[str, torch.Tensor]], found: tuple[float, dict[str, torch.Tensor]]) -> float:
+def _difference(expected: Gradients, found: Gradients) -> float:
     """The larger of the relative differences of the losses and of all gradients taken as one vector."""
     if expected[1].keys() != found[1].keys():
         return float("inf")

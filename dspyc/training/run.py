@@ -228,6 +228,8 @@ class _Run:
         shared = replace(plain, share=True)
         why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
         if why is not None and processes.is_main():
+        if trainer.learner.in_place and not trainer.shares(shared):
+            trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
         return (plain, why) if why is not None else (shared, None)
 

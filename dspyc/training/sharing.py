@@ -94,7 +94,7 @@ class Planner:
         """
         if len(rows) < 2:
             return [], rows
-        end = _common(rows, depth)
+        end = common(rows, depth)
         branches: list[Tree] = []
         alone: list[EncodedRow] = []
         for group in _groups(rows, end):
@@ -132,7 +132,7 @@ def _groups(rows: list[EncodedRow], depth: int) -> list[list[EncodedRow]]:
     return groups
 
 
-def _common(rows: list[EncodedRow], start: int) -> int:
+def common(rows: list[EncodedRow], start: int) -> int:
     """Where sorted rows stop agreeing, within the part of each that can be shared."""
     first, last = rows[0].ids, rows[-1].ids
     low, high = start, min(_shareable(row) for row in rows)

@@ -227,9 +227,9 @@ class RowTrainer(Trainer):
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
         return tensors  # every process has the loss of the whole step
 
-    def first_rows(self) -> list[EncodedRow]:
-        """The rows of the first step."""
-        return [self.rows[i] for i in next(iter(self._steps()))]
+    def shares(self, planner: Planner) -> bool:
+        """Whether any step of the first epoch would have rows behind one prompt."""
+        return any(tree.ids for step in self._steps() for tree in planner([self.rows[i] for i in step]))
 
     def forecast(self) -> Forecast:
         """What the run is expected to need on this process."""

@@ -196,6 +196,45 @@ def test_other_architectures_train(tmp_path: Path, kind: str, method: Any) -> No
     assert losses[-1] < losses[0]
 
 
+def shared_prompt(count: int) -> list[dict[str, Any]]:
+    return small.rows(count, "a prompt that all of these rows share: " * 3)
+
+
+@pytest.mark.parametrize("model", ["dspyc/tiny", "gpt2"])
+def test_a_models_own_dropout_and_shared_prompts_go_together(tmp_path: Path, model: str) -> None:
+    """With GPT-2's default rates, and with rates that are set for a model that has none."""
+    rates = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    base = str(small.folder(tmp_path / "model", model, **rates)) if model == "gpt2" else model
+    own = None if model == "gpt2" else 0.1
+    config = TrainingConfig(max_steps=2, dropout=own, **FAST)
+    out = tmp_path / "out"
+    train(base, shared_prompt(10), config=config, output_dir=out)
+    events = read_events(out / "events.jsonl")
+    assert events[0]["shared_prefix"] is True
+    assert events[0]["forecast"]["computed_tokens"] < 0.7 * events[0]["forecast"]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "first", "shares"),
+    [("mamba", {}, "", False), ("mistral", {"sliding_window": 100}, "a" * 20, True)],
+)
+def test_later_rows_that_share_more_than_the_first_are_trained_as_whole_rows_are(
+    tmp_path: Path, kind: str, changes: dict[str, Any], first: str, shares: bool
+) -> None:
+    """The first of seed 0's steps holds short rows alone."""
+    base = small.folder(tmp_path / "model", kind, **changes)
+    rows = small.rows(16, first) + small.rows(16, "s" * 150)
+
+    def losses(name: str, **settings: Any) -> list[float]:
+        config = TrainingConfig(method="full", epochs=1, **(FAST | {"batch_size": 8, "logging_steps": 1} | settings))
+        train(str(base), rows, config=config, output_dir=tmp_path / name)
+        events = read_events(tmp_path / name / "events.jsonl")
+        assert events[0]["shared_prefix"] is (shares and name == "shared")
+        return [x for e in events if "loss" in e for x in (e["loss"], e["grad_norm"])]
+
+    assert losses("shared") == pytest.approx(losses("whole", shared_prefix=False), rel=1e-4)
+
+
 def test_target_modules_that_are_not_there_are_named_with_those_that_are(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`target_modules` is \('c_attn',\).*q_proj"):
         train(str(base), small.rows(4), config=TrainingConfig(target_modules=("c_attn",)), output_dir=tmp_path / "out")

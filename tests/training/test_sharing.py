@@ -202,6 +202,44 @@ def test_a_model_that_answers_differently_behind_a_cache_is_found_on_the_first_r
     assert "differ by" in why
 
 
+def some(kind: str, count: int, prompt: int, length: int = 5) -> list[EncodedRow]:
+    """Rows behind a prompt of their own kind, with so many tokens after it."""
+    rng = random.Random(kind)
+    start = tokens(rng, prompt)
+    made = []
+    for i in range(count):
+        own = [*start, *tokens(rng, length)]
+        made.append(EncodedRow(own + tokens(rng, 3), len(own), i))
+    return made
+
+
+def test_rows_that_come_first_and_share_nothing_prove_nothing() -> None:
+    given = some("a", 16, 0) + some("b", 16, 150)
+    why = why_not_shared(Learner(small.model("mamba"), [5, 6, 7]), given, Planner(BIG))
+    assert why is not None
+    assert "differ by" in why
+
+
+@pytest.mark.parametrize("long", [some("b", 16, 150), some("c", 1, 0, 150), some("a", 1, 40, 150)])
+def test_a_window_is_tried_on_the_longest_rows(long: list[EncodedRow]) -> None:
+    """Prompts that are shared, rows that share nothing, and a long row behind a short prompt, all beyond the window."""
+    learner = Learner(small.model("mistral", sliding_window=100), [5, 6, 7])
+    assert why_not_shared(learner, some("a", 16, 40), Planner(BIG)) is None
+    assert learner.in_place
+    assert why_not_shared(learner, some("a", 16, 40) + long, Planner(BIG)) is None
+    assert not learner.in_place
+
+
+def test_attention_that_drops_is_the_models_own() -> None:
+    learner = Learner(small.model("gpt2", attn_pdrop=0.1), [5, 6, 7]).train()
+    torch.manual_seed(3)
+    assert why_not_shared(learner, rows(), Planner(BIG, worth=4)) is None
+    assert not learner.in_place
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(3), drawn)  # the comparison draws nothing of the run's
+
+
 def test_the_comparison_leaves_no_gradient_and_no_mode_behind() -> None:
     learner = Learner(small.model(), [5, 6, 7]).train()
     why_not_shared(learner, rows(), Planner(BIG, worth=4))
