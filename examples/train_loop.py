@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from dspyc.files import numbered_lines
 from dspyc.models import ChatTokenizer
 from dspyc.models.weights import load_model, load_tokenizer
 
@@ -99,8 +100,8 @@ def main() -> None:
 
     tokenizer, model = load_tokenizer(args.model), load_model(args.model, device="cpu", dtype="float32").train()
     chat = ChatTokenizer(tokenizer)
-    lines = args.data.read_text(encoding="utf-8").splitlines()
-    rows = [chat.row_ids(json.loads(line)["messages"]) for line in lines if line.strip()]
+    lines = numbered_lines(args.data.read_text(encoding="utf-8"))
+    rows = [chat.row_ids(json.loads(line)["messages"]) for _, line in lines]
     losses = train(model, rows, args.epochs, args.batch_size, args.learning_rate, args.seed)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

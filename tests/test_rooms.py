@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "dspyc"
 ORDER = (
     "errors",
     "locks",
+    "files",
     "progress",
     "signatures",
     "models",

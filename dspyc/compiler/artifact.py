@@ -13,7 +13,6 @@ JSON and safetensors only. No key, token or header is written.
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dspy.utils.saving import get_dependency_versions
 
 from .. import models
 from ..errors import ArtifactError, public
+from ..files import settle, whole_folder
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
@@ -87,14 +87,8 @@ def save(program: dspy.Module, path: str | Path, *, include_base: bool = False, 
     path = Path(path)
     stands_at(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-            folder = Path(temporary) / "artifact"
-            folder.mkdir()
+        with whole_folder(path) as folder:
             _write(program, folder, path.name, include_base, source)
-            if path.exists():
-                path.rename(Path(temporary) / "old")
-            folder.rename(path)
     except OSError as error:
         raise ArtifactError(
             f"Could not write the artifact {path}: {error}.", hint="Free some space, or save where you may write."
@@ -170,6 +164,8 @@ def verify(path: str | Path) -> dict[str, Any]:
         ArtifactError: It names the file that is missing, cut or changed.
     """
     path = Path(path)
+    if not path.exists():
+        settle(path)  # a process may have died while it replaced the artifact
     if not path.is_dir():
         raise ArtifactError(f"There is no artifact at {path}.", hint="Pass the folder that `save` wrote.")
     check_sums(path)

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from ..errors import ArtifactError
-from ..training.files import sha256_of
+from ..files import sha256_of
 
 NAME = "SHA256SUMS"
 _SELF = "# the lines above: "

@@ -23,9 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import TrainingError
+from ..files import whole_folder, write_json
 from ..signatures import fingerprint
 from . import shards
-from .files import MANIFEST, first_damaged, sums, whole_folder, write_json
+from .files import MANIFEST, first_damaged, sums
 
 log = logging.getLogger("dspyc.training")
 _PREFIX = "checkpoint-"

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..files import numbered_lines
+
 
 class EventLog:
     """Appends to a run's events. On a resume, lines from steps that will be run again are dropped.
@@ -46,7 +48,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def parse_events(text: str) -> list[dict[str, Any]]:
     """The events in a file's text; a last line that was cut short is left out."""
     found = []
-    for line in text.splitlines():
+    for _, line in numbered_lines(text):
         try:
             found.append(json.loads(line))
         except ValueError:

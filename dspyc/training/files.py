@@ -1,19 +1,14 @@
-"""Files that are either whole or absent: written aside, flushed to the disk, then renamed into place."""
+"""Files of a training run: what they hash to, and errors of the file system in the words of a training."""
 
 import errno
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import TrainingError
+from ..files import sha256_of
 
 MANIFEST = "manifest.json"
-_ASIDE = ".writing-"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _FULL_SIGNS = tuple(f"os error {code}" for code in _FULL)  # how safetensors says it
 
@@ -44,63 +39,6 @@ def _hint(full: bool) -> str:
     return "Choose an output_dir that this user can write to."
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON, in one move."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """A whole file, in one move."""
-    aside = path.with_name(f"{_ASIDE}{path.name}")
-    try:
-        aside.write_bytes(content)
-        flush(aside)
-        os.replace(aside, path)
-        flush(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it appears as `path`, in the place of an older one, only once everything in it is on the disk."""
-    aside = path.with_name(f"{_ASIDE}{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for file in (p for p in aside.rglob("*") if p.is_file()):
-            flush(file)
-        flush(aside)
-        old = path.with_name(f"{_ASIDE}old-{path.name}")
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
-        os.replace(aside, path)
-        flush(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed process had begun to write."""
-    for left in folder.glob(f"{_ASIDE}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in `folder` but its manifest, by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -114,12 +52,3 @@ def first_damaged(folder: Path, expected: dict[str, str]) -> str | None:
         if not path.is_file() or sha256_of(path) != digest:
             return name
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
+from ..files import clear_unfinished, write_json
 from ..locks import FolderLock
 from . import processes
-from .files import clear_unfinished, first_damaged, guarded, write_json
+from .files import first_damaged, guarded
 from .result import TrainingResult
 
 log = logging.getLogger("dspyc.training")

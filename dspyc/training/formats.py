@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import numbered_lines
 
 _PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"))
 _ALONE = ("text", "code")
@@ -43,9 +44,7 @@ def read_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.", hint="Pass a JSONL file in UTF-8.") from error
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(text):
         try:
             row = json.loads(line)
         except ValueError as error:

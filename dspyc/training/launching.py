@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, TrainingError
+from ..files import write_bytes
 from ..models.servers.process import ServerProcess
 from ..progress import bar
 from .config import TrainingConfig
 from .events import parse_events
-from .files import guarded, write_bytes
+from .files import guarded
 
 if TYPE_CHECKING:
     import torch

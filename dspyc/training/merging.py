@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ModelError
+from ..files import whole_folder
 from ..models.weights import check, load_model, load_tokenizer, resolve
-from .files import guarded, whole_folder
+from .files import guarded
 from .methods import save_weights
 
 

@@ -14,9 +14,9 @@ import torch
 from torch.nn.functional import dropout
 
 from ..errors import ConfigError, ModelError
+from ..files import write_json
 from ..models.weights import device_of, identity, load_model
 from .config import TrainingConfig
-from .files import write_json
 
 _FUSED_ATTENTION_PAYS = 512  # tokens of a row
 _BITSANDBYTES = "0.48.0"  # the first whose 8-bit models transformers moves

@@ -14,6 +14,7 @@ from transformers import TrainerState, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
+from ..files import sha256_of, whole_folder, write_bytes, write_json
 from ..models.chat import ChatTokenizer
 from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
@@ -26,7 +27,7 @@ from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained,
 from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
-from .files import guarded, sha256_of, sums, whole_folder, write_bytes, write_json
+from .files import guarded, sums
 from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_count, train_in_processes
 from .loss import Learner

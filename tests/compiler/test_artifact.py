@@ -207,3 +207,59 @@ def test_whether_replies_are_constrained_is_kept(tmp_path: Path, constrained: bo
     dspyc.save(program, tmp_path / "program")
     lm = dspyc.load(tmp_path / "program").lm
     assert isinstance(lm, ConstrainedLM) is constrained
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import dspy, dspyc
+from dspyc.compiler import verify
+
+def program(model):
+    made = dspy.Predict("q -> a")
+    made.set_lm(dspy.LM(model))
+    return made
+
+def die_at(moment, path, how):
+    left = moment
+    def hook(event, arguments):  # before anything is made, renamed or removed
+        nonlocal left
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            left -= 1
+            if left == 0 and how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif left == 0:
+                raise KeyboardInterrupt
+    sys.addaudithook(hook)
+    dspyc.save(program("openai/new"), path)
+    os._exit(0 if left > 0 else 1)
+
+root, how, found, moment = Path(sys.argv[1]), sys.argv[2], [], 0
+while True:
+    moment += 1
+    path = root / str(moment) / "desk"
+    dspyc.save(program("openai/old"), path)
+    child = os.fork()
+    if child == 0:
+        try:
+            die_at(moment, path, how)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    found.append(verify(path)["lms"][0]["model"])
+    assert dspyc.load(path).lm.model == found[-1]
+    dspyc.save(program("openai/old"), path)
+    assert os.listdir(path.parent) == ["desk"]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_an_artifact_that_is_being_replaced_is_whole_wherever_its_writer_dies(tmp_path: Path, how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 5
+    assert set(found) == {"openai/old", "openai/new"}
+    assert found == sorted(found, reverse=True)

@@ -19,7 +19,8 @@ def test_the_flat_loop_reaches_the_losses_of_the_real_one(tmp_path: Path) -> Non
     base = small.folder(tmp_path / "model")
     rows = small.rows(21, "which tree has number ")
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[0]["messages"][0]["content"] += "\u2028and more"  # no end of a line
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     arguments = ["--data", data, "--model", base, "--out", tmp_path / "flat", "--epochs", 3, "--batch-size", 4]
     command = [sys.executable, LOOP, *arguments, "--learning-rate", 0.01, "--seed", 5]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
