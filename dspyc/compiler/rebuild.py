@@ -1,6 +1,5 @@
 """How an artifact's program comes back: its class by name, DSPy's own modules by their signature."""
 
-import importlib
 import inspect
 import types
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import dspy
 
 from ..errors import ArtifactError
 from ..signatures import predictors, signature_fingerprint
+from ..signatures.importing import imported
 from ..signatures.mixins import written_class
 
 _BUILT_IN: dict[str, type[dspy.Module]] = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
@@ -51,12 +51,9 @@ _HINT = "Pass it: dspyc.load(path, program=MyProgram())."
 
 
 def _import(reference: str, path: Path) -> Callable[[], dspy.Module]:
-    module, _, name = reference.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+        found = imported(reference)
+    except ImportError as error:
         raise ArtifactError(
             f"The program class {reference} of {path} cannot be imported: {error}.", hint=_HINT
         ) from error

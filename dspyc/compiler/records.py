@@ -16,8 +16,6 @@ from typing import Any
 from ..errors import LedgerError
 from .ledger import advice, check_schema
 
-_TIMES = "SELECT MIN(at), MAX(at) FROM (SELECT at FROM events UNION ALL SELECT at FROM calls)"
-
 
 @dataclass(frozen=True)
 class RunRecord:

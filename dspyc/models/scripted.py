@@ -7,7 +7,6 @@
 Deep copies of the LM share its function and its count.
 """
 
-import importlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from dspy.clients.engines.base import validate_request
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError
+from ..signatures.importing import imported
 from .messages import messages_of
 
 Answer = Callable[[dict[str, str]], dict[str, Any] | str]
@@ -88,7 +88,11 @@ class ScriptedEngine:
     def dump_state(self) -> dict[str, Any]:
         """The function's importable name; a lambda or an inner function has none and cannot be saved."""
         name = f"{getattr(self.answer, '__module__', '')}:{getattr(self.answer, '__qualname__', '')}"
-        if "<" in name or _imported(name) is not self.answer:
+        try:
+            can_be_found = imported(name) is self.answer
+        except ImportError:
+            can_be_found = False
+        if not can_be_found:
             raise ConfigError(
                 f"This ScriptedLM cannot be saved: {name!r} cannot be imported.",
                 hint="Define its function in a module.",
@@ -97,7 +101,7 @@ class ScriptedEngine:
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "ScriptedEngine":
-        return cls(_imported(state["answer"]))
+        return cls(imported(state["answer"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ScriptedEngine":
         return self
@@ -151,14 +155,3 @@ def written(outputs: dict[str, Any]) -> str:
     """A reply in ChatAdapter's format: the text that ChatAdapter itself would write for these values."""
     fields = {FieldInfoWithName(name, FieldInfo(annotation=object)): value for name, value in outputs.items()}
     return f"{dspy.ChatAdapter().format_field_with_value(fields)}\n\n[[ ## completed ## ]]\n"
-
-
-def _imported(name: str) -> Any:
-    module, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return found

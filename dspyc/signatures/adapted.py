@@ -11,7 +11,6 @@ runs with DSPy's global adapter. A `dspy.streaming.StreamListener` reads the glo
 predictor's when you listen to single fields.
 """
 
-import importlib
 import inspect
 import json
 from typing import Any
@@ -21,6 +20,7 @@ from dspy.adapters.types.base_type import Type
 
 from ..errors import ConfigError
 from .fingerprints import adapter_fingerprint, is_secret
+from .importing import imported
 from .mixins import PredictorMixin, mix, mixed
 
 
@@ -171,17 +171,13 @@ def _is_json(value: Any) -> bool:
 
 
 def _import(reference: str) -> Any:
-    module, _, path = reference.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        return imported(reference)
+    except ImportError as error:
         raise ConfigError(
             f"The class {reference!r} cannot be imported: {error}.",
             hint="Install or import the package that defines it; one defined inside a function cannot be found.",
         ) from error
-    return found
 
 
 def _import_type(reference: Any) -> Any:
