@@ -26,6 +26,7 @@ from .choices import Choices, score
 from .constrained import GRAMMAR
 from .constraints import Constraint, constraint_of
 from .generation import Job, Reply
+from .limits import DEFAULT_MAX_TOKENS, room
 from .loaded import loaded
 from .memory import MemoryReport
 from .messages import messages_of
@@ -33,7 +34,6 @@ from .replies import reply_message
 from .sampling import Sampling
 from .streaming import TextStream, delta, ending, token_logprobs
 
-DEFAULT_MAX_TOKENS = 1024
 _UNSUPPORTED = ("response_format", "reasoning", "frequency_penalty", "presence_penalty", "probabilities")
 
 
@@ -186,12 +186,7 @@ class LocalEngine:
             ModelError: The weights are gone, or are not the ones that were saved.
         """
         engine = cls(state["model"], state.get("adapter"), device=state["device"], dtype=state["dtype"])
-        if engine.identity != state["identity"]:
-            raise ModelError(
-                f"The weights of {state['model']!r} changed since this was saved: {state['identity']} then, "
-                f"{engine.identity} now.",
-                hint="Restore them, or make the LM anew with dspyc.LocalLM to use what is there now.",
-            )
+        weights.refuse_changed(state["model"], saved=state["identity"], now=engine.identity)
         for served in state.get("serves", []):
             found = cls.load_state(served)
             engine._served[found.model_string] = found
@@ -220,10 +215,10 @@ class LocalEngine:
         messages, tools = messages_of(request)
         choice = request.config.tool_choice
         ids = self.chat.prompt_ids(messages, None if choice and choice.mode == "none" else tools)
-        room = self._room(len(ids))
+        left = self._room(len(ids))
         config = request.config
         sampling = Sampling(
-            max_tokens=min(room, config.max_tokens or DEFAULT_MAX_TOKENS),
+            max_tokens=min(left, config.max_tokens or DEFAULT_MAX_TOKENS),
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
@@ -257,12 +252,7 @@ class LocalEngine:
     def _room(self, prompt: int) -> int:
         if self.max_length is None:
             return 2**31
-        if prompt >= self.max_length:
-            raise lm15.ContextLengthError(
-                f"The prompt has {prompt} tokens and {self.model_string} holds {self.max_length}, the reply included. "
-                "Shorten the inputs, use fewer demos, or take a model with a longer context."
-            )
-        return self.max_length - prompt
+        return room(prompt, self.max_length, self.model_string)
 
     def _response(self, request: lm15.Request, job: Job, reply: Reply) -> lm15.Response:
         message, called = reply_message(self.chat.without_opening(reply.text), tools=bool(request.tools))

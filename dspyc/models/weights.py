@@ -72,6 +72,19 @@ def identity(model: str | Path, adapter: str | Path | None = None) -> str:
     return digest.hexdigest()[:12]
 
 
+def refuse_changed(model: str, *, saved: str, now: str) -> None:
+    """Raise where the identity of a model's weights is not the one that was saved with an engine.
+
+    Raises:
+        ModelError: They changed.
+    """
+    if now != saved:
+        raise ModelError(
+            f"The weights of {model!r} changed since this was saved: {saved} then, {now} now.",
+            hint="Restore them, or make the LM anew with dspyc.LocalLM to use what is there now.",
+        )
+
+
 def content_files(folder: Path) -> list[Path]:
     """The files in `folder` that decide what the model answers, by name."""
     return sorted(f for f in folder.iterdir() if any(fnmatch.fnmatch(f.name, p) for p in _CONTENT))

@@ -13,11 +13,13 @@ from typing import Any
 import dspy
 import pytest
 import torch
+from dspy import lm15
 from dspy.lm15 import Config, Message, Request
 from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
 from dspyc.models import AsyncLocalEngine, ChatTokenizer, LocalEngine, find_engine, load_tokenizer
+from dspyc.models.limits import room
 from dspyc.models.replies import reply_message
 from dspyc.signatures.terse import TerseAdapter
 from tests.models import small
@@ -362,3 +364,9 @@ def test_a_process_that_ends_while_requests_are_answered_ends_in_peace(llama: Pa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "terminate called" not in done.stderr
+
+
+def test_what_a_context_leaves_for_a_reply() -> None:
+    assert room(30, 32, "local/x") == 2
+    with pytest.raises(lm15.ContextLengthError, match=r"32 tokens and local/x holds 32"):
+        room(32, 32, "local/x")

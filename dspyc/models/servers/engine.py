@@ -20,8 +20,9 @@ import openai
 from dspy import lm15
 from dspy.clients.engines.base import validate_request
 
-from ...errors import DspycError, ModelError
+from ...errors import DspycError
 from .. import weights
+from ..limits import DEFAULT_MAX_TOKENS, room
 from ..messages import Message, messages_of
 from ..opening import Opening
 from .chat_completions import StreamReader, Tokens, body_of, canonical_error, response_of
@@ -33,7 +34,6 @@ from .server import Endpoint, Server
 if TYPE_CHECKING:
     from ..chat import ChatTokenizer
 
-DEFAULT_MAX_TOKENS = 1024
 FAILURES = (openai.OpenAIError, httpx.HTTPError, ValueError)
 
 
@@ -216,12 +216,7 @@ class ServerEngine:
             dtype=state["dtype"],
             options=state["options"],
         )
-        if engine.identity != state["identity"]:
-            raise ModelError(
-                f"The weights of {state['model']!r} changed since this was saved: {state['identity']} then, "
-                f"{engine.identity} now.",
-                hint="Restore them, or make the LM anew with dspyc.LocalLM to use what is there now.",
-            )
+        weights.refuse_changed(state["model"], saved=state["identity"], now=engine.identity)
         return engine
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ServerEngine":
@@ -317,12 +312,7 @@ class ServerEngine:
             return asked
         with _canonical():
             prompt = len(chat.prompt_ids(draft.messages, draft.tools))
-        if prompt >= limit:
-            raise lm15.ContextLengthError(
-                f"The prompt has {prompt} tokens and {self.model_string} holds {limit}, the reply included. "
-                "Shorten the inputs, use fewer demos, or take a model with a longer context."
-            )
-        return min(asked, limit - prompt)
+        return min(asked, room(prompt, limit, self.model_string))
 
     def streaming(self) -> dict[str, Any]:
         """What a request has more where it is streamed."""
