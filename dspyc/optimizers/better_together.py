@@ -115,7 +115,9 @@ class BetterTogether(Teleprompter):
         trainset = check_examples(trainset, "trainset")  # lists, which can be read twice
         valset = None if valset is None else check_examples(valset, "valset", allow_empty=True)
         train, held_out = _split(trainset, valset, valset_ratio, seed)
-        teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
+        shuffled_by = seed if shuffle_trainset_between_steps else None
+        teachers, traceback = _listed(teacher), bool(provide_traceback)
+        sequence = _Sequence(names, train, teachers, given, num_threads, executor, shuffled_by, traceback)
         asks = self._asks(student, train, held_out, names, seed)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
@@ -138,27 +140,7 @@ class BetterTogether(Teleprompter):
             errors = max_errors if max_errors is not None else dspy.settings.max_errors
             judge = _Judge(self.metric, held_out, ledger, threads, errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
-            for place, name in enumerate(names):
-                so_far, begun = _ARROW.join(names[: place + 1]), time.monotonic()
-                if shuffle_trainset_between_steps:
-                    random.Random(f"step {place} {seed}").shuffle(train)
-                optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", executor)
-                arguments = {"trainset": list(train), **_taught_by(optimizer, teachers)}
-                arguments |= {**_threads_of(optimizer, num_threads), **given.get(name, {})}
-                try:
-                    with counted_by(ledger.meter), dspy.context(**_threads_setting(num_threads)):
-                        made = optimizer.compile(_uncompiled(judge.base), **arguments)
-                    _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
-                    judge.add(so_far, made, time.monotonic() - begun)
-                except Exception as error:
-                    if isinstance(error, BudgetError) and ledger.meter.exhausted is not None:
-                        break
-                    logger.error(
-                        "Step %s failed. What came before it is kept: the same compile goes on from %s.",
-                        *(so_far, ledger.run_dir),
-                        exc_info=bool(provide_traceback),
-                    )
-                    raise
+            self._take(sequence, judge)
             if ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
                 raise failure
             report = SequenceReport(
@@ -201,7 +183,7 @@ class BetterTogether(Teleprompter):
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed or 0)
-        teachers = [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
+        teachers = _listed(teacher)
         plans: list[tuple[str, Plan | None]] = []
         for place, name in enumerate(names):
             optimizer = self.optimizers[name]
@@ -212,6 +194,35 @@ class BetterTogether(Teleprompter):
             plans.append((f"{place + 1}. {name}", planned(student, **arguments) if planned is not None else None))
         compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
         return sum_of(plans, compared, check_threads(num_threads))
+
+    def _take(self, sequence: "_Sequence", judge: "_Judge") -> None:
+        """Take the steps, each from the judge's base, until the budget is spent.
+
+        Raises:
+            Exception: A step's own error, as it was raised.
+        """
+        ledger, train = judge.ledger, list(sequence.train)
+        for place, name in enumerate(sequence.names):
+            so_far, begun = _ARROW.join(sequence.names[: place + 1]), time.monotonic()
+            if sequence.shuffled_by is not None:
+                random.Random(f"step {place} {sequence.shuffled_by}").shuffle(train)
+            optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", sequence.executor)
+            arguments = {"trainset": list(train), **_taught_by(optimizer, sequence.teachers)}
+            arguments |= {**_threads_of(optimizer, sequence.num_threads), **sequence.given.get(name, {})}
+            try:
+                with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
+                    made = optimizer.compile(_uncompiled(judge.base), **arguments)
+                _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
+                judge.add(so_far, made, time.monotonic() - begun)
+            except Exception as error:
+                if isinstance(error, BudgetError) and ledger.meter.exhausted is not None:
+                    return
+                logger.error(
+                    "Step %s failed. What came before it is kept: the same compile goes on from %s.",
+                    *(so_far, ledger.run_dir),
+                    exc_info=sequence.with_traceback,
+                )
+                raise
 
     def _names(self, strategy: str) -> list[str]:
         names = [name.strip() for name in strategy.split("->")] if isinstance(strategy, str) else []
@@ -245,6 +256,20 @@ class BetterTogether(Teleprompter):
     ) -> str:
         data = [data_fingerprint(train), data_fingerprint(held_out)]
         return fingerprint([program_fingerprint(student), *data, names, seed])
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """The steps to take, and what their optimizers are given."""
+
+    names: list[str]
+    train: list[dspy.Example]
+    teachers: list[dspy.Module]
+    given: dict[str, dict[str, Any]]  # further arguments of `compile`, by optimizer
+    num_threads: int | None
+    executor: Executor
+    shuffled_by: int | None  # the seed of the examples' order, anew in each step; None leaves it
+    with_traceback: bool  # in the log, where a step fails
 
 
 @dataclass
@@ -341,6 +366,10 @@ def _give_back_lms(made: dspy.Module, before: dspy.Module, step: str) -> None:
                 f"The predictor `{name}` has no language model after {step}; there is no global one either.",
                 hint="Call dspy.configure(lm=...), or have the optimizer keep each predictor's `lm`.",
             )
+
+
+def _listed(teacher: dspy.Module | Sequence[dspy.Module] | None) -> list[dspy.Module]:
+    return [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
 
 
 def _uncompiled(program: dspy.Module) -> dspy.Module:
