@@ -16,12 +16,23 @@ from .runner import Wearing
 
 
 class PaddedBatch:
-    """A `Batch` of rows that start together, all of one adapter."""
+    """A `Batch` of rows that start together, all of one adapter.
 
-    def __init__(self, model: Any, generations: Sequence[Generation], pad_id: int, wearing: Wearing) -> None:
+    A row that comes to `anew_beyond` tokens is computed anew before the next: see `longrope`. It has to be the only one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        generations: Sequence[Generation],
+        pad_id: int,
+        wearing: Wearing,
+        anew_beyond: int | None = None,
+    ) -> None:
         self._model = model
         self._rows = list(generations)
         self._wearing = wearing
+        self._anew_beyond = anew_beyond
         self._over: set[int] = set()
         self._cache: Any = None
         self._mask = self._next = torch.empty(0)  # (batch, time) and (batch, 1), once there is a cache
@@ -51,6 +62,8 @@ class PaddedBatch:
 
     def forward(self) -> tuple[list[Generation], torch.Tensor]:
         """As `Batch.forward`. A row that has several tokens to read reads one a step; only then it needs another."""
+        if self._cache is not None and self._rows[0].computed == self._anew_beyond:
+            self._cache, self._rows[0].computed = None, 0
         if self._cache is None:
             logits = self._prefill()
         else:

@@ -4,8 +4,10 @@ A `Scheduler` is used by one thread, that of its `LoadedModel`. Each call of `st
 token, or several where a format fixes them, of every row.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..errors import ModelError
 from .batch import Batch, CascadeBatch
 from .cascade import Prefix
 from .generation import Ending, Generation, Job, TokenScore
+from .longrope import attending, short_length
 from .lora import Adapters, is_plain
 from .memory import GIB, MemoryPlan, MemoryReport, is_out_of_memory
 from .padded import PaddedBatch
@@ -28,6 +31,8 @@ MAX_ROWS = 64
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
 _AHEAD = 64  # tokens of a reply that are counted when a row joins; most replies are short
 _ADAPTERS = 64  # that stay loaded
+
+logger = logging.getLogger(__name__)
 
 CheckAdapter = Callable[[str, Path], None]
 
@@ -50,6 +55,9 @@ class Scheduler:
         self._used: dict[str, None] = {}  # adapters, the least recently used first
         self._prefixes = PrefixCache(plan.prefixes)
         runner = Runner(model, self._adapters.routed)
+        self._short, self._attention = short_length(model.config), model.config._attn_implementation
+        if self._short is not None:
+            logger.info("Texts of more than %d tokens are computed one by one: longrope.", self._short)
         self._token_bytes = runner.qualify()
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._mixed = CascadeBatch(runner.read, runner.device)
@@ -132,8 +140,9 @@ class Scheduler:
         free = self._rows - sum(len(batch) for batch in self._batches)
         joining = [self._waiting.popleft() for _ in range(max(0, min(free, len(self._waiting))))]
         try:
-            if joining:
-                self._join_cascades(joining) if self._token_bytes else self._join_padded(joining)
+            short = self._join_long(joining)
+            if short:
+                self._join_cascades(short) if self._token_bytes else self._join_padded(short)
         except Exception as error:  # the requests that have not joined get it
             held = {id(generation) for generation in [*self._waiting, *self._generations]}
             for generation in joining:
@@ -167,7 +176,7 @@ class Scheduler:
         """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's."""
         adapter = generation.adapter
         found, shared = self._prefixes.match(adapter, ids)
-        generation.cached = shared
+        generation.cached = min(shared, len(generation.job.ids))  # what a format fixes may be in a prefix too
         for length in (shared_length(ids, others, shared), 0):
             length = length or long_length(ids, shared)
             if not length:
@@ -212,6 +221,27 @@ class Scheduler:
         if adapter is None or adapter in self._adapters:
             return self._adapters.routed
         return lambda owners: self._special.wearing(adapter)
+
+    def _join_long(self, joining: list[Generation]) -> list[Generation]:
+        """Begin what may outgrow the model's short texts, each by itself; the others are left."""
+        short = self._short
+        if short is None:
+            return joining
+        for generation in joining:
+            if generation.length + generation.left > short:
+                wearing = self._wearing(generation.adapter)
+                self._padded.append(PaddedBatch(self._model, [generation], self._pad_id, self._plainly(wearing), short))
+        return [generation for generation in joining if generation.length + generation.left <= short]
+
+    def _plainly(self, wearing: Wearing) -> Wearing:
+        """As `wearing`, with the attention that the model had before it qualified for steps."""
+
+        @contextmanager
+        def both(owners: Sequence[tuple[str | None, int]]) -> Iterator[None]:
+            with wearing(owners), attending(self._model, self._attention):
+                yield
+
+        return both
 
     def _join_padded(self, joining: list[Generation]) -> None:
         """One batch for each adapter; what is too much for it waits."""

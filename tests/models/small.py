@@ -14,6 +14,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -77,6 +79,18 @@ def mistral(folder: Path, *, window: int, seed: int = 0) -> Path:
     words = tokenizer()
     config = MistralConfig(**_settings(words), head_dim=8, sliding_window=window)
     return _save(MistralForCausalLM, config, words, folder, seed)
+
+
+def phi3(folder: Path, *, short: int, seed: int = 0) -> Path:
+    """A Phi-3 of the same size, whose rotary factors are others in texts of more than `short` tokens."""
+    words = tokenizer()
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
+    config = Phi3Config(
+        **_settings(words),
+        original_max_position_embeddings=short,
+        rope_parameters={"rope_type": "longrope", "original_max_position_embeddings": short, **factors},
+    )
+    return _save(Phi3ForCausalLM, config, words, folder, seed)
 
 
 def mamba(folder: Path, *, seed: int = 0) -> Path:

@@ -71,6 +71,20 @@ def test_long_prompts_are_read_in_several_passes(folders: dict[str, Path]) -> No
     assert found == [single.answer(folders["llama"], ids, 4) for ids in asked]
 
 
+def test_long_texts_of_longrope_leave_short_ones_as_they_are(tmp_path: Path) -> None:
+    folder = small.phi3(tmp_path / "phi3", short=64)
+    # Short throughout, long from the start, long on the way, and at the very limit; some share their first tokens.
+    asked = [
+        ([5 + i % 200 for i in range(length)], most) for length, most in ((13, 9), (229, 9), (60, 20), (64, 3), (55, 9))
+    ]
+    expected = [single.answer(folder, ids, most) for ids, most in asked]
+    for _ in range(2):  # the second time behind what the first one has left
+        assert single.replies(folder, *(single.greedy(ids, most) for ids, most in asked)) == expected
+    for (ids, most), text in zip(asked, expected, strict=True):
+        assert single.replies(folder, single.greedy(ids, most)) == [text]
+    assert single.model(folder)._scheduler._token_bytes > 0
+
+
 def test_threads_adapters_seeds_and_lengths_are_never_mixed_up(llama: Path, adapters: list[Path]) -> None:
     worn = [None, *((identity(llama, folder), folder) for folder in adapters)]
 

@@ -114,6 +114,15 @@ def test_a_thought_that_the_template_opens_is_no_part_of_a_streamed_reply(tmp_pa
     assert "".join(event.delta.text for event in lm.engine.stream(request) if event.type == "delta")
 
 
+def test_no_more_tokens_are_cached_than_the_prompt_has(lm):
+    predictor = dspy.Predict(Triage)
+    with dspy.context(lm=lm.copy()):
+        for _ in range(2):
+            predictor(ticket="Where is it? " * 60)
+        usage = dspy.settings.lm.history[-1]["usage"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
+
+
 def test_direct_calls_are_free(lm):
     (text,) = lm("hello", max_tokens=12)
     assert not text.startswith("[[ ##")
