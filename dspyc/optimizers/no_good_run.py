@@ -1,13 +1,13 @@
 """What to say when a teacher has no good run: three of them, and what to try."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import dspy
 
 from ..compiler.attempts import Attempt
 from ..compiler.trace import Trace
 from ..errors import BootstrapError
+from ..signatures.values import short
 
 
 def no_good_run(attempts: list[Attempt], trainset: Sequence[dspy.Example], threshold: float | None) -> BootstrapError:
@@ -22,13 +22,8 @@ def no_good_run(attempts: list[Attempt], trainset: Sequence[dspy.Example], thres
 
 
 def _failure(run: Trace, example: dspy.Example) -> str:
-    asked = _short(dict(example.inputs().items()))
+    asked = short(dict(example.inputs().items()))
     if run.error is not None:
-        return f"{asked}: {run.blame} raised {_short(run.error)}"
+        return f"{asked}: {run.blame} raised {run.error[:300]}"
     answered = dict(run.prediction.items()) if isinstance(run.prediction, dspy.Prediction) else run.prediction
-    return f"{asked}: scored {run.score:g} with {_short(answered)}, labels {_short(dict(example.labels().items()))}"
-
-
-def _short(value: Any, limit: int = 300) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return f"{asked}: scored {run.score:g} with {short(answered)}, labels {short(dict(example.labels().items()))}"

@@ -19,7 +19,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from ..errors import RenderError
 from .adapted import adapt
-from .values import fitted, same
+from .values import fitted, same, short
 
 
 class Row(TypedDict, total=False):
@@ -180,12 +180,12 @@ class _Writer:
                 self.written, self.signature, [output], self.capture, dict(self.options)
             )
         except AdapterParseError as error:
-            raise RenderError(f"{self._name} cannot read this answer back: {_short(error)}", hint=_SURVIVE) from error
+            raise RenderError(f"{self._name} cannot read this answer back: {short(error)}", hint=_SURVIVE) from error
         for name, field in self.signature.output_fields.items():
             if not same(values[name], read.get(name), field.annotation):
                 raise RenderError(
-                    f"Output `{name}` does not survive {self._name}: {_short(values[name])} would be read back as "
-                    f"{_short(read.get(name))}.",
+                    f"Output `{name}` does not survive {self._name}: {short(values[name])} would be read back as "
+                    f"{short(read.get(name))}.",
                     hint=_SURVIVE,
                 )
 
@@ -255,8 +255,3 @@ def _openai_call(call: ToolCalls.ToolCall, index: int) -> dict[str, Any]:
     arguments = json.dumps(serialize_for_json(call.args), ensure_ascii=False)
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id or f"call_{index}", "type": "function", "function": function}
-
-
-def _short(value: Any, limit: int = 200) -> str:
-    text = str(value) if isinstance(value, BaseException) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"

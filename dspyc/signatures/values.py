@@ -28,7 +28,7 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
         except Exception as error:  # whatever a type's own parser raises, the value is none of its kind
             reason = error if isinstance(error, ValueError) else reason
     raise RenderError(
-        f"Output `{name}` is {_short(value)}, which is not of its type {annotation}.",
+        f"Output `{name}` is {short(value)}, which is not of its type {annotation}.",
         hint="Give a value of the field's type, or change the type in the signature.",
     ) from reason
 
@@ -68,6 +68,7 @@ def _lines(text: str) -> list[str]:
     return text.strip().splitlines()
 
 
-def _short(value: Any, limit: int = 200) -> str:
-    text = repr(value)
+def short(value: Any, limit: int = 200) -> str:
+    """A value in a message: an error as it reads, anything else as Python writes it."""
+    text = str(value) if isinstance(value, BaseException) else repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
