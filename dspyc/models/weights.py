@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError, ModelError
+from ..files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -295,15 +296,7 @@ def _file_hash(file: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _hash_of(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest is younger than Python 3.10
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(file)
 
 
 @contextmanager
