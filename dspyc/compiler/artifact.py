@@ -29,7 +29,7 @@ from ..signatures import adapt, copy_program, load_adapter, predictors, signatur
 from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
-from .readme import readme
+from .readme import made_from, readme
 from .report import CompileReport
 from .search_report import SearchReport
 from .sequence_report import SequenceReport
@@ -252,6 +252,8 @@ def _described(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) ->
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
     entry["constrained"] = served or isinstance(lm, _class("constrained", "ConstrainedLM"))
     is_folder = Path(engine.model).is_dir()
+    if is_folder and (base := made_from(Path(engine.model))) is not None:
+        entry["made_from"] = base
     if engine.adapter is not None:
         shutil.copytree(engine.adapter, folder / weights)
         entry |= {"weights": weights, "adapter": True}

@@ -1,6 +1,8 @@
 """The README of an artifact, for the person who finds the folder."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from .report import CompileReport
@@ -8,6 +10,7 @@ from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
 Report = CompileReport | SearchReport | SequenceReport
+_BASE = re.compile(r"\A---\n(?:(?!---\n).*\n)*?base_model: *(.+)\n")  # in the YAML that a model card begins with
 
 
 def readme(name: str, facts: dict[str, Any], report: Report | None) -> str:
@@ -22,8 +25,19 @@ def _what(facts: dict[str, Any]) -> str:
         lm = facts["lms"][predictor["lm"]] if predictor["lm"] is not None else {"model": "none", "weights": None}
         kind = "LoRA adapter" if lm.get("adapter") else "full model"
         weights = f"`{lm['weights']}` ({kind})" if lm.get("weights") else "by name"
-        lines.append(f"| `{key}` | {lm['model']} | {weights} |")
+        model = f"{lm['model']}, made from {lm['made_from']}" if lm.get("made_from") else lm["model"]
+        lines.append(f"| `{key}` | {model} | {weights} |")
     return "\n".join(lines)
+
+
+def made_from(weights: Path) -> str | None:
+    """The base that a model folder's card names, or None where it has no card that names one."""
+    try:
+        card = (weights / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    named = _BASE.search(card)
+    return named[1].strip("\"' ") if named else None
 
 
 def _scores(report: Report | None) -> str:

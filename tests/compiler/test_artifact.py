@@ -13,6 +13,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import verify
+from dspyc.compiler.readme import made_from
 from dspyc.errors import ArtifactError
 from dspyc.models import ConstrainedLM
 from tests.optimizers import desk
@@ -69,6 +70,9 @@ def test_a_fresh_process_answers_fifty_inputs_identically(artifact: tuple[Any, P
 def test_full_weights_survive_too(tmp_path: Path) -> None:
     program = compiled(tmp_path / "run", method="full", epochs=4, learning_rate=1e-3)
     program.save(tmp_path / "colours")
+    assert (
+        "final_model, made from dspyc/tiny | `weights/0` (full model)" in (tmp_path / "colours/README.md").read_text()
+    )
     shutil.rmtree(tmp_path / "run")  # the artifact needs nothing of the run
     loaded = dspyc.load(tmp_path / "colours")
     things = [f"a {colour} hat" for colour in desk.COLOURS]
@@ -99,6 +103,22 @@ def test_its_readme_says_which_weights_stay_elsewhere(tmp_path: Path) -> None:
     readme = (tmp_path / "kept" / "README.md").read_text()
     assert "The weights of `openai/ft:gpt-4.1-mini:shop::1` are not in this folder" in readme
     assert "`weights/`" not in readme
+
+
+@pytest.mark.parametrize(
+    ("card", "base"),
+    [
+        ('---\nbase_model: "Qwen/Qwen3-0.6B"\nlicense: mit\n---\n# A', "Qwen/Qwen3-0.6B"),
+        ("---\nlicense: mit\nbase_model: Qwen/Qwen3-0.6B\n---\n", "Qwen/Qwen3-0.6B"),
+        ("# A\n\nbase_model: Qwen/Qwen3-0.6B\n", None),
+        ("---\nlicense: mit\n---\nbase_model: x\n", None),
+        ("", None),
+    ],
+)
+def test_a_base_is_what_the_card_says(tmp_path: Path, card: str, base: str | None) -> None:
+    assert made_from(tmp_path) is None
+    (tmp_path / "README.md").write_text(card)
+    assert made_from(tmp_path) == base
 
 
 @pytest.mark.parametrize("change", ["edit", "cut", "remove"])
