@@ -31,7 +31,7 @@ class ConstrainedLM(CandidatesLM):
     @property
     def supports_decision_requests(self) -> bool:
         """Whether the calling predictor only decides: DSPy then asks for evidence, which is the model's own probabilities."""
-        return decides(_caller())
+        return (self.kwargs.get("n") or 1) == 1 and decides(_caller())
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         if "questions" in kwargs:

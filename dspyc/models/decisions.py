@@ -7,7 +7,9 @@ These are the model's own probabilities (`models.choices`), not numbers that it 
 DSPy's decision types (`Choice`, `Noul`, `Score`) gets them without asking: see `evidence`.
 """
 
+import inspect
 import json
+import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum, EnumMeta
 from typing import Any, Literal, get_args, get_origin
@@ -15,33 +17,35 @@ from typing import Any, Literal, get_args, get_origin
 import dspy
 from dspy import lm15
 from dspy.adapters.decision_state import DecisionState
-from dspy.adapters.types.decision import Noul, Score
+from dspy.adapters.types.decision import Choice, Noul, Score
 
 from ..errors import ConfigError
-from ..signatures.adapted import adapter_of
+from ..signatures.adapted import adapt, adapter_of
 from ..signatures.grammar import has_grammar, written_value
 from ..signatures.render import prompt
+from .candidates import CandidatesLM
 from .choices import Choices
 
 Asking = Generator[lm15.Request, lm15.Response, dict[str, Any]]
 
 
-def choice_probabilities(predictor: dspy.Predict, **inputs: Any) -> dict[str, dict[Any, float]]:
+def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs: Any) -> dict[str, dict[Any, float]]:
     """The probability of every option of `predictor`'s choices: its outputs that are a `Literal`, an `Enum` or a bool.
 
-    Each choice is looked at behind the outputs before it. Where such an output is no choice, such as the reasoning of
+    DSPy's decision types are choices too, asked as such: `Choice` of its options, `Noul` of a bool, `Score` of its levels'
+    numbers. Each choice is looked at behind the outputs before it. Where such an output is no choice, such as the reasoning of
     `dspy.ChainOfThought`, the predictor is called first and its answer stands there; otherwise the likeliest options
     do. The options of a choice add up to 1.
 
     Args:
-        predictor: A `dspy.Predict` on a `dspyc.LocalLM`, with ChatAdapter, JSONAdapter or TerseAdapter.
+        predictor: A `dspy.Predict` or `dspy.ChainOfThought` on a `dspyc.LocalLM`, with ChatAdapter, JSONAdapter or
+            TerseAdapter.
         **inputs: As in a call of it.
 
     Raises:
         ConfigError: The predictor has no choices, another kind of LM, or an adapter of another format.
     """
-    from .constrained import ConstrainedLM
-
+    predictor = _as_choices(_predictor_of(predictor))
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     choices = {name: found for name in signature.output_fields if (found := _options(signature, name))}
     if not choices:
@@ -49,7 +53,13 @@ def choice_probabilities(predictor: dspy.Predict, **inputs: Any) -> dict[str, di
             f"The outputs {list(signature.output_fields)} have no options to choose from.",
             hint="Declare an output as a Literal, an Enum or a bool.",
         )
-    if not isinstance(lm, ConstrainedLM):
+    for name, members in choices.items():
+        if len({*members.values()}) < len(members):
+            raise ConfigError(
+                f"Some options of `{name}`, {list(members.values())}, are equal to Python.",
+                hint="Use options of one type; 1 == True.",
+            )
+    if not isinstance(lm, CandidatesLM):
         raise ConfigError(
             f"A {type(lm).__name__} does not tell the probabilities of options.",
             hint="Set a model of this machine: predictor.lm = dspyc.LocalLM(...).",
@@ -61,17 +71,72 @@ def choice_probabilities(predictor: dspy.Predict, **inputs: Any) -> dict[str, di
     return {name: {member: found[name][label] for label, member in choices[name].items()} for name in choices}
 
 
+def _predictor_of(program: Any) -> dspy.Predict:
+    """A predictor, or that of a `dspy.ChainOfThought`."""
+    found = program.predict if isinstance(program, dspy.ChainOfThought) else program
+    if isinstance(found, dspy.Predict):
+        return found
+    names = [name for name, _ in found.named_predictors()] if isinstance(found, dspy.Module) else []
+    raise ConfigError(
+        f"choice_probabilities got a {type(found).__name__}; a dspy.Predict or a dspy.ChainOfThought is allowed.",
+        hint=f"Pass one of its predictors: {', '.join(names)}."
+        if names
+        else "Pass the predictor whose choices you ask for.",
+    )
+
+
+def _as_choices(predictor: dspy.Predict) -> dspy.Predict:
+    """The predictor with plain choices in the place of DSPy's decision types; itself where it has none.
+
+    Raises:
+        ConfigError: A decision that DSPy cannot ask for either.
+    """
+    decisions = DecisionState(predictor.signature, predictor.fields)
+    if not decisions.types:
+        return predictor
+    fields = predictor.signature.output_fields
+    try:
+        questions = {name: decisions._question(name, fields[name], kind) for name, kind in decisions.types.items()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    twin = dspy.Predict(_plain_signature(predictor.signature, decisions, questions), **predictor.config)
+    twin.lm = predictor.lm
+    twin.demos = [
+        {**demo, **{name: _plain_value(demo[name]) for name in decisions.types if name in demo}}
+        for demo in predictor.demos
+    ]
+    adapt(twin, adapter_of(predictor))
+    return twin
+
+
 def decides(predictor: Any) -> bool:
     """Whether all outputs of a predictor are declared as decisions, and it is called as nothing but itself.
 
     DSPy asks such a predictor's LM for evidence instead of a reply, if the LM takes such questions. Beside other outputs a
     decision stays text that the model writes, and so it does with generation settings, which evidence has no use for.
     """
-    if not isinstance(predictor, dspy.Predict) or predictor.config or dspy.settings.send_stream is not None:
+    if not isinstance(predictor, dspy.Predict) or dspy.settings.send_stream is not None or _asked_settings(predictor):
         return False
     types = DecisionState(predictor.signature, predictor.fields).types
     adapter = adapter_of(predictor)
     return set(types) == set(predictor.signature.output_fields) and has_grammar(adapter)
+
+
+_FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}
+
+
+def _asked_settings(predictor: dspy.Predict) -> dict[str, Any]:
+    """The generation settings of the predictor's call that is under way, or else its own.
+
+    DSPy asks an LM whether it takes questions before it says with which settings, and refuses these afterwards; so they
+    are read where DSPy has them.
+    """
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code in _FORWARDS and frame.f_locals.get("self") is predictor:
+            return frame.f_locals.get("config") or {}
+    return predictor.config or {}
 
 
 def evidence(predictor: dspy.Predict, asked: Mapping[str, Any], lm: Any) -> Asking:
@@ -85,10 +150,7 @@ def evidence(predictor: dspy.Predict, asked: Mapping[str, Any], lm: Any) -> Aski
         asked: DSPy's decision request: `state` with the inputs and demos, and the `questions`.
     """
     state, decisions = asked["state"], DecisionState(predictor.signature, predictor.fields)
-    signature = predictor.signature
-    for name, kind in decisions.types.items():
-        told = _told(signature.output_fields[name], asked["questions"][name])
-        signature = signature.with_updated_fields(name, type_=_plain(kind), **({"desc": told} if told else {}))
+    signature = _plain_signature(predictor.signature, decisions, asked["questions"])
     found = yield from _ask(predictor, signature, state["inputs"], {}, lm, demos=state.get("demos"))
     answers: dict[str, Any] = {}
     for name, kind in decisions.types.items():
@@ -98,6 +160,16 @@ def evidence(predictor: dspy.Predict, asked: Mapping[str, Any], lm: Any) -> Aski
         else:
             answers[name] = {"probabilities": probabilities, "confidence": max(probabilities.values())}
     return answers
+
+
+def _plain_signature(
+    signature: type[dspy.Signature], decisions: DecisionState, questions: Mapping[str, Mapping[str, Any]]
+) -> type[dspy.Signature]:
+    """The signature with a plain choice in the place of each decision."""
+    for name, kind in decisions.types.items():
+        told = _told(signature.output_fields[name], questions[name])
+        signature = signature.with_updated_fields(name, type_=_plain(kind), **({"desc": told} if told else {}))
+    return signature
 
 
 def _told(field: Any, question: Mapping[str, Any]) -> str | None:
@@ -115,6 +187,13 @@ def _plain(kind: Any) -> Any:
     if issubclass(kind, Score):
         return Literal[tuple(range(len(kind.criteria())))]
     return kind.model_fields["value"].annotation
+
+
+def _plain_value(value: Any) -> Any:
+    """A decision, as the plain choice's value."""
+    if isinstance(value, Score):
+        return value.level if value.level is not None else round(value.value)
+    return value.value if isinstance(value, (Choice, Noul)) else value
 
 
 def _ask(
@@ -172,6 +251,11 @@ def _choices(
         for label, member in members.items()
     }
     texts = {label: written_value(member, name, signature, adapter) for label, member in members.items()}
+    if len({*texts.values()}) < len(texts):
+        raise ConfigError(
+            f"Some options of `{name}`, {list(members.values())}, are the same text in what {type(adapter).__name__} writes.",
+            hint="Use options that differ as text, or dspy.JSONAdapter where they differ by type.",
+        )
     first = next(iter(replies.values()))
     for start in range(len(first), -1, -1):
         rests = {replies[label][start + len(text) :] for label, text in texts.items()}
@@ -188,7 +272,11 @@ def _options(signature: type[dspy.Signature], name: str) -> dict[str, Any]:
     """The members of a choice by their labels; {} for other outputs."""
     annotation: Any = signature.output_fields[name].annotation
     if get_origin(annotation) is Literal:
-        return {str(member.name if isinstance(member, Enum) else member): member for member in get_args(annotation)}
+        found: dict[str, Any] = {}
+        for member in get_args(annotation):
+            label = str(member.name if isinstance(member, Enum) else member)
+            found[f"{type(member).__name__} {label}" if label in found else label] = member
+        return found
     if isinstance(annotation, EnumMeta):
         return dict(annotation.__members__)
     return {"True": True, "False": False} if annotation is bool else {}

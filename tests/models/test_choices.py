@@ -101,6 +101,35 @@ def test_one_option_is_certain_and_answers_are_cached(llama):
     assert predictor.lm.engine.calls == before + 1
 
 
+def test_options_that_differ_by_type_only(lm):
+    predictor = dspy.Predict("q -> a: Literal['1', 1]")
+    predictor.lm = lm
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        found = dspyc.choice_probabilities(predictor, q="?")["a"]
+    assert set(found) == {"1", 1}
+    assert sum(found.values()) == pytest.approx(1)
+    with dspy.context(adapter=dspy.ChatAdapter()), pytest.raises(ConfigError, match="same text"):
+        dspyc.choice_probabilities(predictor, q="?")
+    predictor = dspy.Predict("q -> a: Literal[True, 1]")
+    with pytest.raises(ConfigError, match="equal to Python"):
+        dspyc.choice_probabilities(predictor, q="?")
+
+
+def test_a_free_model_tells_the_same(lm, folder):
+    predictor = dspy.Predict("q -> a: bool")
+    predictor.lm = lm
+    expected = dspyc.choice_probabilities(predictor, q="?")
+    predictor.lm = dspyc.LocalLM(folder, cache=False, constrained=False)
+    assert dspyc.choice_probabilities(predictor, q="?") == expected
+
+
+def test_a_program_is_refused_by_name(lm):
+    with pytest.raises(ConfigError, match=r"ReAct.*react, extract\.predict"):
+        dspyc.choice_probabilities(dspy.ReAct("q -> a: bool", tools=[len]), q="?")
+    with pytest.raises(ConfigError, match="got a str"):
+        dspyc.choice_probabilities("q -> a: bool", q="?")
+
+
 def test_what_has_no_options_or_no_local_model_is_refused(lm):
     predictor = dspy.Predict("q -> a: str")
     predictor.lm = lm
@@ -154,6 +183,37 @@ def test_a_decision_is_what_the_plain_choice_would_be(lm):
     found, expected = dspy.Predict(declared), dspy.Predict(plain)
     found.lm = expected.lm = lm
     assert found(q="?").x.probabilities == pytest.approx(dspyc.choice_probabilities(expected, q="?")["x"])
+
+
+@pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}])
+def test_with_generation_settings_a_decision_is_text(lm, config):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    found = [predictor(ticket="Help!", config=config), asyncio.run(predictor.acall(ticket="Help!", config=config))]
+    assert all(len(each.completions.queue) == config.get("n", 1) for each in found)
+    assert len(predictor(ticket="Help!", lm=lm.copy(n=2)).completions.queue) == 2
+    assert len(predictor(ticket="Help!", lm=lm.copy(n=2, temperature=1.0)).completions.queue) == 2
+
+
+def test_decisions_are_choices_too(lm):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    decided, found = predictor(ticket="Help!"), dspyc.choice_probabilities(predictor, ticket="Help!")
+    assert found["queue"] == pytest.approx(decided.queue.probabilities)
+    assert found["urgent"][True] == pytest.approx(decided.urgent.probability)
+    assert found["anger"] == pytest.approx(decided.anger.probabilities)
+    assert set(found["kind"]) == {"a", "b"}
+
+
+def test_decisions_behind_reasoning_have_probabilities(lm):
+    program = dspy.ChainOfThought(Decide)
+    program.set_lm(lm)
+    program.predict.demos = [
+        {"ticket": "?", "reasoning": "r", "queue": "billing", "urgent": Noul(value=True, confidence=1)}
+    ]
+    found = dspyc.choice_probabilities(program, ticket="Help!")
+    assert list(found) == ["queue", "urgent", "anger", "kind"]
+    assert all(sum(options.values()) == pytest.approx(1) for options in found.values())
 
 
 def test_beside_other_outputs_evidence_is_written_and_read(lm):
