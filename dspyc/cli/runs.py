@@ -19,6 +19,9 @@ _Run = Annotated[str, typer.Argument(help="A run folder, or a name that `dspyc r
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
+_COUNTED = "Calls are of all models; tokens and USD of those that do not run on this machine."
+
+
 @runs.command("list")
 @explained
 def list_runs(
@@ -38,6 +41,7 @@ def list_runs(
         state = facts.get("problem") or ("finished" if facts["finished"] else "unfinished")
         numbers = (f"{totals[0]:,}", f"{totals[1]:,}", f"{totals[2]:.4f}")
         table.add_row(Path(facts["run_dir"]).name, _time(facts["last"]), *numbers, state)
+    table.caption = _COUNTED
     console(as_json).print(table)
 
 
@@ -61,6 +65,7 @@ def show(run: _Run, as_json: _Json = False) -> None:
         score = "–" if done["score"] is None else f"{done['score']:.3f}"
         counts = (f"{paid['calls']:,}", f"{paid['tokens']:,}", f"{paid['usd']:.4f}", f"{done['traces']:,}")
         table.add_row(role, *counts, f"{done['failed']:,}", score)
+    table.caption = _COUNTED
     screen.print(table)
     if facts["candidates"]:
         screen.print(f"{facts['candidates']:,} candidates; --json lists them.")

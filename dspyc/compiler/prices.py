@@ -35,7 +35,9 @@ def price_of(lm: Any) -> Price | None:
 def _listed(model: str) -> Price | None:
     from dspy.clients.model_metadata import model_info, rate  # loads the table at its first use
 
-    provider, _, name = model.partition("/")
-    info = model_info(provider, name) if name else model_info("openai", model)
+    provider, _, name = model.partition("/") if "/" in model else ("openai", "", model)
+    if name.startswith("ft:"):  # ft:BASE:ORGANISATION:SUFFIX:ID; the table has ft:BASE
+        name = ":".join(name.split(":")[:2])
+    info = model_info(provider, name)
     prompt, reply = rate(info, "input_cost_per_token"), rate(info, "output_cost_per_token")
     return Price(prompt, reply) if prompt is not None and reply is not None else None

@@ -72,6 +72,9 @@ def test_prices_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.of(1_000_000, 0) == pytest.approx(0.15)
     assert known.of(0, 1_000_000) == pytest.approx(0.60)
     assert price_of(dspy.LM("openai/a-model-of-nobody")) is None
+    tuned = price_of(dspy.LM("openai/ft:gpt-4.1-mini-2025-04-14:an-organisation::AbC123"))
+    assert tuned == price_of(dspy.LM("openai/ft:gpt-4.1-mini-2025-04-14"))
+    assert tuned is not None
     program = dspy.Predict("question -> answer")
     program.set_lm(dspy.LM("openai/gpt-4o-mini"))
     examples = [dspy.Example(question="why?" * 1000, answer="so").with_inputs("question")] * 100
