@@ -16,8 +16,10 @@ import threading
 import types
 import weakref
 from collections.abc import Iterable
+from copy import copy
 from decimal import Decimal
 from enum import Enum, EnumMeta
+from math import isfinite
 from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -148,33 +150,46 @@ class _Layout:
         raise NotImplementedError
 
     def options(self, field: FieldInfo, annotation: Any) -> Expression:
-        """The members of a `Literal` or `Enum`, each in all its spellings that are read as this member."""
+        """The members of a `Literal` or `Enum`, each in all its spellings that are read as this member.
+
+        In a union they are read as the union reads them, which may be as an equal value of another type.
+        """
         members = list(annotation) if isinstance(annotation, EnumMeta) else get_args(annotation)
-        made: list[Expression] = []
+        whole = field.annotation
+        alone = whole == annotation
+        near = _Near(tuple(members)) if alone and get_origin(annotation) is Literal else None
+        made: dict[str, None] = {}
         for member in members:
-            found = [text for text in self.spellings(member, field) if self._reads(text, annotation, member)]
+            read_by, written_by = whole, field
+            if near:
+                read_by, written_by = near.around(member), copy(field)
+                written_by.annotation = read_by
+            spellings = self.spellings(member, written_by)
+            found = [text for text in spellings if self._reads(text, read_by, member)]
+            if not found and not alone:
+                found = [text for text in spellings[:1] if self._reads_as_any(text, whole)]
             if not found:
                 raise UnsupportedError(f"{member!r}, which {type(self).adapter} cannot read back")
-            made += found
-        return e.alt(*made)
+            made |= dict.fromkeys(found)
+        return next(iter(made)) if len(made) == 1 else ["alt", *made]
 
     adapter = ""
 
     def words(self, candidates: Iterable[str], annotation: Any) -> Expression:
         """The words that the adapter reads as values of the type."""
-        found = []
-        for word in candidates:
-            try:
-                self.read(word, annotation)
-            except Exception:  # whatever a reader raises, the word is no value
-                continue
-            found.append(word)
-        return e.alt(*found)
+        return e.alt(*(word for word in candidates if self._reads_as_any(word, annotation)))
+
+    def _reads_as_any(self, text: str, annotation: Any) -> bool:
+        try:
+            self.read(text, annotation)
+        except Exception:  # whatever a reader raises, the text is no value
+            return False
+        return True
 
     def _reads(self, text: str, annotation: Any, member: Any) -> bool:
         try:
             found = self.read(text, annotation)
-        except Exception:  # as in `words`
+        except Exception:  # as in `_reads_as_any`
             return False
         return type(found) is type(member) and found == member
 
@@ -212,7 +227,8 @@ class _Lines(_Layout):
             return e.seq(_SIGN, e.alt(_DIGITS, as_float))
         if annotation in (float, Decimal):
             fraction = e.alt(e.seq(_DIGITS, e.maybe(e.seq(".", e.rep(e.DIGIT, 0, 40)))), e.seq(".", _DIGITS))
-            return e.seq(_SIGN, fraction, e.maybe(e.EXPONENT))
+            number = e.seq(_SIGN, fraction, e.maybe(e.EXPONENT))
+            return number if annotation is float else e.alt(number, e.seq('"', number, '"'))  # pydantic writes text
         if annotation is None or annotation is type(None):
             return self.words(["None", "null"], None)
         if origin in _UNIONS:
@@ -244,8 +260,14 @@ class _Chat(_Lines):
             marker = marker.removeprefix(_MARK)  # the text before it ended with these
         if self._is_text(name):
             return e.seq(marker, self._text(name, " completed ## ]]\n" if self.is_last(at) else ""))
-        end = ["tail", "\n\n[[ ## completed ## ]]\n"] if self.is_last(at) else "\n\n"
-        return e.seq(marker, self.value(name), end)
+        end, after_nothing = (
+            ["tail", f"{line_ends}[[ ## completed ## ]]\n"] if self.is_last(at) else line_ends
+            for line_ends in ("\n\n", "\n")  # the adapter strips what it writes of a field
+        )
+        value = e.seq(self.value(name), end)
+        annotation = self.signature.output_fields[name].annotation
+        empty = get_origin(annotation) is Literal and "" in get_args(annotation)
+        return e.seq(marker, e.alt(value, after_nothing) if empty else value)
 
     def read(self, text: str, annotation: Any) -> Any:
         return parse_value("\n".join(text.splitlines()).strip(), annotation)
@@ -360,6 +382,41 @@ def _method(kind: type, name: str) -> Any:
     """DSPy wraps some methods of every subclass anew, inherited ones included."""
     return inspect.unwrap(found) if (found := getattr(kind, name, None)) else None
 
+
+class _Near:
+    """The options of a `Literal` that a reader could take for one another: the others need not be there to read one of them.
+
+    So many options take as long as so many times one. An option with a quote, a bracket or a space around it may be taken
+    for any other.
+    """
+
+    def __init__(self, members: tuple[Any, ...]) -> None:
+        self._anyway = tuple(member for member in members if self._key(member) is None)
+        self._alike: dict[Any, tuple[Any, ...]] = {}
+        for member in members:
+            if (key := self._key(member)) is not None:
+                self._alike[key] = (*self._alike.get(key, ()), member)
+
+    def around(self, member: Any) -> Any:
+        """A `Literal` with the option and all for which it could be taken."""
+        key = self._key(member)
+        return Literal[(*(self._alike[key] if key is not None else (member,)), *self._anyway)]
+
+    @staticmethod
+    def _key(member: Any) -> str | float | None:
+        if isinstance(member, (bool, Enum)) or not isinstance(member, (str, int)):
+            return None
+        text = str(member)
+        try:
+            number = float(text)  # 10, "10" and "1e1"
+        except (OverflowError, ValueError):
+            plain = text.lower() not in _JSON_WORDS and text == text.strip() and not set(text) & _QUOTING
+            return text if plain and text else None
+        return number if isfinite(number) else None
+
+
+_JSON_WORDS = ("true", "false", "null", "none")
+_QUOTING = set("\"'`[]{}()\\,")
 
 _SIGN = e.maybe(e.chars("+-"))
 _DIGITS = e.rep(e.DIGIT, 1, 40)

@@ -12,29 +12,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from . import expressions as e
 from .expressions import Expression, UnsupportedError
+from .json_numbers import number
+from .json_texts import text_of
 
 _DEEPEST = 12  # nested values of one recursive type
 _ANYTHING = 2  # nested values where any JSON will do
 
-_DATE = r"[12]\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
-_TIME = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-](0\d|1[0-3]):[0-5]\d)?"
-_SECONDS = r"\d{1,2}(\.\d{1,6})?S"
-_MINUTES = rf"\d{{1,2}}M({_SECONDS})?"
-_HOURS = rf"\d{{1,2}}H(\d{{1,2}}M)?({_SECONDS})?"
-_DAYS = r"(\d{1,3}Y\d{1,3}D|\d{1,3}Y|\d{1,4}D)"
-_FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "duration": rf"-?P{_DAYS}|-?P({_DAYS})?T({_HOURS}|{_MINUTES}|{_SECONDS})",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
-    "binary": r"[ !#-\[\]-~]*",
-    "ipv4": r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)",
-    "uri": r"https?://[a-z][a-z0-9]{0,30}(\.[a-z]{2,10}){1,3}(/[A-Za-z0-9_-]{1,60}){0,9}",
-    "path": None,
-    "file-path": None,
-    "directory-path": None,
-}
 _REFUSED = ("contains", "dependentRequired", "if", "minContains", "minProperties", "multipleOf", "not")
 
 
@@ -157,14 +140,12 @@ class _Schema:
         return e.integer(low, high)
 
     def _number(self, schema: Any, level: int, depth: int) -> Expression:
-        low, high = schema.get("minimum"), schema.get("maximum")
-        if "exclusiveMaximum" in schema or schema.get("exclusiveMinimum", 0) != 0:
-            raise UnsupportedError("numbers with an exclusive bound other than above 0")
-        if "exclusiveMinimum" in schema:
-            if high is not None:
-                raise UnsupportedError("numbers with an exclusive bound other than above 0")
-            return e.seq(e.integer(1, None), e.maybe(e.seq(".", e.rep(e.DIGIT, 1, 20))))
-        return e.number(low, high)
+        low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+        high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+        low_open = above is not None and (low is None or above >= low)
+        high_open = below is not None and (high is None or below <= high)
+        made = number(above if low_open else low, below if high_open else high, low_open=low_open, high_open=high_open)
+        return e.seq('"', made, '"') if schema.get("quoted") else made
 
     def _string(self, schema: Any, level: int, depth: int) -> Expression:
         return e.seq('"', text_of(schema), '"')
@@ -232,18 +213,6 @@ class _TooDeepError(UnsupportedError):
     """A recursive type was followed far enough."""
 
 
-def text_of(schema: Any) -> Expression:
-    """The characters of a JSON string by its schema, without the quotes."""
-    form = schema.get("format")
-    if "pattern" in schema:
-        return e.pattern(schema["pattern"])
-    if form is not None and form not in _FORMATS:
-        raise UnsupportedError(f"texts of the format {form!r}")
-    if form is not None and (regex := _FORMATS[form]):
-        return e.pattern(regex)
-    return e.rep(e.JSON_CHARACTER, schema.get("minLength", 0), schema.get("maxLength"))
-
-
 class _FullSchema(GenerateJsonSchema):
     """Pydantic's schema, with what it leaves out: the types of keys. A decimal is a number, which pydantic writes as text."""
 
@@ -258,8 +227,40 @@ class _FullSchema(GenerateJsonSchema):
             made["propertyNames"] = keys
         return made
 
+    def str_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().str_schema(schema)
+        return {**made, "strip": True} if schema.get("strip_whitespace") else made
+
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string", "pattern": r"-?\d{1,20}(\.\d{1,20})?"}, self.float_schema(schema)]}
+        _refuse(schema, "max_digits", "decimal_places")
+        bounds = self.float_schema(schema)
+        return {"anyOf": [{**bounds, "quoted": True}, bounds]}
+
+    def date_schema(self, schema: Any) -> JsonSchemaValue:
+        _refuse(schema, *_BOUNDS)
+        return super().date_schema(schema)
+
+    def time_schema(self, schema: Any) -> JsonSchemaValue:
+        _refuse(schema, *_BOUNDS, "tz_constraint")
+        return super().time_schema(schema)
+
+    def datetime_schema(self, schema: Any) -> JsonSchemaValue:
+        _refuse(schema, *_BOUNDS)
+        zone = schema.get("tz_constraint")
+        return {"type": "string", "format": f"date-time {zone}" if zone else "date-time"}
+
+    def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
+        _refuse(schema, *_BOUNDS)
+        return super().timedelta_schema(schema)
+
+
+_BOUNDS = ("ge", "gt", "le", "lt", "now_op")
+
+
+def _refuse(schema: Any, *names: str) -> None:
+    for name in names:
+        if name in schema:
+            raise UnsupportedError(f"`{name}: {schema[name]}` of a {schema['type']}")
 
 
 def json_schema(annotation: Any, *, by_alias: bool = True) -> dict[str, Any]:
@@ -270,5 +271,7 @@ def json_schema(annotation: Any, *, by_alias: bool = True) -> dict[str, Any]:
     """
     try:
         return TypeAdapter(annotation).json_schema(schema_generator=_FullSchema, by_alias=by_alias)
+    except UnsupportedError:
+        raise
     except Exception as error:  # pydantic's own errors, or what a custom type's hook raises
         raise UnsupportedError(f"it has no JSON schema ({type(error).__name__}: {error})") from error

@@ -166,7 +166,6 @@ def test_a_validator_of_the_users_is_left_to_the_answer():
     [
         (dspy.Image, "Image"),
         (list[Annotated[int, Field(multiple_of=3)]], "multipleOf"),
-        (list[Annotated[float, Field(ge=0.5)]], "0.5"),
         (list[Annotated[str, Field(pattern=r"a\bb")]], "pattern"),
         (Literal["a\nb"], "a\\nb"),
     ],
