@@ -200,10 +200,9 @@ def split(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, 
         return list(rows), []
     order = random.Random(0).sample(range(len(rows)), len(rows))
     held_out = set(order[: math.ceil(len(rows) * share)])
-    return (
-        [row for i, row in enumerate(rows) if i not in held_out],
-        [row for i, row in enumerate(rows) if i in held_out],
-    )
+    from ..training.rows import Part
+
+    return Part(rows, (i for i in range(len(rows)) if i not in held_out)), Part(rows, sorted(held_out))
 
 
 def home() -> Path:

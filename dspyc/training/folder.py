@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, DataError, TrainingError
 from ..files import clear_unfinished, write_json
 from ..locks import FolderLock
 from . import processes
 from .files import first_damaged, guarded
 from .result import TrainingResult
+from .rows import name_of, number_of
 
 log = logging.getLogger("dspyc.training")
 CHECKPOINTS = "checkpoints"
@@ -36,31 +37,44 @@ def claimed(folder: Path, key: Mapping[str, Any]) -> Iterator[None]:
             ) from error
     with lock:
         with guarded("start training", folder):
+            _claim(folder, key)
+            if _differences(_held(folder), key):
+                write_json(folder / "key.json", key)
             for part in (folder, folder / CHECKPOINTS):
                 clear_unfinished(part)
         yield
 
 
 def _claim(folder: Path, key: Mapping[str, Any]) -> None:
-    """Make the folder this run's, or raise ConfigError where it is another's."""
+    """Make the folder this run's, unless one that came to nothing was there. Raises ConfigError where it is another's."""
     path = folder / "key.json"
     if not path.exists():
-        if any((folder / name).exists() for name in ("final_model", CHECKPOINTS, "result.json")):
+        if (folder / CHECKPOINTS).exists() or _begun(folder):
             raise ConfigError(
                 f"{folder} holds the files of something else and no key.json.", hint="Use another output_dir."
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, key)
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        held = {}
-    if differing := _differences(held, key):
+    if (differing := _differences(_held(folder), key)) and _begun(folder):
         raise ConfigError(
             f"{folder} holds another training run: its {', '.join(differing)} differ.",
             hint="Use another output_dir, or remove this one.",
         )
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def _held(folder: Path) -> Any:
+    """What the run in the folder is; nothing where that cannot be read."""
+    try:
+        return json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run got as far as a checkpoint."""
+    made = any((folder / name).exists() for name in ("final_model", "result.json"))
+    return made or any((folder / CHECKPOINTS).glob("checkpoint-*"))
 
 
 def finished(folder: Path) -> TrainingResult | None:
@@ -79,9 +93,13 @@ def finished(folder: Path) -> TrainingResult | None:
 def digest(rows: Sequence[Any]) -> str:
     """16 hex digits of what training sees of the rows."""
     found = hashlib.sha256()
-    for row in rows:
+    for place, row in enumerate(rows):
         seen = {k: row.get(k) for k in ("messages", "tools")} if isinstance(row, Mapping) else row
-        found.update(json.dumps(seen, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n")
+        try:
+            found.update(json.dumps(seen, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n")
+        except (TypeError, ValueError, RecursionError) as error:
+            name = name_of(row, number_of(rows, place))
+            raise DataError(f"{name} cannot be read: {error}.", hint="A row is JSON.") from error
     return found.hexdigest()[:16]
 
 

@@ -47,7 +47,7 @@ def read_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(text):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number} is not JSON: {error}.",
                 hint='Each line is one JSON object, such as {"question": "…", "answer": "…"}.',

@@ -1,22 +1,40 @@
 """Chat rows as token ids, and what a person should know about them before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, ModelError
-from ..models.weights import context_length
 
 if TYPE_CHECKING:
     from ..models.chat import ChatTokenizer
 
 _SHOWN = 5  # rows named in an error
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning
+_ALLOWED = (
+    "A message's role is text; its content is text, null or a list of {'type': 'text', 'text': …}; tool_calls, and the row's "
+    "tools, are lists of objects."
+)
+
+
+class Part(list[Any]):
+    """Some of the rows of a data set; `numbers` are their places in it, by which errors and reports call them."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], numbers: Iterable[int]) -> None:
+        self.numbers = list(numbers)
+        super().__init__(rows[number] for number in self.numbers)
+
+
+def number_of(rows: Sequence[Any], place: int) -> int:
+    """The place of `rows[place]` in the data as they were given, which a Part knows."""
+    return rows.numbers[place] if isinstance(rows, Part) else place
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One row: `ids[prompt_length:]` is the reply, the tokens that are learned; `index` is its place among the rows given."""
+    """One row: `ids[prompt_length:]` is the reply, the tokens that are learned; `index` is its place in the data as given."""
 
     ids: list[int]
     prompt_length: int
@@ -28,7 +46,7 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class LongRow:
-    """A row that does not fit: its place among the rows given, its predictor, its length in tokens."""
+    """A row that does not fit: its place in the data as given, its predictor, its length in tokens."""
 
     index: int
     predictor: str
@@ -68,7 +86,9 @@ def encode_rows(
     """
     encoded: list[EncodedRow] = []
     too_long: list[LongRow] = []
-    for index, row in enumerate(rows):
+    chat.tokenizer.deprecation_warnings[_TOO_LONG] = True  # the report says which rows are, and none is run
+    for place, row in enumerate(rows):
+        index = number_of(rows, place)
         made = _encode(row, index, chat, kind)
         if limit is not None and len(made) > limit:
             too_long.append(LongRow(index, str(row.get("predictor") or ""), len(made)))
@@ -94,6 +114,8 @@ def row_limit(base: Path, tokenizer: Any, asked: int | None) -> int | None:
     Raises:
         ConfigError: The model takes less than what is asked for.
     """
+    from ..models.weights import context_length  # transformers, which those who hold rows need not wait for
+
     declared = tokenizer.model_max_length
     most = context_length(base) or (declared if declared < 1 << 30 else None)
     if asked is not None and most is not None and asked > most:
@@ -102,24 +124,54 @@ def row_limit(base: Path, tokenizer: Any, asked: int | None) -> int | None:
 
 
 def _encode(row: Mapping[str, Any], index: int, chat: "ChatTokenizer", kind: str) -> EncodedRow:
+    name = name_of(row, index, kind)
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
         raise DataError(
-            f"{_name(row, index, kind)} is no chat row: it has no list of messages.",
+            f"{name} is no chat row: it has no list of messages.",
             hint="A row is {'messages': [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}]}.",
+        )
+    if len(messages) == 1 and messages[0].get("role") == "assistant":
+        raise DataError(
+            f"{name} has nothing in front of the assistant's reply.",
+            hint="Put a user's message there; its content may be empty.",
         )
     try:
         ids, prompt_length = chat.row_ids([dict(m) for m in messages], row.get("tools") or None)
     except ModelError as error:
-        raise DataError(f"{_name(row, index, kind)} cannot be encoded: {error.message}", hint=error.hint) from error
-    if prompt_length >= len(ids):
-        raise DataError(f"{_name(row, index, kind)} has no supervised token: its last message is empty.")
+        raise DataError(f"{name} cannot be encoded: {error.message}", hint=error.hint) from error
+    except Exception as error:  # templates and tokenizers raise whatever they come upon
+        raise DataError(f"{name} cannot be encoded: {_reason(row, error)}.", hint=_ALLOWED) from error
+    if not _says_something(messages[-1]):
+        raise DataError(
+            f"{name} has no supervised token: its last message has neither text nor tool calls.",
+            hint="Mend the row, or drop it: all that it would teach is to end the turn.",
+        )
     return EncodedRow(ids, prompt_length, index)
 
 
-def _name(row: Any, index: int, kind: str) -> str:
+def _says_something(message: Mapping[str, Any]) -> bool:
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return bool(message.get("tool_calls") or text.strip())
+
+
+def _reason(row: Mapping[str, Any], error: Exception) -> str:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as found:
+        return f"its text holds half of a surrogate pair, {found.object[found.start]!r}"
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return f"{type(error).__name__}: {error}"
+
+
+def name_of(row: Any, index: int, kind: str = "training") -> str:
+    """What errors call a row."""
     predictor = row.get("predictor") if isinstance(row, Mapping) else None
-    return f"{kind.capitalize()} row {index}" + (f" (predictor `{predictor}`)" if predictor else "")
+    return (
+        f"{kind.capitalize()} row {index}" + (f" (predictor `{predictor}`)" if predictor else "") + ", counted from 0,"
+    )
 
 
 def _nothing(report: TokenReport, kind: str) -> DataError:

@@ -59,6 +59,7 @@ def test_a_file_may_mix_shapes_and_hold_empty_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 3 is not JSON"),
+        pytest.param("[" * 100_000, "line 3 is not JSON", id="deep"),
         ("[]", "line 3 is a JSON list; an object is allowed"),
         ({"question": "a", "answer": "b"}, "line 3 has the fields ['answer', 'question']"),
         ({"prompt": "a"}, "line 3 has the fields ['prompt']"),

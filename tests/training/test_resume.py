@@ -244,6 +244,13 @@ def test_two_runs_never_write_into_one_folder(base: Path, tmp_path: Path) -> Non
             seen.append(report)
 
     seen: list[dict[str, Any]] = []
-    start(Again())
+
+    class Other(Again):
+        def on_start(self, report: dict[str, Any]) -> None:
+            with pytest.raises(ConfigError, match=r"Another training is going on"):
+                train(str(base), small.rows(9), output_dir=tmp_path, device="cpu")  # not theirs to take before a step
+            super().on_start(report)
+
+    start(Other())
     assert len(seen) == 1
     start()  # the folder is free again
