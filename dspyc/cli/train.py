@@ -189,7 +189,8 @@ def _tell(result: "TrainingResult", out: Path, merged: Path | None, as_json: boo
     screen = console(as_json)
     validated = "" if result.validation_loss is None else f", {result.validation_loss:.3f} on validation rows"
     early = ", stopped early" if result.stopped_early else ""
-    screen.print(f"{result.steps:,} steps in {result.seconds:.0f} s{early}. Loss: {result.train_loss:.3f}{validated}.")
+    loss = "not known" if result.train_loss is None else f"{result.train_loss:.3f}"
+    screen.print(f"{result.steps:,} steps in {result.seconds:.0f} s{early}. Loss: {loss}{validated}.")
     screen.print(f"Model: {result.path}", soft_wrap=True, markup=False)
     if result.best_path is not None and result.best_step != result.kept_step:
         screen.print(

@@ -93,7 +93,9 @@ def _usage(base: str, adapter: bool) -> str:
 
 
 def _scores(result: TrainingResult, loss: float | None) -> str:
-    rows: list[tuple[str, Any]] = [("training loss, nats a token, at the end", f"{result.train_loss:.4f}")]
+    rows: list[tuple[str, Any]] = []
+    if result.train_loss is not None:
+        rows.append(("training loss, nats a token, at the end", f"{result.train_loss:.4f}"))
     if loss is not None:
         rows.append(("validation loss, nats a token, of these weights", f"{loss:.4f}"))
     if result.best_step is not None:

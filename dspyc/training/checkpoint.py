@@ -14,6 +14,7 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from ..errors import TrainingError
 from ..files import whole_folder, write_json
 from ..signatures import fingerprint
 from . import shards
-from .files import MANIFEST, first_damaged, sums
+from .files import MANIFEST, first_damaged, guarded, sums
 
 log = logging.getLogger("dspyc.training")
-_PREFIX = "checkpoint-"
+_PREFIX, _DIVERGED = "checkpoint-", "diverged-"
 _MODEL = "model.safetensors"
 
 
@@ -181,10 +182,18 @@ class CheckpointStore:
             log.warning("Checkpoint %s is not whole (%s): it is passed over.", self.path(step), damaged)
         return None
 
-    def keep(self, limit: int, step: int, best_step: int | None) -> None:
-        """Remove all but the `limit` newest up to `step`, and the best. Newer ones are damaged and get replaced."""
+    def set_aside(self, step: int) -> Path:
+        """Let no run go on from a checkpoint; returns where it is kept for people."""
+        aside = self.folder / f"{_DIVERGED}{step}"
+        with guarded("set a checkpoint aside", self.folder):
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path(step).rename(aside)
+        return aside
+
+    def keep(self, limit: int, step: int, others: Collection[int | None]) -> None:
+        """Remove all but the `limit` newest up to `step`, and `others`. Newer ones are damaged and get replaced."""
         for old in [s for s in self.steps() if s <= step][:-limit]:
-            if old != best_step:
+            if old not in others:
                 shutil.rmtree(self.path(old), ignore_errors=True)
 
     def steps(self) -> list[int]:

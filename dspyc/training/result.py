@@ -26,7 +26,7 @@ class TrainingResult:
     kept_step: int  # the step of the weights in `path`: the best one with early stopping, else the last
     best_step: int | None
     seconds: float  # training time, that before a resume included
-    train_loss: float
+    train_loss: float | None  # None where an old run ended before it noted one
     validation_loss: float | None
     stopped_early: bool
     rows: dict[str, Any]  # the token report of the training rows

@@ -228,9 +228,9 @@ class _Run:
             )
         shared = replace(plain, share=True)
         why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
-        if why is not None and processes.is_main():
         if trainer.learner.in_place and not trainer.shares(shared):
             trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
+        if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
         return (plain, why) if why is not None else (shared, None)
 
@@ -298,7 +298,7 @@ class _Run:
             kept_step=best if early and best is not None else state.global_step,
             best_step=best,
             seconds=round(events.seconds(), 3),
-            train_loss=events.last_loss or 0.0,
+            train_loss=events.last_loss,
             validation_loss=state.best_metric if early else events.last_validation_loss,
             stopped_early=state.global_step < state.max_steps,
             rows=report.to_dict(),

@@ -81,6 +81,7 @@ class RowTrainer(Trainer):
         self.advance = advance or (lambda *_, **__: None)
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
+        self._judged: int | None = None  # the step of the newest evaluation, which was finite
         self.interrupts = Interrupts(self._any_told if learner.divided else None)
         self._settled: RandomState | None = None
         self._speed = Speed()
@@ -201,14 +202,21 @@ class RowTrainer(Trainer):
         return norm
 
     def _diverged(self, what: str, value: Any, rows: Sequence[EncodedRow] = ()) -> TrainingError:
-        step = self.state.global_step + 1
-        good = self.store.steps()
-        kept = f"The last good checkpoint is {self.store.path(good[-1])}." if good else "There is no checkpoint yet."
-        named = f" (training rows {', '.join(str(row.index) for row in rows)})" if rows else ""
+        done, good = self.state.global_step, self._last_good()
+        kept = f"The last good checkpoint is {self.store.path(good)}." if good else "There is no good checkpoint yet."
+        if self.accelerator.is_main_process:
+            for bad in (s for s in self.store.steps() if (good or 0) < s <= done):
+                kept += f" The weights that gave this are in {self.store.set_aside(bad)}."
+        named = f" (training rows {', '.join(str(row.index) for row in rows)}, counted from 0)" if rows else ""
         return TrainingError(
-            f"{what} became {float(value)} at step {step} of {self.state.max_steps}{named}. {kept}",
+            f"{what} became {float(value)} at step {done + bool(rows)} of {self.state.max_steps}{named}. {kept}",
             hint=f"Train again in a new output_dir with a learning_rate below {self.config.rate:g}, or precision='fp32'.",
         )
+
+    def _last_good(self) -> int | None:
+        """The newest checkpoint from which a whole step, or an evaluation, came out finite: others may hold what diverges."""
+        judged = (self._judged, self.state.best_global_step)
+        return max((s for s in self.store.steps() if s < self.state.global_step or s in judged), default=None)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -267,20 +275,31 @@ class RowTrainer(Trainer):
         loss = self.validation_loss()
         if not math.isfinite(loss):
             raise self._diverged("The validation loss", loss)
+        self._judged = self.state.global_step
         progress = self._note(validation_loss=loss)
         for watcher in self.watchers:
             watcher.on_evaluate(progress)
         metrics = {"eval_loss": loss}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        facts: dict[str, Any] = {"epoch": self.state.epoch, **metrics}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, facts)  # trackers
         best, patience = self.state.best_metric, self.config.early_stopping_patience
-        if best is None or loss < best - self.config.early_stopping_threshold:
+        if best is None or loss < best:
             self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
-            self.bad_evaluations = 0
             self.control.should_save = True  # best weights are kept as a checkpoint
+        if best is None or loss < best - self.config.early_stopping_threshold:
+            self.bad_evaluations = 0
         elif patience is not None:
             self.bad_evaluations += 1
             self.control.should_training_stop |= self.bad_evaluations >= patience
         return metrics
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """What is due after a step; and where an evaluation ends the run, the loss of the steps since the last line."""
+        cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+        if self.control.should_training_stop:
+            self.control.should_log = True  # nothing else is due any more
+            cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
@@ -288,20 +307,23 @@ class RowTrainer(Trainer):
         known: dict[str, Any] = {
             name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs
         }
+        # JSON has no word for the norm of a step that overflowed in half precision.
+        known = {name: value if math.isfinite(value) else None for name, value in known.items()}
         memory = peak_memory(self.args.device)
         progress = self._note(**known, tokens_per_second=self._speed.read(), memory=memory)
         self.settle()
         for watcher in self.watchers:
             watcher.on_log(progress)
-        facts: dict[str, Any] = {"epoch": self.state.epoch, **known}
+        facts = {"epoch": self.state.epoch} | {name: value for name, value in known.items() if value is not None}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, facts)  # trackers
 
     def _note(self, **facts: Any) -> Progress:
         progress = Progress(
             self.state.global_step, self.state.max_steps, self.state.epoch or 0.0, self.events.seconds(), **facts
         )
+        unknown: dict[str, Any] = {name: None for name, value in facts.items() if value is None}
         with guarded("write events", self.events.path.parent):
-            self.events.write(**progress.to_dict())
+            self.events.write(**progress.to_dict(), **unknown)
         return progress
 
     def _event(self, event: str, **facts: Any) -> None:
@@ -333,7 +355,7 @@ class RowTrainer(Trainer):
         if self.accelerator.is_main_process:
             with guarded(f"write the checkpoint of step {step}", self.store.folder):
                 written = self.store.write(step, fill, best)
-                self.store.keep(self.config.save_total_limit, step, best)
+                self.store.keep(self.config.save_total_limit, step, (best, self._last_good()))
             for watcher in self.watchers:
                 watcher.on_save(written)
 

@@ -4,6 +4,7 @@ import json
 import logging
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dspyc.training import TrainingConfig, train
+from dspyc.training.card import model_card
 from dspyc.training.curves import CURVES, draw_curves
 from dspyc.training.files import sums
 
@@ -88,6 +90,11 @@ def test_a_card_that_was_changed_is_written_again(base: Path, tmp_path: Path) ->
     curves.write_bytes(b"")
     run(base, tmp_path / "out", max_steps=2)
     assert (card.read_bytes(), curves.read_bytes()) == before
+
+
+def test_a_loss_that_nobody_noted_is_not_on_the_card(base: Path, tmp_path: Path) -> None:
+    result = replace(run(base, tmp_path / "out", max_steps=1), train_loss=None)
+    assert "training loss" not in model_card(result, TrainingConfig(), 1, None)
 
 
 def test_without_matplotlib_a_run_only_lacks_the_picture(

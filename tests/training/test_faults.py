@@ -1,5 +1,6 @@
 """Faults on the way: memory that runs out, losses that are no numbers, half precision that overflows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,47 @@ def test_a_loss_that_is_no_number_names_its_rows_and_the_last_good_checkpoint(tm
     assert all(torch.isfinite(t).all() for t in load_file(made.store.path(good) / "model.safetensors").values())
 
 
+def test_a_checkpoint_is_good_once_a_step_from_it_was_finite(tmp_path: Path) -> None:
+    made = trainer(small.model(), tmp_path, save_steps=1, save_total_limit=1)
+
+    def spoil(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if made.state.global_step == 5:
+            output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    made.student.model.register_forward_hook(spoil, with_kwargs=True)
+    with pytest.raises(TrainingError) as raised:
+        made.train()
+    text = str(raised.value)
+    assert "became nan at step 6" in text
+    assert f"The last good checkpoint is {made.store.path(4)}" in text
+    assert "diverged-5" in text
+    assert made.store.newest_whole() == made.store.path(4)  # where the same call goes on
+    assert (made.store.folder / "diverged-5" / "model.safetensors").exists()
+
+
+def test_weights_that_give_no_number_are_no_good_checkpoint(tmp_path: Path) -> None:
+    base, out = small.folder(tmp_path / "model"), tmp_path / "out"
+    wild = {"learning_rate": 1e30, "max_grad_norm": 0.0, "scheduler": "constant", "save_steps": 1}
+    for _ in range(2):  # again from the start
+        with pytest.raises(TrainingError, match=r"at step 2 of 9.*There is no good checkpoint"):
+            train(str(base), small.rows(20), config=TrainingConfig(**(SETTINGS | wild)), output_dir=out)
+        assert [p.name for p in (out / "checkpoints").iterdir()] == ["diverged-1"]
+
+
 def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale(tmp_path: Path) -> None:
     base = small.folder(tmp_path / "model")
     config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "epochs": 30, "learning_rate": 1e-2}))
     result = train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
-    assert result.train_loss < 3.0
+    assert (result.train_loss or 9.0) < 3.0
     assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{result.steps}" / "scaler.json").exists()
+
+
+def test_the_norm_of_gradients_that_overflowed_is_null(tmp_path: Path) -> None:
+    made = trainer(small.model(), tmp_path, report_to="tensorboard")
+    made.log({"loss": 2.0, "grad_norm": float("nan")})
+    line = json.loads((tmp_path / "events.jsonl").read_text())
+    assert (line["loss"], line["grad_norm"]) == (2.0, None)
 
 
 class Watch(Callback):
@@ -183,12 +219,15 @@ def test_a_tracker_gets_the_numbers_of_the_events(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     base, config = small.folder(tmp_path / "model"), TrainingConfig(**(SETTINGS | {"report_to": "tensorboard"}))
-    train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
+    train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out", validation=small.rows(4, "v"))
     (file,) = (tmp_path / "out").rglob("events.out.tfevents.*")
     seen = EventAccumulator(str(file.parent))
     seen.Reload()
-    tracked = [scalar.value for scalar in seen.Scalars("train/loss")]
-    assert tracked == pytest.approx([e["loss"] for e in read_events(tmp_path / "out" / "events.jsonl") if "loss" in e])
+    events = read_events(tmp_path / "out" / "events.jsonl")
+    for theirs, ours in (("train/loss", "loss"), ("train/grad_norm", "grad_norm"), ("eval/loss", "validation_loss")):
+        tracked = [(scalar.step, scalar.value) for scalar in seen.Scalars(theirs)]
+        assert tracked == [(e["step"], pytest.approx(e[ours])) for e in events if ours in e]
+        assert tracked
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_at_once(tmp_path: Path) -> None:

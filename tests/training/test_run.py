@@ -107,6 +107,17 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(base: Path, tmp_pa
         train(str(base), small.rows(19), config=other, output_dir=out)
 
 
+def test_a_run_that_made_no_checkpoint_leaves_its_folder_to_another(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="target_modules"):
+        train(str(base), small.rows(4), config=TrainingConfig(target_modules=("foo",)), output_dir=out)
+    mended = TrainingConfig(max_steps=1, **FAST)
+    first = train(str(base), small.rows(4), config=mended, output_dir=out)
+    assert train(str(base), small.rows(4), config=mended, output_dir=out) == first
+    with pytest.raises(ConfigError, match=r"another training run: its config\.max_steps differ"):
+        train(str(base), small.rows(4), config=TrainingConfig(max_steps=2, **FAST), output_dir=out)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(base: Path, tmp_path: Path) -> None:
     def weights(seed: int, name: str) -> bytes:
         config = TrainingConfig(max_steps=3, embedding_dropout=0.1, seed=seed, **FAST)
@@ -168,6 +179,26 @@ def test_early_stopping_keeps_the_best_weights(base: Path, tmp_path: Path) -> No
     written = load_file(Path(result.path) / "model.safetensors")
     for name, tensor in kept.items():
         assert torch.equal(tensor, written[name])
+
+
+def test_any_improvement_is_the_best_and_only_patience_asks_for_more(base: Path, tmp_path: Path) -> None:
+    """No evaluation is better by 50 nats, so the third one ends the run; no line of the log was due before."""
+    rows, out = small.rows(20), tmp_path / "out"
+    config = TrainingConfig(
+        method="full",
+        epochs=20,
+        early_stopping_patience=2,
+        early_stopping_threshold=50.0,
+        **(FAST | {"logging_steps": 1000}),
+    )
+    result = train(str(base), rows, config=config, output_dir=out, validation=rows)
+    events = read_events(out / "events.jsonl")
+    judged = {e["step"]: e["validation_loss"] for e in events if "validation_loss" in e}
+    assert list(judged) == [2, 4, 6]
+    assert result.best_step == result.kept_step == min(judged, key=lambda step: judged[step]) > 2
+    assert result.stopped_early
+    assert [(e["step"], e["loss"]) for e in events if "loss" in e] == [(6, result.train_loss)]
+    assert (result.train_loss or 0) > 1.0
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_a_good_checkpoint(base: Path, tmp_path: Path) -> None:
