@@ -21,7 +21,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import accumulate, takewhile
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -294,6 +294,31 @@ def constraint_of(grammar: str, chat: ChatTokenizer, *, max_tokens: int, size: i
         ModelError: No reply fits into `max_tokens`, or the tokenizer's tokens cannot be told as bytes.
     """
     return GrammarConstraint(_shelf(chat, size).compiled(grammar), max_tokens)
+
+
+def refuse_cutting(stop: Iterable[str], grammar: str) -> None:
+    """Raises ModelError where a stop string stands in what the format fixes, so that no reply would ever be whole."""
+    fixed = _fixed([part for _, part in json.loads(grammar)["fields"]])
+    for word in stop:
+        if found := next((text for text in fixed if word in text), None):
+            raise ModelError(
+                f"The stop string {word!r} is part of {found!r}, which the reply's format fixes: every reply would end there.",
+                hint="Leave it out; replies end by themselves. Or load the model with constrained=False.",
+            )
+
+
+def _fixed(parts: Iterable[Any]) -> list[str]:
+    """The texts that stand in every reply which is made of these expressions, one after the other."""
+    found = [""]
+    for part in parts:
+        if isinstance(part, str):
+            found[-1] += part
+        elif part[0] == "seq":
+            first, *others = _fixed(part[1:])
+            found = [*found[:-1], found[-1] + first, *others]
+        else:
+            found.append("")
+    return found
 
 
 def reply_ids(text: str, chat: ChatTokenizer, *, size: int | None = None) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from . import candidates, weights
 from .chat import ChatTokenizer
 from .choices import Choices, score
 from .constrained import GRAMMAR
-from .constraints import Constraint, constraint_of
+from .constraints import Constraint, constraint_of, refuse_cutting
 from .generation import Job, Reply
 from .limits import DEFAULT_MAX_TOKENS, room
 from .loaded import loaded
@@ -217,8 +217,9 @@ class LocalEngine:
         ids = self.chat.prompt_ids(messages, None if choice and choice.mode == "none" else tools)
         left = self._room(len(ids))
         config = request.config
+        asked = config.max_tokens or DEFAULT_MAX_TOKENS
         sampling = Sampling(
-            max_tokens=min(left, config.max_tokens or DEFAULT_MAX_TOKENS),
+            max_tokens=min(left, asked),
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
@@ -227,15 +228,31 @@ class LocalEngine:
             logprobs=config.logprobs,
         )
         adapter = (self.identity, self.adapter) if self.adapter else None
-        constraint = self._constraint(request, sampling.max_tokens)
+        constraint = self._constraint(request, asked, left, len(ids))
         return Job(ids, sampling, adapter, constraint, on_tokens=on_tokens)
 
-    def _constraint(self, request: lm15.Request, max_tokens: int) -> Constraint | None:
-        """What holds the reply to the grammar that the request carries, if it carries one."""
+    def _constraint(self, request: lm15.Request, asked: int, left: int, prompt: int) -> Constraint | None:
+        """What holds the reply to the grammar that the request carries, if it carries one.
+
+        Args:
+            asked: The tokens that the reply may have by its settings.
+            left: And those that the context leaves behind the `prompt` tokens.
+        """
         grammar = (request.config.extensions or {}).get("metadata", {}).get(GRAMMAR)
         if grammar is None:
             return None
-        return constraint_of(grammar, self.chat, max_tokens=max_tokens, size=self._vocabulary)
+        refuse_cutting(request.config.stop, grammar)
+        made = constraint_of(grammar, self.chat, max_tokens=asked, size=self._vocabulary)
+        if asked <= left:
+            return made
+        try:
+            return constraint_of(grammar, self.chat, max_tokens=left, size=self._vocabulary)
+        except ModelError as error:
+            raise lm15.ContextLengthError(
+                f"The prompt has {prompt} tokens and {self.model_string} holds {self.max_length}, which leaves {left} to "
+                "the reply: too few for any that follows the signature. "
+                "Shorten the inputs, use fewer demos, or take a model with a longer context."
+            ) from error
 
     def _choose(self, request: lm15.Request, choices: Choices) -> lm15.Response:
         """The probabilities that a request asks for."""

@@ -114,6 +114,41 @@ def test_a_thought_that_the_template_opens_is_no_part_of_a_streamed_reply(tmp_pa
     assert "".join(event.delta.text for event in lm.engine.stream(request) if event.type == "delta")
 
 
+def test_a_prompt_that_leaves_too_little_room_is_dspys_context_error(tmp_path):
+    short = dspyc.LocalLM(small.llama(tmp_path / "short", context=900), cache=False)
+    predictor = dspy.Predict("ticket -> kind: Literal['refund', 'delivery']")
+    predictor.lm = short
+
+    def fails(words):
+        try:
+            predictor(ticket="x " * words)
+        except dspy.ContextWindowExceededError as error:
+            return str(error)
+        return ""
+
+    least = next(words for words in range(1, 900) if fails(words))
+    assert "leaves" in fails(least)
+    assert "holds 900" in fails(least)
+    with pytest.raises(dspy.utils.exceptions.LMError, match="Set max_tokens to"):
+        predictor(ticket="x", config={"max_tokens": 3})
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_a_stop_string_in_what_the_format_fixes_is_refused(lm, adapter):
+    predictor = dspy.Predict("ticket -> answer: str, count: int")
+    with dspy.context(lm=lm, adapter=adapter):
+        with pytest.raises(
+            dspy.utils.exceptions.LMError, match=r"stop string '\\n' is part of .* which the reply's format"
+        ):
+            predictor(ticket="?", config={"stop": ["\n"]})
+        assert isinstance(predictor(ticket="?", config={"stop": ["[[ ## completed ## ]]"]}).count, int)
+    with dspy.context(lm=lm, adapter=dspyc.TerseAdapter()):
+        found = dspy.Predict("ticket -> answer: str")(
+            ticket="?", config={"stop": ["\n"], "temperature": 1.0, "seed": 1}
+        )
+    assert "\n" not in found.answer
+
+
 def test_no_more_tokens_are_cached_than_the_prompt_has(lm):
     predictor = dspy.Predict(Triage)
     with dspy.context(lm=lm.copy()):
