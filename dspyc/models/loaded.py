@@ -5,6 +5,7 @@ it.
 """
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -38,6 +39,7 @@ class LoadedModel:
         self._thread: threading.Thread | None = None
         self._release = False
         self._leaving = False
+        self._forked = False
         self._model: Any = None
         self._scheduler: Scheduler | None = None
         self._together = 0  # the most requests that were answered at once since the model last had none
@@ -71,9 +73,15 @@ class LoadedModel:
         Cancelling a future ends the work on its reply, whether it has begun or not.
 
         Raises:
-            ModelError: The process is ending.
+            ModelError: The process is ending, or was forked while the weights were in use.
         """
         with self._condition:
+            if self._forked:
+                raise ModelError(
+                    f"This process was forked from one that has loaded {self.path.name}, and cannot run it: threads, and "
+                    "what torch and CUDA keep, do not survive a fork.",
+                    hint="Start processes afresh: multiprocessing.get_context('spawn').",
+                )
             if self._leaving:
                 raise ModelError(f"The process is ending, and {self.path.name} answers no more.")
             self._arrived.extend(jobs)
@@ -104,6 +112,13 @@ class LoadedModel:
             thread = self._thread
         if thread is not None:
             thread.join()
+
+    def after_fork(self) -> None:
+        """Make the copy in a forked process one that refuses requests, where they would wait for a thread that is not there."""
+        self._forked = self._forked or self._thread is not None or self._scheduler is not None
+        self._condition, self._chat_lock = threading.Condition(), threading.Lock()  # any thread may have held them
+        self._thread, self._chat = None, None
+        self._arrived.clear()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -216,6 +231,17 @@ def _leave() -> None:
     """A thread that is within torch when Python ends aborts the whole process."""
     for model in list(_shared.values()):
         model.leave()
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for model in list(_shared.values()):
+        model.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _configured_stops(model: Any) -> set[int]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -357,6 +359,30 @@ for _ in range(8):
     threading.Thread(target=ask, daemon=True).start()
 begun.wait()
 """
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_is_told_that_it_cannot_ask(lm: dspy.LM) -> None:
+    lm("Hello")
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def ask() -> None:
+        try:
+            there.send(lm("Hello"))
+        except Exception as error:
+            there.send(str(error))
+
+    child = context.Process(target=ask)
+    child.start()
+    try:
+        assert here.poll(30)
+        assert "spawn" in here.recv()
+        assert lm("Hello")
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_process_that_ends_while_requests_are_answered_ends_in_peace(llama: Path) -> None:
