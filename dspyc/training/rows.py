@@ -163,7 +163,7 @@ def _reason(row: Mapping[str, Any], error: Exception) -> str:
         return f"its text holds half of a surrogate pair, {found.object[found.start]!r}"
     except (TypeError, ValueError, RecursionError):
         pass
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def name_of(row: Any, index: int, kind: str = "training") -> str:
