@@ -32,8 +32,10 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError
 from . import expressions as e
+from .bare_text import line_beside_values, text_beside_values
 from .expressions import Expression, UnsupportedError
-from .json_grammar import JsonGrammar
+from .json_grammar import JsonGrammar, json_schema
+from .json_texts import BARE_FORMATS, text_of, written
 from .terse import TerseAdapter, decode, encode
 
 _TEXTS = (Code, Reasoning)
@@ -233,25 +235,35 @@ class _Lines(_Layout):
             return self.words(["None", "null"], None)
         if origin in _UNIONS:
             members = get_args(annotation)
-            text = e.alt(_WORD, e.json_string())
+            text = e.alt(self.text(), e.json_string())
             return e.alt(*(text if member is str else self.of_type(field, member, by_alias) for member in members))
         _refuse_unwritable(annotation)
         if annotation is Any:
-            return e.alt(_WORD, self.json.value(annotation))
+            return e.alt(self.text(), self.json.value(annotation))
         return self.of_schema(annotation, by_alias)
 
     def of_schema(self, annotation: Any, by_alias: bool) -> Expression:
         """JSON, and a string without its quotes where the type is a kind of text, such as a date."""
         made = self.json.value(annotation, by_alias=by_alias)
-        if isinstance(made, list) and made[0] == "seq" and made[1] == '"' and made[-1] == '"':
-            return e.seq(*made[2:-1])
-        return made
+        schema = json_schema(annotation, by_alias=by_alias)
+        if schema.get("format") in BARE_FORMATS:
+            return text_of(schema)
+        if not _is_kind_of_text(annotation):
+            return made
+        return made if _BOUNDS & set(schema) else e.alt(self.text(), made)
+
+    def text(self) -> Expression:
+        """Text that is read as text where a value of another type could stand."""
+        raise NotImplementedError
 
 
 class _Chat(_Lines):
     """`[[ ## name ## ]]`, a line end, the value, an empty line, …, `[[ ## completed ## ]]`."""
 
     adapter = "ChatAdapter"
+
+    def text(self) -> Expression:
+        return text_beside_values(self.rules, lines=True, controls=False)
 
     def segment(self, at: int, name: str) -> Expression:
         names = list(self.signature.output_fields)
@@ -314,6 +326,9 @@ class _Terse(_Lines):
 
     adapter = "TerseAdapter"
 
+    def text(self) -> Expression:
+        return line_beside_values(self.rules)
+
     def segment(self, at: int, name: str) -> Expression:
         end = "" if self.is_last(at) else "\n"
         annotation = self.signature.output_fields[name].annotation
@@ -354,11 +369,23 @@ class _Json(_Layout):
         if get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
             return self.options(field, annotation)
         _refuse_unwritable(annotation)
-        members = get_args(annotation) if get_origin(annotation) in _UNIONS else ()
-        if str in members and type(None) not in members:  # DSPy reads JSON once more inside such a text
-            others = (self.of_type(field, member, by_alias) for member in members if member is not str)
-            return e.alt(*others, e.seq('"', _WORD, '"'))
+        members = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+        if not _is_optional_text(annotation) and any(map(_is_kind_of_text, members)):
+            made = (
+                self._reread(member) if _is_kind_of_text(member) else self.of_type(field, member, by_alias)
+                for member in members
+            )
+            return e.alt(*made)
         return self.json.value(annotation, level=1, by_alias=by_alias)
+
+    def _reread(self, annotation: Any) -> Expression:
+        """A string in which DSPy looks for JSON once more."""
+        if _BOUNDS & set(json_schema(annotation)):
+            raise UnsupportedError("a text with a pattern or a length beside other types, in which DSPy looks for JSON")
+        rules: dict[str, Expression] = {}
+        text = written(text_beside_values(rules, lines=True, controls=True))
+        self.rules |= {name: written(rule) for name, rule in rules.items()}
+        return e.seq('"', text, '"')
 
 
 def _layout(adapter: dspy.Adapter) -> type[_Layout] | None:
@@ -418,11 +445,9 @@ class _Near:
 _JSON_WORDS = ("true", "false", "null", "none")
 _QUOTING = set("\"'`[]{}()\\,")
 
+_BOUNDS = {"pattern", "minLength", "maxLength", "strip"}
 _SIGN = e.maybe(e.chars("+-"))
 _DIGITS = e.rep(e.DIGIT, 1, 40)
-# Text in the place of a wider type: what no reader of JSON takes for anything else.
-_LETTERS = [[65, 90], [97, 122]]
-_WORD = e.seq(["chars", _LETTERS], e.rep(e.chars_but([*map(chr, range(0x20)), *e.LINE_ENDS, *'[]{}"\\`'])))
 
 
 def _is_one_line(text: str) -> bool:
@@ -431,6 +456,18 @@ def _is_one_line(text: str) -> bool:
 
 def _is_text(annotation: Any) -> bool:
     return annotation is str or (isinstance(annotation, type) and issubclass(annotation, _TEXTS))
+
+
+def _is_kind_of_text(annotation: Any) -> bool:
+    """Types whose values are any text, or any with bounds, such as a path."""
+    if annotation is Any or get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
+        return False
+    schema = json_schema(annotation)
+    return (
+        schema.get("type") == "string"
+        and not {"enum", "const"} & set(schema)
+        and schema.get("format") not in BARE_FORMATS
+    )
 
 
 def _is_optional_text(annotation: Any) -> bool:

@@ -16,7 +16,7 @@ from .json_numbers import number
 from .json_texts import text_of
 
 _DEEPEST = 12  # nested values of one recursive type
-_ANYTHING = 2  # nested values where any JSON will do
+_ANYTHING = 12  # nested values where any JSON will do
 
 _REFUSED = ("contains", "dependentRequired", "if", "minContains", "minProperties", "multipleOf", "not")
 
@@ -197,7 +197,7 @@ class _Schema:
         scalar = [e.json_string(), e.number(), "true", "false", "null"]
         rule = f"any@{level}.{deeper}"
         if rule not in self._grammar.rules:
-            nested = []
+            nested: list[Expression] = ["[]", "{}"]
             if deeper:
                 item = self._anything(level + 1, deeper - 1)
                 pair = e.seq(e.json_string(), ": ", item)

@@ -47,6 +47,8 @@ _FORMATS |= {
     f"uuid{version}": rf"{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89ab]{_HEX}{{3}}-{_HEX}{{12}}"
     for version in range(1, 9)
 }
+# What no reader takes for a number, and nothing in which needs an escape.
+BARE_FORMATS = {form for form, regex in _FORMATS.items() if regex and form != "binary"}
 
 _SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 _ESCAPED = {code: _SHORT.get(chr(code), f"\\u{code:04x}") for code in (*range(0x20), ord('"'), ord("\\"))}
@@ -91,7 +93,7 @@ def written(expression: Expression) -> Expression:
         return _character([(low, high) for low, high in parts[0]])
     if kind == "rep":
         return e.rep(written(parts[0]), *parts[1:])
-    return [kind, *map(written, parts)]
+    return expression if kind == "ref" else [kind, *map(written, parts)]
 
 
 def _character(spans: Spans) -> Expression:

@@ -6,6 +6,7 @@ import random
 import uuid
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,16 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import UUID4, AwareDatetime, BaseModel, Field, FutureDate, HttpUrl, NaiveDatetime, StringConstraints
+from pydantic import (
+    UUID4,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    FutureDate,
+    HttpUrl,
+    NaiveDatetime,
+    StringConstraints,
+)
 
 import dspyc
 from dspyc.errors import ConfigError
@@ -315,3 +325,92 @@ def test_options_that_look_alike_are_told_apart_or_refused(adapter):
             grammar = Grammar(Literal["1", 1], adapter)
             assert type(grammar.read(grammar.written(option))) is type(option)
             grammar.check(option)
+
+
+LINES = [
+    "é", "5 apples", "123abc", 'say "hi"', "- item", "10%", "5'10\"", "2024-01-05", "1.2.3", "24h", "b", "set", "日本語",
+    "1,000 people", "None of these", "True, but late", "truely", "note (x)", "\\alpha", "C:\\x", "# x", "x\ty",
+    "(sic)", "a [b] {c}", "'tis",
+]  # fmt: skip
+NOT_IN_CHAT = ["(sic)", "a [b] {c}", "'tis"]  # what DSPy looks for JSON or a literal in
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("annotation", [int | str, str | list[str], str | bool | float, Any])
+def test_text_beside_other_types(annotation, adapter):
+    grammar = _grammar(annotation, adapter)
+    for text in LINES:
+        if adapter is TERSE or text not in NOT_IN_CHAT:
+            grammar.check(text)
+    for text in ["a\nb", "say:\n\n  5 apples\n"] if adapter is not CHAT else ["a\nb", "say:\n\n  5 apples"]:
+        grammar.check(text)
+    grammar.check_random()
+
+
+PIECES = st.sampled_from(
+    [
+        *"019+-.,()#'\"ejxobs_ \\:/%`~é\n",
+        "None",
+        "True",
+        "false",
+        "null",
+        "NaN",
+        "Infinity",
+        "set",
+        "()",
+        "0x",
+        "5j",
+        "a",
+        " if ",
+    ]
+)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@given(text=st.lists(PIECES, max_size=6).map("".join))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_text_that_could_be_a_value_is_allowed_only_where_it_is_read_as_text(adapter, text):
+    grammar = _grammar(str | list[str], adapter)
+    reply = grammar.written(text)
+    if adapter is CHAT and text.startswith('"'):
+        return  # in quotes it is another text
+    if grammar.takes(reply):
+        assert grammar.read(reply) == (text.strip() if adapter is CHAT else text)
+    elif adapter is TERSE:
+        assert not text.strip()
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text('aé"\\ []{}\n', max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ab"', max_size=2), inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@given(value=st.lists(ANYTHING, max_size=2))
+@PROPERTY
+def test_lists_and_dicts_of_anything(adapter, value):
+    _grammar(list, adapter).check(value)
+    _grammar(dict, adapter).check({"value": value})
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_anything_nests_twelve_deep(adapter):
+    _grammar(list, adapter).check([[[[[[[[[[[[1]]]]]]]]]]]])
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("annotation", [Path, Path | None, Path | int])
+def test_kinds_of_text_are_read_as_text(annotation, adapter):
+    grammar = Grammar(annotation, adapter)
+    grammar.check(Path("a/b c.txt"))
+    grammar.check_random()
+
+
+def test_a_text_with_bounds_beside_none_stands_in_quotes_and_is_refused_where_quotes_do_not_help():
+    annotation = Annotated[str, Field(pattern="^[0-9a-z]+$")] | None
+    for adapter in (CHAT, TERSE):
+        Grammar(annotation, adapter).check_random()
+    with pytest.raises(ConfigError, match="a pattern or a length beside other types"):
+        Grammar(annotation, JSON)
