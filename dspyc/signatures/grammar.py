@@ -35,7 +35,7 @@ from . import expressions as e
 from .bare_text import line_beside_values, text_beside_values
 from .expressions import Expression, UnsupportedError
 from .json_grammar import JsonGrammar, json_schema
-from .json_texts import BARE_FORMATS, text_of, written
+from .json_texts import BARE_FORMATS, FREE_FORMATS, text_of, written
 from .terse import TerseAdapter, decode, encode
 
 _TEXTS = (Code, Reasoning)
@@ -464,9 +464,7 @@ def _is_kind_of_text(annotation: Any) -> bool:
         return False
     schema = json_schema(annotation)
     return (
-        schema.get("type") == "string"
-        and not {"enum", "const"} & set(schema)
-        and schema.get("format") not in BARE_FORMATS
+        schema.get("type") == "string" and not {"enum", "const"} & set(schema) and schema.get("format") in FREE_FORMATS
     )
 
 

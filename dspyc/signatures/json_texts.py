@@ -49,6 +49,7 @@ _FORMATS |= {
 }
 # What no reader takes for a number, and nothing in which needs an escape.
 BARE_FORMATS = {form for form, regex in _FORMATS.items() if regex and form != "binary"}
+FREE_FORMATS = {None, "binary", *(form for form, regex in _FORMATS.items() if regex is None)}  # any text will do
 
 _SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 _ESCAPED = {code: _SHORT.get(chr(code), f"\\u{code:04x}") for code in (*range(0x20), ord('"'), ord("\\"))}

@@ -6,6 +6,7 @@ import random
 import uuid
 from decimal import Decimal
 from enum import Enum
+from ipaddress import IPv6Address
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
@@ -256,6 +257,7 @@ def test_patterns_with_lengths(constraints, taken, refused):
         (list[Annotated[str, Field(pattern="^a$", min_length=3)]], "minLength"),
         (list[Annotated[datetime.date, Field(ge=datetime.date(2020, 1, 1))]], "ge: 2020-01-01"),
         (list[FutureDate], "now_op"),
+        (IPv6Address, "ipv6"),
         (list[Annotated[Decimal, Field(max_digits=5)]], "max_digits"),
         (list[Annotated[float, Field(gt=1, lt=1)]], "numbers from 1"),
     ],
@@ -401,10 +403,10 @@ def test_anything_nests_twelve_deep(adapter):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("annotation", [Path, Path | None, Path | int])
+@pytest.mark.parametrize("annotation", [Path, Path | None, Path | int, bytes])
 def test_kinds_of_text_are_read_as_text(annotation, adapter):
     grammar = Grammar(annotation, adapter)
-    grammar.check(Path("a/b c.txt"))
+    grammar.check(b"a b" if annotation is bytes else Path("a/b c.txt"))
     grammar.check_random()
 
 
