@@ -25,6 +25,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import dspy
 from dspy.adapters.types import Audio, Code, File, History, Image, Reasoning, Tool
+from dspy.adapters.types.base_type import Type
 from dspy.adapters.types.document import Document
 from dspy.adapters.utils import format_field_value, parse_value, serialize_for_json
 from pydantic import ValidationError
@@ -475,8 +476,9 @@ def _is_optional_text(annotation: Any) -> bool:
 
 
 def _refuse_unwritable(annotation: Any) -> None:
-    if isinstance(annotation, type) and issubclass(annotation, _UNWRITABLE):
-        raise UnsupportedError(f"{annotation.__name__}, which no text can hold")
+    for kind in (annotation, *Type.extract_custom_type_from_annotation(annotation)):
+        if isinstance(kind, type) and issubclass(kind, _UNWRITABLE):
+            raise UnsupportedError(f"{kind.__name__}, which no text can hold")
 
 
 def _named(annotation: Any) -> str:

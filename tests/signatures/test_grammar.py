@@ -165,6 +165,7 @@ def test_a_validator_of_the_users_is_left_to_the_answer():
     ("annotation", "named"),
     [
         (dspy.Image, "Image"),
+        (list[dspy.Image], "Image"),
         (list[Annotated[int, Field(multiple_of=3)]], "multipleOf"),
         (list[Annotated[str, Field(pattern=r"a\bb")]], "pattern"),
         (Literal["a\nb"], "a\\nb"),
