@@ -90,12 +90,12 @@ class BetterTogether(Teleprompter):
         Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
         lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`,
         only compares them, and with neither the last program is returned. `max_errors` failed runs of a program on these
-        examples end the compile (default: DSPy's setting). Optimizers that take several teachers get all, the others the
-        first; predictors whose language model an optimizer took away get it back. `num_threads` is the steps' too, where
-        optimizers have no number of their own. `budget` is a hard limit on the whole sequence, counted for optimizers of
-        dspyc: at it the best program so far is returned, and the report says so. `executor="ray"` has requests made by a
-        Ray cluster, here and in optimizers that have such a setting. `optimizer_compile_args` are further arguments of
-        `compile`, by optimizer, and win over these.
+        examples end the compile; by default each counts as 0, for a student may fail before its training. Optimizers that
+        take several teachers get all, the others the first; predictors whose language model an optimizer took away get it
+        back. `num_threads` is the steps' too, where optimizers have no number of their own. `budget` is a hard limit on the
+        whole sequence, counted for optimizers of dspyc: at it the best program so far is returned, and the report says so.
+        `executor="ray"` has requests made by a Ray cluster, here and in optimizers that have such a setting.
+        `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
 
         The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
         that the same compile goes on where it was stopped.
@@ -137,8 +137,7 @@ class BetterTogether(Teleprompter):
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
         ):
             ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
-            errors = max_errors if max_errors is not None else dspy.settings.max_errors
-            judge = _Judge(self.metric, held_out, ledger, threads, errors, seed, workers)
+            judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
             judge.add("", copy_program(student), 0.0)
             self._take(sequence, judge)
             if ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
@@ -280,7 +279,7 @@ class _Judge:
     held_out: list[dspy.Example]
     ledger: Ledger
     threads: int
-    max_errors: int
+    max_errors: int | None
     seed: int
     workers: Workers | None
     programs: list[dspy.Module] = field(default_factory=list)
