@@ -9,11 +9,10 @@ has all that the reply depends on.
 
 from typing import Any
 
-import dspy
-
-from ..signatures.asked import asked_grammar
+from ..signatures.asked import asked
+from ..signatures.grammar import reply_grammar
 from .candidates import CandidatesLM
-from .decisions import answered, answered_later, decides, evidence
+from .decisions import Evidence, answered, answered_later
 
 GRAMMAR = "grammar"  # the key of the grammar, as JSON text, in a request's metadata
 
@@ -28,32 +27,34 @@ class ConstrainedLM(CandidatesLM):
         ConfigError: In a call: an output's type has no grammar.
     """
 
-    @property
-    def supports_decision_requests(self) -> bool:
-        """Whether the calling predictor only decides: DSPy then asks for evidence, which is the model's own probabilities."""
-        return (self.kwargs.get("n") or 1) == 1 and decides(_caller())
-
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        if "questions" in kwargs:
-            return answered(evidence(_caller(), kwargs, self), self)
-        return super().__call__(prompt, messages=messages, **self._with_grammar(messages, kwargs))
+        evidence, settings = self._asked(messages, kwargs)
+        if evidence is None:
+            return super().__call__(prompt, messages=messages, **settings)
+        replies = super().__call__(messages=evidence.messages, **settings) if evidence.replies else self._blank(kwargs)
+        return [evidence.put(reply, answered(evidence.text(reply, self), self)) for reply in replies]
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        if "questions" in kwargs:
-            return await answered_later(evidence(_caller(), kwargs, self), self.acall)
-        return await super().acall(prompt, messages=messages, **self._with_grammar(messages, kwargs))
+        evidence, settings = self._asked(messages, kwargs)
+        if evidence is None:
+            return await super().acall(prompt, messages=messages, **settings)
+        blank = self._blank(kwargs)
+        replies = await super().acall(messages=evidence.messages, **settings) if evidence.replies else blank
+        return [evidence.put(reply, await answered_later(evidence.text(reply, self), self.acall)) for reply in replies]
 
-    def _with_grammar(self, messages: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if not messages or kwargs.get("tools") or self.kwargs.get("tools"):
-            return kwargs
-        grammar = asked_grammar(messages)
+    def _asked(self, messages: Any, kwargs: dict[str, Any]) -> tuple[Evidence | None, dict[str, Any]]:
+        """The decisions that a call asks for, if any, and its settings with the grammar of the reply."""
+        settings = {**self.kwargs, **kwargs}
+        found = None if not messages or settings.get("tools") else asked(messages)
+        if found is None:
+            return None, kwargs
+        evidence = None if settings.get("logprobs") else Evidence.of(found, self)
+        grammar = reply_grammar(found.signature if evidence is None else evidence.signature, found.adapter)
         if grammar is None:
-            return kwargs
+            return None, kwargs
         metadata = {**(self.kwargs.get("metadata") or {}), **(kwargs.get("metadata") or {}), GRAMMAR: grammar}
-        return {**kwargs, "metadata": metadata}
+        return evidence, {**kwargs, "metadata": metadata}
 
-
-def _caller() -> Any:
-    """The innermost module that DSPy is in; None outside of modules."""
-    modules = dspy.settings.caller_modules
-    return modules[-1] if modules else None
+    def _blank(self, kwargs: dict[str, Any]) -> list[str]:
+        """In the place of replies where there is nothing to write."""
+        return [""] * (kwargs.get("n") or self.kwargs.get("n") or 1)

@@ -3,16 +3,17 @@
     dspyc.choice_probabilities(predictor, ticket="Where is my parcel?")
     {"intent": {"delivery": 0.93, "refund": 0.05, "other": 0.02}}
 
-These are the model's own probabilities (`models.choices`), not numbers that it wrote. A signature whose outputs are all of
-DSPy's decision types (`Choice`, `Noul`, `Score`) gets them without asking: see `evidence`.
+These are the model's own probabilities (`models.choices`), not numbers that it wrote. Outputs of DSPy's decision types
+(`Choice`, `Noul`, `Score`) get them without asking: see `Evidence`.
 """
 
 import inspect
 import json
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, EnumMeta
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
 
 import dspy
 from dspy import lm15
@@ -21,12 +22,16 @@ from dspy.adapters.types.decision import Choice, Noul, Score
 
 from ..errors import ConfigError
 from ..signatures.adapted import adapt, adapter_of
-from ..signatures.grammar import has_grammar, written_value
+from ..signatures.asked import Asked, retyped
+from ..signatures.grammar import written_value
 from ..signatures.render import prompt
 from .candidates import CandidatesLM
 from .choices import Choices
 
-Asking = Generator[lm15.Request, lm15.Response, dict[str, Any]]
+T = TypeVar("T")
+Asking: TypeAlias = Generator[
+    lm15.Request, lm15.Response, T
+]  # gives out the requests to be made, and takes their responses
 
 
 def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs: Any) -> dict[str, dict[Any, float]]:
@@ -45,7 +50,10 @@ def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs
     Raises:
         ConfigError: The predictor has no choices, another kind of LM, or an adapter of another format.
     """
-    predictor = _as_choices(_predictor_of(predictor))
+    predictor = _predictor_of(predictor)
+    decisions = DecisionState(predictor.signature, predictor.fields)
+    if decisions.types:
+        predictor = _as_choices(predictor, decisions, predictor.demos)
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     choices = {name: found for name in signature.output_fields if (found := _options(signature, name))}
     if not choices:
@@ -67,7 +75,9 @@ def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs
     outputs = list(signature.output_fields)
     before = outputs[: max(outputs.index(name) for name in choices)]
     known = {} if all(name in choices for name in before) else dict(predictor(**inputs).items())
-    found = answered(_ask(predictor, signature, inputs, known, lm), lm)
+    adapter = adapter_of(predictor)
+    messages = prompt(predictor, inputs, adapter=adapter, lm=lm).messages
+    found = answered(_ask(choices, messages, signature, known, adapter, lm), lm)
     return {name: {member: found[name][label] for label, member in choices[name].items()} for name in choices}
 
 
@@ -85,91 +95,91 @@ def _predictor_of(program: Any) -> dspy.Predict:
     )
 
 
-def _as_choices(predictor: dspy.Predict) -> dspy.Predict:
-    """The predictor with plain choices in the place of DSPy's decision types; itself where it has none.
+def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequence[Any]) -> dspy.Predict:
+    """The predictor with plain choices in the place of its decisions, in `demos` too.
 
     Raises:
         ConfigError: A decision that DSPy cannot ask for either.
     """
-    decisions = DecisionState(predictor.signature, predictor.fields)
-    if not decisions.types:
-        return predictor
-    fields = predictor.signature.output_fields
+    signature: Any = predictor.signature
+    fields, types = signature.output_fields, decisions.types
     try:
-        questions = {name: decisions._question(name, fields[name], kind) for name, kind in decisions.types.items()}
+        questions = {name: decisions._question(name, fields[name], kind) for name, kind in types.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    twin = dspy.Predict(_plain_signature(predictor.signature, decisions, questions), **predictor.config)
+    plain = tuple((name, _plain(kind), _told(fields[name], questions[name])) for name, kind in types.items())
+    twin = dspy.Predict(retyped(signature, plain), **predictor.config)
     twin.lm = predictor.lm
-    twin.demos = [
-        {**demo, **{name: _plain_value(demo[name]) for name in decisions.types if name in demo}}
-        for demo in predictor.demos
-    ]
+    twin.demos = [{**demo, **{name: _plain_value(demo[name]) for name in types if name in demo}} for demo in demos]
     adapt(twin, adapter_of(predictor))
     return twin
 
 
-def decides(predictor: Any) -> bool:
-    """Whether all outputs of a predictor are declared as decisions, and it is called as nothing but itself.
+@dataclass(frozen=True)
+class Evidence:
+    """What DSPy asks of an LM where outputs are decisions: their probabilities, within a reply's text.
 
-    DSPy asks such a predictor's LM for evidence instead of a reply, if the LM takes such questions. Beside other outputs a
-    decision stays text that the model writes, and so it does with generation settings, which evidence has no use for.
+    Here the model does not write them. It is asked as if decisions were plain choices (options, yes or no, a score's
+    levels by their numbers), with the prompt of a signature that a student can be trained on; what an option is said to
+    mean is added to its field's description. It replies where there are other outputs to write, and behind that the
+    options are scored. The likeliest option's probability is the confidence of a `Choice` or a `Score`.
     """
-    if not isinstance(predictor, dspy.Predict) or dspy.settings.send_stream is not None or _asked_settings(predictor):
-        return False
-    types = DecisionState(predictor.signature, predictor.fields).types
-    adapter = adapter_of(predictor)
-    return set(types) == set(predictor.signature.output_fields) and has_grammar(adapter)
+
+    messages: list[dict[str, Any]]  # the prompt of the plain signature
+    signature: type[dspy.Signature]  # the plain one
+    asked: Asked
+
+    @classmethod
+    def of(cls, asked: Asked, lm: Any) -> "Evidence | None":
+        """What a request asks for; None where that are no decisions, or their predictor's call is not to be seen."""
+        if not asked.decisions.types or (call := _call_of(asked.predictor)) is None:
+            return None
+        plain = _as_choices(asked.predictor, asked.decisions, call["demos"])
+        messages = prompt(plain, call["kwargs"], adapter=asked.adapter, lm=lm).messages
+        return cls(messages, plain.signature, asked)
+
+    @property
+    def replies(self) -> bool:
+        """Whether there are other outputs to write."""
+        return len(self.asked.decisions.types) < len(self.signature.output_fields)
+
+    def text(self, reply: Any, lm: Any) -> Asking[str]:
+        """The text that DSPy asked for, from a reply to `messages`."""
+        known = dict(self.asked.adapter.parse(self.signature, _text(reply))) if self.replies else {}
+        types = self.asked.decisions.types
+        choices = {name: _options(self.signature, name) for name in types}
+        found = yield from _ask(choices, self.messages, self.signature, known, self.asked.adapter, lm)
+        for name, kind in types.items():
+            if issubclass(kind, Noul):
+                known[name] = {"noul": found[name]["True"]}
+            else:
+                known[name] = {"probabilities": found[name], "confidence": max(found[name].values())}
+        return str(self.asked.adapter.format_assistant_message_content(self.asked.signature, known))
+
+    @staticmethod
+    def put(reply: Any, text: str) -> Any:
+        """The reply, text or DSPy's dict of what came with it, with that text."""
+        return {**reply, "text": text} if isinstance(reply, dict) else text
+
+
+def _text(reply: Any) -> str:
+    return str(reply["text"] if isinstance(reply, dict) else reply)
 
 
 _FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}
 
 
-def _asked_settings(predictor: dspy.Predict) -> dict[str, Any]:
-    """The generation settings of the predictor's call that is under way, or else its own.
+def _call_of(predictor: dspy.Predict) -> dict[str, Any] | None:
+    """The `kwargs` (inputs) and `demos` of the predictor's call that is under way; None where it is not to be seen.
 
-    DSPy asks an LM whether it takes questions before it says with which settings, and refuses these afterwards; so they
-    are read where DSPy has them.
+    DSPy tells an LM only what it has made of them, so they are read where DSPy has them.
     """
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
         frame = caller
         if frame.f_code in _FORWARDS and frame.f_locals.get("self") is predictor:
-            return frame.f_locals.get("config") or {}
-    return predictor.config or {}
-
-
-def evidence(predictor: dspy.Predict, asked: Mapping[str, Any], lm: Any) -> Asking:
-    """DSPy's evidence for decisions, asked as plain choices: options, yes or no, and a score's levels by their numbers.
-
-    So the prompt is that of the same signature with `Literal`, `bool` and numbers, which a student can be trained on. What an
-    option is said to mean is added to its field's description. The likeliest option's probability is the confidence of
-    a `Choice` or a `Score`. The generator gives the requests to be made and takes their responses.
-
-    Args:
-        asked: DSPy's decision request: `state` with the inputs and demos, and the `questions`.
-    """
-    state, decisions = asked["state"], DecisionState(predictor.signature, predictor.fields)
-    signature = _plain_signature(predictor.signature, decisions, asked["questions"])
-    found = yield from _ask(predictor, signature, state["inputs"], {}, lm, demos=state.get("demos"))
-    answers: dict[str, Any] = {}
-    for name, kind in decisions.types.items():
-        probabilities = found[name]
-        if issubclass(kind, Noul):
-            answers[name] = {"noul": probabilities["True"]}
-        else:
-            answers[name] = {"probabilities": probabilities, "confidence": max(probabilities.values())}
-    return answers
-
-
-def _plain_signature(
-    signature: type[dspy.Signature], decisions: DecisionState, questions: Mapping[str, Mapping[str, Any]]
-) -> type[dspy.Signature]:
-    """The signature with a plain choice in the place of each decision."""
-    for name, kind in decisions.types.items():
-        told = _told(signature.output_fields[name], questions[name])
-        signature = signature.with_updated_fields(name, type_=_plain(kind), **({"desc": told} if told else {}))
-    return signature
+            return dict(frame.f_locals)
+    return None
 
 
 def _told(field: Any, question: Mapping[str, Any]) -> str | None:
@@ -197,23 +207,18 @@ def _plain_value(value: Any) -> Any:
 
 
 def _ask(
-    predictor: dspy.Predict,
+    choices: Mapping[str, dict[str, Any]],
+    messages: list[dict[str, Any]],
     signature: type[dspy.Signature],
-    inputs: Mapping[str, Any],
-    known: dict[str, Any],
+    known: Mapping[str, Any],
+    adapter: dspy.Adapter,
     lm: Any,
-    *,
-    demos: Any = None,
-) -> Asking:
+) -> Asking[dict[str, dict[str, float]]]:
     """Asks for one choice after the other; what `known` does not say is the likeliest option from then on."""
-    adapter = adapter_of(predictor)
-    twin = predictor if signature is predictor.signature else dspy.Predict(signature)
-    messages = prompt(twin, inputs, adapter=adapter, lm=lm, demos=predictor.demos if demos is None else demos).messages
     plain = lm15.request_from_openai_chat({"model": lm.model, "messages": messages})
-    options = {name: members for name in signature.output_fields if (members := _options(signature, name))}
-    values = {**{name: next(iter(members.values())) for name, members in options.items()}, **known}
+    values = {**{name: next(iter(members.values())) for name, members in choices.items()}, **known}
     found: dict[str, dict[str, float]] = {}
-    for name, members in options.items():
+    for name, members in choices.items():
         response = yield _choices(name, members, values, signature, adapter).request(plain)
         found[name] = (response.probabilities or {})[name]
         if name not in known:
@@ -221,24 +226,24 @@ def _ask(
     return found
 
 
-def answered(asking: Asking, ask: Callable[[lm15.Request], lm15.Response]) -> dict[str, Any]:
+def answered(asking: Asking[T], ask: Callable[[lm15.Request], lm15.Response]) -> T:
     """What a generator of requests comes to, each answered by `ask`."""
     try:
         request = next(asking)
         while True:
             request = asking.send(ask(request))
     except StopIteration as over:
-        return over.value  # type: ignore[no-any-return]
+        return cast(T, over.value)
 
 
-async def answered_later(asking: Asking, ask: Callable[[lm15.Request], Awaitable[lm15.Response]]) -> dict[str, Any]:
+async def answered_later(asking: Asking[T], ask: Callable[[lm15.Request], Awaitable[lm15.Response]]) -> T:
     """As `answered`, each request awaited."""
     try:
         request = next(asking)
         while True:
             request = asking.send(await ask(request))
     except StopIteration as over:
-        return over.value  # type: ignore[no-any-return]
+        return cast(T, over.value)
 
 
 def _choices(

@@ -48,6 +48,7 @@ class LoadedModel:
 
     @property
     def chat(self) -> ChatTokenizer:
+        self._refuse_forks()  # what loads a tokenizer takes locks that may have been held
         with self._chat_lock:
             if self._chat is None:
                 self._chat = ChatTokenizer(weights.load_tokenizer(self.path))
@@ -76,12 +77,7 @@ class LoadedModel:
             ModelError: The process is ending, or was forked while the weights were in use.
         """
         with self._condition:
-            if self._forked:
-                raise ModelError(
-                    f"This process was forked from one that has loaded {self.path.name}, and cannot run it: threads, and "
-                    "what torch and CUDA keep, do not survive a fork.",
-                    hint="Start processes afresh: multiprocessing.get_context('spawn').",
-                )
+            self._refuse_forks()
             if self._leaving:
                 raise ModelError(f"The process is ending, and {self.path.name} answers no more.")
             self._arrived.extend(jobs)
@@ -119,6 +115,14 @@ class LoadedModel:
         self._condition, self._chat_lock = threading.Condition(), threading.Lock()  # any thread may have held them
         self._thread, self._chat = None, None
         self._arrived.clear()
+
+    def _refuse_forks(self) -> None:
+        if self._forked:
+            raise ModelError(
+                f"This process was forked from one that has loaded {self.path.name}, and cannot run it: threads, and "
+                "what torch and CUDA keep, do not survive a fork.",
+                hint="Start processes afresh: multiprocessing.get_context('spawn').",
+            )
 
     def _start(self) -> None:
         if self._thread is None:

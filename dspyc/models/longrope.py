@@ -12,11 +12,8 @@ from typing import Any
 def short_length(config: Any) -> int | None:
     """The most tokens of a text, prompt and reply, with the factors of short ones; None where there is one set for all."""
     found = getattr(config, "rope_parameters", None) or {}
-    each = [
-        found,
-        *(part for part in found.values() if isinstance(part, dict)),
-    ]  # some models have a set for each kind of layer
-    scaled = [part for part in each if part.get("rope_type") == "longrope"]
+    kinds = [part for part in found.values() if isinstance(part, dict)]  # some models have a set for each kind of layer
+    scaled = [part for part in (found, *kinds) if part.get("rope_type") == "longrope"]
     lengths = [part.get("original_max_position_embeddings") for part in scaled]
     known = [*lengths, getattr(config, "original_max_position_embeddings", None) if scaled else None]
     return min((int(length) for length in known if length is not None), default=None)

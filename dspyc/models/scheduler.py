@@ -65,6 +65,7 @@ class Scheduler:
         self._alone: Mapping[str, CascadeBatch] = {}
         self._padded: list[PaddedBatch] = []
         self._waiting: deque[Generation] = deque()
+        self._long = 0  # tokens that padded batches may come to: `memory` is asked from other threads
         self._rows = MAX_ROWS
 
     @property
@@ -75,7 +76,7 @@ class Scheduler:
     @property
     def memory(self) -> MemoryReport:
         """What is held now. Any thread may ask: this reads totals that are kept, and iterates over nothing that changes."""
-        batch = self._mixed.bytes + sum(batch.bytes for batch in self._alone.values())
+        batch = self._mixed.bytes + sum(batch.bytes for batch in self._alone.values()) + self._long * self._token_bytes
         adapters = self._adapters.bytes + self._special.bytes
         return MemoryReport(self._weights, adapters, self._prefixes.bytes, batch, self._plan)
 
@@ -105,6 +106,7 @@ class Scheduler:
             if len(batch):
                 self._advance(batch)
         self._padded = [batch for batch in self._padded if len(batch)]
+        self._long = sum(_whole(row) for batch in self._padded for row in batch.generations)
         if not self.live:
             self._rows = MAX_ROWS
 
@@ -228,10 +230,14 @@ class Scheduler:
         if short is None:
             return joining
         for generation in joining:
-            if generation.length + generation.left > short:
+            if _whole(generation) > short:
+                if self._long and (self._long + _whole(generation)) * self._token_bytes > self._plan.batch:
+                    self._waiting.append(generation)  # until others are over
+                    continue
+                self._long += _whole(generation)
                 wearing = self._wearing(generation.adapter)
                 self._padded.append(PaddedBatch(self._model, [generation], self._pad_id, self._plainly(wearing), short))
-        return [generation for generation in joining if generation.length + generation.left <= short]
+        return [generation for generation in joining if _whole(generation) <= short]
 
     def _plainly(self, wearing: Wearing) -> Wearing:
         """As `wearing`, with the attention that the model had before it qualified for steps."""
@@ -341,6 +347,11 @@ class Scheduler:
         self._alone = {other: batch for other, batch in self._alone.items() if other != name}
         self._prefixes.forget(name)
         (self._adapters if name in self._adapters else self._special).drop(name)
+
+
+def _whole(generation: Generation) -> int:
+    """The most tokens that a text may come to, prompt and reply."""
+    return generation.length + generation.left
 
 
 def _score(logits: torch.Tensor, token: int, top: int) -> TokenScore:

@@ -125,7 +125,7 @@ def load_model(
 
     folder, target, kind = resolve(path), device_of(device), dtype_of(dtype, device)
     check(folder)
-    with _loading, _quiet():
+    with _loading, quiet():
         try:
             model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
                 folder,
@@ -300,8 +300,8 @@ def _hash_of(file: Path, size: int, mtime_ns: int) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of transformers' own while a model is loaded."""
+def quiet() -> Iterator[None]:
+    """No progress bar of transformers' own while a model is loaded, say."""
     from transformers.utils import logging as transformers_logging
 
     logging = cast(Any, transformers_logging)

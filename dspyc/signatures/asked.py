@@ -9,44 +9,52 @@ are not: no grammar is found for them.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import dspy
 from dspy.adapters.decision import evidence_type
 from dspy.adapters.decision_state import DecisionState
 
-from .grammar import reply_grammar
 from .terse import TerseAdapter, task_name
 
 
-def asked_grammar(messages: Sequence[Any]) -> str | None:
-    """The grammar, as JSON text, of the reply that these messages ask the calling predictor's LM for; None if unknown.
+class Asked(NamedTuple):
+    """Whose outputs a request asks for, in which adapter's words, and as which signature: DSPy asks for the evidence of a
+    decision in the decision's place. `decisions` has these."""
 
-    Raises:
-        ConfigError: An output's type has no grammar.
-    """
+    predictor: dspy.Predict
+    adapter: dspy.Adapter
+    signature: type[dspy.Signature]
+    decisions: DecisionState
+
+
+def asked(messages: Sequence[Any]) -> Asked | None:
+    """What these messages ask the calling predictor's LM for; None if unknown."""
     modules = dspy.settings.caller_modules
     if not modules or not isinstance(modules[-1], dspy.Predict) or not messages:
         return None
-    signature = _written(modules[-1])
+    decisions = DecisionState(modules[-1].signature, modules[-1].fields)
+    evidence = tuple((name, evidence_type(kind), None) for name, kind in decisions.types.items())
+    signature = retyped(modules[-1].signature, evidence)
     for adapter in _adapters(dspy.settings.adapter or dspy.ChatAdapter()):
         if _asks(adapter, signature, messages):
-            return reply_grammar(signature, adapter)
+            return Asked(modules[-1], adapter, signature, decisions)
     return None
+
+
+@lru_cache(maxsize=256)
+def retyped(signature: type[dspy.Signature], changes: tuple[tuple[str, Any, str | None], ...]) -> type[dspy.Signature]:
+    """A signature with other types, given as (output, type, description or None to leave it). Kept, as its grammar is."""
+    for name, kind, desc in changes:
+        signature = signature.with_updated_fields(name, type_=kind, **({} if desc is None else {"desc": desc}))
+    return signature
 
 
 def _adapters(adapter: dspy.Adapter) -> Iterator[dspy.Adapter]:
     yield adapter
     if isinstance(adapter, dspy.ChatAdapter) and not isinstance(adapter, dspy.JSONAdapter):
         yield dspy.JSONAdapter()
-
-
-def _written(predictor: dspy.Predict) -> type[dspy.Signature]:
-    """The signature that an LM is asked about: DSPy asks for the evidence of a decision in the decision's place."""
-    signature = predictor.signature
-    for name, kind in DecisionState(signature, predictor.fields).types.items():
-        signature = signature.with_updated_fields(name, type_=evidence_type(kind))
-    return signature  # type: ignore[no-any-return]
 
 
 def _asks(adapter: dspy.Adapter, signature: type[dspy.Signature], messages: Sequence[Any]) -> bool:

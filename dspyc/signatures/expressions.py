@@ -6,21 +6,15 @@ them), `["chars", [[low, high], …]]` (one character by code point), `["rep", a
 """
 
 import json
-import re
 from collections.abc import Iterable
 from random import Random
 from typing import Any
 
-try:
-    from re import _constants as sre  # type: ignore[attr-defined]
-    from re import _parser as sre_parser  # type: ignore[attr-defined]
-except ImportError:  # Python 3.10
-    import sre_constants as sre
-    import sre_parse as sre_parser
-
 Expression = Any
 
-_LAST = 0x10FFFF
+Spans = list[tuple[int, int]]  # of code points, both ends included
+
+LAST = 0x10FFFF  # the highest code point
 _LONGEST = 40  # digits of a number
 WHITESPACE = "".join(c for c in map(chr, (*range(0x3100), 0xFEFF)) if c.isspace())
 LINE_ENDS = "".join(c for c in WHITESPACE if len(f"a{c}b".splitlines()) > 1)
@@ -57,20 +51,21 @@ def maybe(part: Expression) -> Expression:
 
 def chars(text: Iterable[str]) -> Expression:
     """One of the characters of `text`."""
-    return _class([(ord(c), ord(c)) for c in text])
+    return of_spans([(ord(c), ord(c)) for c in text])
 
 
 def chars_but(text: Iterable[str]) -> Expression:
     """One character that is not in `text`."""
-    return _class(_complement([(ord(c), ord(c)) for c in text]))
+    return of_spans(complement([(ord(c), ord(c)) for c in text]))
 
 
-def _class(spans: list[tuple[int, int]]) -> Expression:
+def of_spans(spans: Spans) -> Expression:
+    """One character of `spans`."""
     return ["chars", [list(span) for span in _merged(spans)]]
 
 
-def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
+def _merged(spans: Spans) -> Spans:
+    merged: Spans = []
     for low, high in sorted(spans):
         if merged and low <= merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
@@ -79,22 +74,14 @@ def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _complement(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def complement(spans: Spans) -> Spans:
+    """The characters outside `spans`."""
     found, start = [], 0
     for low, high in _merged(spans):
         if low > start:
             found.append((start, low - 1))
         start = high + 1
-    return [*found, (start, _LAST)] if start <= _LAST else found
-
-
-def _common(spans: Iterable[tuple[int, int]], allowed: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [
-        (max(low, first), min(high, last))
-        for low, high in _merged(spans)
-        for first, last in allowed
-        if max(low, first) <= min(high, last)
-    ]
+    return [*found, (start, LAST)] if start <= LAST else found
 
 
 DIGIT = ["chars", [[0x30, 0x39]]]
@@ -193,75 +180,9 @@ def _same_width(low: str, high: str) -> Expression:
     rest = len(low) - 1
     options = [seq(low[0], _same_width(low[1:], "9" * rest)), seq(high[0], _same_width("0" * rest, high[1:]))]
     if int(high[0]) - int(low[0]) > 1:
-        between = _class([(ord(low[0]) + 1, ord(high[0]) - 1)])
+        between = of_spans([(ord(low[0]) + 1, ord(high[0]) - 1)])
         options.append(seq(between, rep(DIGIT, rest, rest)) if rest else between)
     return alt(*options)
-
-
-def pattern(regex: str) -> Expression:
-    """The texts that a regular expression matches whole. Classes such as `\\d` mean their ASCII characters.
-
-    Raises:
-        UnsupportedError: It needs more than literals, classes, groups, alternatives, repetition and outer anchors.
-    """
-    try:
-        return _pattern(list(sre_parser.parse(regex, re.ASCII)), regex)
-    except re.error as error:
-        raise UnsupportedError(f"the pattern {regex!r} ({error})") from error
-
-
-_CATEGORIES = {
-    "CATEGORY_DIGIT": [(0x30, 0x39)],
-    "CATEGORY_WORD": [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)],
-    "CATEGORY_SPACE": [(0x20, 0x20)],
-}
-
-
-def _pattern(items: list[Any], regex: str) -> Expression:
-    parts = []
-    for at, (code, value) in enumerate(items):
-        if code is sre.AT and (at == 0 or at == len(items) - 1):
-            continue
-        parts.append(_pattern_item(code, value, regex))
-    return seq(*parts)
-
-
-def _pattern_item(code: Any, value: Any, regex: str) -> Expression:
-    if code is sre.LITERAL:
-        return chr(value)
-    if code is sre.ANY:
-        return _class(_READABLE)
-    if code is sre.NOT_LITERAL:
-        return _class(_common(_complement([(value, value)]), _READABLE))
-    if code is sre.IN:
-        return _class(_members(value, regex))
-    if code is sre.SUBPATTERN:
-        return _pattern(list(value[3]), regex)
-    if code is sre.BRANCH:
-        return alt(*(_pattern(list(branch), regex) for branch in value[1]))
-    if code in (sre.MAX_REPEAT, sre.MIN_REPEAT):
-        least, most, inner = value
-        return rep(_pattern(list(inner), regex), least, None if most is sre.MAXREPEAT else most)
-    raise UnsupportedError(f"the pattern {regex!r} ({str(code).lower()})")
-
-
-_READABLE = [(0x20, 0x7E)]
-
-
-def _members(items: list[Any], regex: str) -> list[tuple[int, int]]:
-    spans: list[tuple[int, int]] = []
-    for code, value in items:
-        if code is sre.LITERAL:
-            spans.append((value, value))
-        elif code is sre.RANGE:
-            spans.append(tuple(value))
-        elif code is sre.CATEGORY and str(value) in _CATEGORIES:
-            spans += _CATEGORIES[str(value)]
-        elif code is sre.CATEGORY and str(value).replace("_NOT", "") in _CATEGORIES:
-            spans += _common(_complement(_CATEGORIES[str(value).replace("_NOT", "")]), _READABLE)
-        elif code is not sre.NEGATE:
-            raise UnsupportedError(f"the pattern {regex!r} ({str(code).lower()})")
-    return _common(_complement(spans), _READABLE) if items[0][0] is sre.NEGATE else spans
 
 
 def until(stop: str, name: str) -> dict[str, Expression]:

@@ -64,11 +64,6 @@ def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> str
         return made[layout]
 
 
-def has_grammar(adapter: dspy.Adapter) -> bool:
-    """Whether replies of this adapter are in a format that has grammars."""
-    return _layout(adapter) is not None
-
-
 def written_value(value: Any, name: str, signature: type[dspy.Signature], adapter: dspy.Adapter) -> str:
     """The text that `adapter` writes for one output of a reply.
 

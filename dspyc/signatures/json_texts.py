@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from . import expressions as e
-from .expressions import Expression, UnsupportedError
-from .patterns import LAST, Spans, complement, found_by, within
+from .expressions import LAST, Expression, Spans, UnsupportedError, complement, of_spans
+from .patterns import found_by, whole, within
 
 _YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})"
 _BY_FOUR = r"(0[48]|[2468][048]|[13579][26])"
@@ -68,7 +68,7 @@ def text_of(schema: Any) -> Expression:
     if form is not None and form not in _FORMATS:
         raise UnsupportedError(f"texts of the format {form!r}")
     if form is not None and (regex := _FORMATS[form]):
-        return _within(e.pattern(regex), schema) if form == "binary" else e.pattern(regex)
+        return _within(whole(regex), schema) if form == "binary" else whole(regex)
     if schema.get("strip") and least:  # what is stripped does not count
         inner = e.seq(e.rep(e.JSON_CHARACTER, max(least - 2, 0), None if most is None else most - 2), _BLACK)
         return e.seq(_BLACK, inner if least > 1 else e.maybe(inner)) if most != 1 else _BLACK
@@ -104,4 +104,4 @@ def _character(spans: Spans) -> Expression:
     raw = complement([*complement(spans), *complement(_RAW)])
     if not raw and not escapes:
         raise UnsupportedError("a pattern of characters that end a line")
-    return e.alt(*([["chars", [list(span) for span in raw]]] if raw else []), *escapes)
+    return e.alt(*([of_spans(raw)] if raw else []), *escapes)

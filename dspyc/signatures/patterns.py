@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from . import expressions as e
-from .expressions import Expression, UnsupportedError
+from .expressions import LAST, Expression, Spans, UnsupportedError, complement, of_spans
 
 try:
     from re import _constants as sre  # type: ignore[attr-defined]
@@ -16,9 +16,6 @@ except ImportError:  # Python 3.10
     import sre_constants as sre
     import sre_parse as sre_parser
 
-Spans = list[tuple[int, int]]
-
-LAST = 0x10FFFF
 ANY: Expression = ["chars", [[0, LAST]]]
 _BEYOND_ASCII = (0x80, LAST)
 _NARROW: dict[str, Spans] = {  # what surely belongs to a class …
@@ -35,16 +32,6 @@ _BEGINNINGS = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 _ENDINGS = (sre.AT_END, sre.AT_END_STRING)
 
 
-def complement(spans: Spans) -> Spans:
-    """The characters outside `spans`."""
-    found, start = [], 0
-    for low, high in sorted(spans):
-        if low > start:
-            found.append((start, low - 1))
-        start = max(start, high + 1)
-    return [*found, (start, LAST)] if start <= LAST else found
-
-
 def found_by(regex: str) -> Expression:
     """The texts in which a regular expression is found. Classes such as `\\w` mean their ASCII characters.
 
@@ -58,6 +45,11 @@ def found_by(regex: str) -> Expression:
     if parsed.state.flags & ~re.UNICODE:
         raise UnsupportedError(f"the pattern {regex!r} (flags)")
     return _Pattern(regex).sequence(list(parsed), left=True, right=True)
+
+
+def whole(regex: str) -> Expression:
+    """The texts that a regular expression matches from end to end; otherwise as `found_by`."""
+    return found_by(f"^(?:{regex})$")
 
 
 class _Pattern:
@@ -94,13 +86,13 @@ class _Pattern:
         if code is sre.LITERAL:
             return chr(value)
         if code is sre.ANY:
-            return _class(complement([(0x0A, 0x0A)]))
+            return of_spans(complement([(0x0A, 0x0A)]))
         if code is sre.NOT_LITERAL:
-            return _class(complement([(value, value)]))
+            return of_spans(complement([(value, value)]))
         if code is sre.IN:
             negated = value[0][0] is sre.NEGATE
             spans = self._members(value[1:] if negated else value, _WIDE if negated else _NARROW)
-            return _class(complement(spans) if negated else spans)
+            return of_spans(complement(spans) if negated else spans)
         if code in (sre.MAX_REPEAT, sre.MIN_REPEAT):
             least, most, inner = value
             return e.rep(self.sequence(list(inner)), least, None if most is sre.MAXREPEAT else most)
@@ -124,10 +116,6 @@ class _Pattern:
 
     def _unsupported(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the pattern {self._regex!r} ({what})")
-
-
-def _class(spans: Spans) -> Expression:
-    return ["chars", [list(span) for span in complement(complement(spans))]]
 
 
 def within(expression: Expression, least: int, most: int | None) -> Expression | None:

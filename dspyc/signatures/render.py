@@ -203,6 +203,7 @@ _QUIET: dict[str, Any] = {
     "send_stream": None,
     "stream_listeners": [],
     "warn_on_type_mismatch": False,
+    "dspyc_run": None,  # compiler.calls: nothing is called that a ledger would record
 }
 
 

@@ -17,7 +17,7 @@ from ..errors import ProgramError
 from .adapted import adapter_of
 from .code import class_key, held
 from .digests import fingerprint
-from .fingerprints import adapter_key, is_secret, lm_key, public, signature_fingerprint, stable, type_key
+from .fingerprints import adapter_key, lm_key, public, signature_fingerprint, stable, type_key
 from .mixins import written_class
 
 
@@ -258,13 +258,13 @@ def _settings(module: Any, seen: set[int]) -> list[Any]:
         return []
     seen.add(id(module))
     plain = {
-        name: held(value)
+        name: value
         for name, value in vars(module).items()
-        if not (name.startswith("_") or name in _NOT_STRUCTURE or is_secret(name) or isinstance(value, dspy.Module))
+        if not (name.startswith("_") or name in _NOT_STRUCTURE or isinstance(value, dspy.Module))
     }
     inner = [
         [path, _class_path(item), _settings(item, seen)]
         for path, item in _members(module)
         if isinstance(item, dspy.Module)
     ]
-    return [class_key(written_class(type(module))), stable(plain), inner]
+    return [class_key(written_class(type(module))), held(plain), inner]

@@ -70,5 +70,8 @@ def _lines(text: str) -> list[str]:
 
 def short(value: Any, limit: int = 200) -> str:
     """A value in a message: an error as it reads, anything else as Python writes it."""
-    text = str(value) if isinstance(value, BaseException) else repr(value)
+    return cut(str(value) if isinstance(value, BaseException) else repr(value), limit)
+
+
+def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"

@@ -14,12 +14,14 @@ from dspy import lm15
 from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
-from dspyc.models import AsyncLocalEngine, LocalEngine, identity
+from dspyc.models import AsyncLocalEngine, ChatTokenizer, LocalEngine, identity, load_tokenizer
 from dspyc.models.generation import Ending, Generation, Job
 from dspyc.models.memory import MemoryPlan, plan
 from dspyc.models.opening import Opening
 from dspyc.models.sampling import Sampling, choose
+from dspyc.models.scheduler import Scheduler
 from dspyc.models.streaming import TextStream
+from dspyc.models.weights import load_model
 from tests.models import single, small
 
 SIZE = len(small.tokenizer())
@@ -265,46 +267,64 @@ def test_a_model_that_does_not_fit_is_refused_with_figures(tmp_path: Path) -> No
         plan(tmp_path, "cpu", "float32")
 
 
-def test_a_prompt_that_does_not_fit_the_planned_memory_is_refused(tmp_path: Path) -> None:
-    folder = small.llama(tmp_path / "little", seed=12)
-    single.replies(folder, single.greedy([5], 1))
-    model = single.model(folder)
-    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+def within(folder: Path, tokens: int, *jobs: Job) -> float:
+    """Have jobs that come together answered where the keys and values of so many tokens are planned for batches; the most of
+    that which was held, as a share."""
+    model, chat = load_model(folder, "cpu", "float32"), ChatTokenizer(load_tokenizer(folder))
+    heads, whole = model.config.num_key_value_heads, model.config.hidden_size // model.config.num_attention_heads
+    size = getattr(model.config, "head_dim", None) or whole
+    a_token = 2 * model.config.num_hidden_layers * heads * size * model.dtype.itemsize
+    planned = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=tokens * a_token)
+    ending = Ending(chat.stop_ids, chat.decode, chat.opening)
+    scheduler = Scheduler(model, ending, chat.tokenizer.pad_token_id, planned, lambda identity, folder: None)
+    scheduler.submit(jobs)
+    most = 0
+    while not all(job.reply.done() for job in jobs):
+        assert scheduler.live
+        scheduler.step()
+        most = max(most, scheduler.memory.batch)
+    assert not scheduler.live
+    return most / planned.batch
+
+
+def test_long_texts_of_longrope_keep_to_the_planned_memory(tmp_path: Path) -> None:
+    folder = small.phi3(tmp_path / "phi3", short=64)
+    asked = [[5 + i, *range(20, 120)] for i in range(4)]
+    jobs = [single.greedy(ids, 10) for ids in asked]
+    assert 0.4 < within(folder, 250, *jobs) <= 1  # two at a time
+    assert [job.reply.result().text for job in jobs] == [single.answer(folder, ids, 10) for ids in asked]
+
+
+def test_a_prompt_that_does_not_fit_the_planned_memory_is_refused(llama: Path) -> None:
     jobs = [single.greedy([5, i], 10) for i in range(20)]
-    asked = model.submit(*jobs, single.greedy(list(range(5, 105)), 10))
-    assert [future.result(30).text for future in asked[:20]] == [single.answer(folder, [5, i], 10) for i in range(20)]
+    long = single.greedy(list(range(5, 105)), 10)
+    within(llama, 60, *jobs, long)
+    assert [job.reply.result().text for job in jobs] == [single.answer(llama, [5, i], 10) for i in range(20)]
     with pytest.raises(ModelError, match=r"keys and values take .* are planned for batches"):
-        asked[20].result(30)
+        long.reply.result()
 
 
-def test_a_prompt_that_is_refused_leaves_those_that_came_with_it_alone(tmp_path: Path) -> None:
-    folder = small.llama(tmp_path / "mixed", seed=13)
-    single.replies(folder, single.greedy([5], 1))
-    model = single.model(folder)
-    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+def test_a_prompt_that_is_refused_leaves_those_that_came_with_it_alone(llama: Path) -> None:
     short = [[5, 6, 7 + i, *range(20, 26)] for i in range(3)]
     long = [9, *range(30, 102)]  # 73 tokens
-    prompts = [long, short[0], [*long], short[1], [*long, 8], short[2]]
-    asked = model.submit(*(single.greedy(ids, 4) for ids in prompts))
-    for ids, future in zip(prompts, asked, strict=True):
-        if ids in short:
-            assert future.result(30).text == single.answer(folder, ids, 4)
+    jobs = [single.greedy(ids, 4) for ids in (long, short[0], [*long], short[1], [*long, 8], short[2])]
+    within(llama, 60, *jobs)
+    for job in jobs:
+        if job.ids in short:
+            assert job.reply.result().text == single.answer(llama, job.ids, 4)
         else:
             with pytest.raises(ModelError, match="are planned for batches"):
-                future.result(30)
+                job.reply.result()
 
 
-def test_twins_of_which_one_is_refused(tmp_path: Path) -> None:
-    folder = small.llama(tmp_path / "twins", seed=14)
-    single.replies(folder, single.greedy([5], 1))
-    model = single.model(folder)
-    model._scheduler._plan = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=60 * model._scheduler._token_bytes)
+def test_twins_of_which_one_is_refused(llama: Path) -> None:
     ids = list(range(20, 60))
-    refused, one, other = model.submit(single.greedy(ids, 30), single.greedy(ids, 4), single.greedy(ids, 5))
+    refused, one, other = single.greedy(ids, 30), single.greedy(ids, 4), single.greedy(ids, 5)
+    within(llama, 60, refused, one, other)
     with pytest.raises(ModelError, match="are planned for batches"):
-        refused.result(30)
-    assert one.result(30).text == single.answer(folder, ids, 4)
-    assert other.result(30).text == single.answer(folder, ids, 5)
+        refused.reply.result()
+    assert one.reply.result().text == single.answer(llama, ids, 4)
+    assert other.reply.result().text == single.answer(llama, ids, 5)
 
 
 def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: None) -> None:

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 import dspy
 import pytest
 import torch
+from dspy.adapters.decision import resolve_adapter
 from dspy.adapters.types.decision import Choice, Noul, Score
 
 import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine, load_model
 from dspyc.signatures import prompt
@@ -185,14 +187,27 @@ def test_a_decision_is_what_the_plain_choice_would_be(lm):
     assert found(q="?").x.probabilities == pytest.approx(dspyc.choice_probabilities(expected, q="?")["x"])
 
 
-@pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}])
-def test_with_generation_settings_a_decision_is_text(lm, config):
+@pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
+def test_generation_settings_do_not_change_how_sure_the_model_is(lm, config):
     predictor = dspy.Predict(Decide)
     predictor.lm = lm
-    found = [predictor(ticket="Help!", config=config), asyncio.run(predictor.acall(ticket="Help!", config=config))]
-    assert all(len(each.completions.queue) == config.get("n", 1) for each in found)
+    expected = predictor(ticket="Help!").queue.probabilities
+    for found in (
+        predictor(ticket="Help!", config=config),
+        asyncio.run(predictor.acall(ticket="Help!", config=config)),
+    ):
+        assert [each.probabilities for each in found.completions.queue] == [expected] * config.get("n", 1)
     assert len(predictor(ticket="Help!", lm=lm.copy(n=2)).completions.queue) == 2
     assert len(predictor(ticket="Help!", lm=lm.copy(n=2, temperature=1.0)).completions.queue) == 2
+
+
+def test_with_log_probabilities_a_decision_is_text(lm):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    before = predictor(ticket="Help!")
+    found = predictor(ticket="Help!", config={"logprobs": True})
+    assert found.queue.probabilities != before.queue.probabilities
+    assert found.logprobs
 
 
 def test_decisions_are_choices_too(lm):
@@ -216,8 +231,62 @@ def test_decisions_behind_reasoning_have_probabilities(lm):
     assert all(sum(options.values()) == pytest.approx(1) for options in found.values())
 
 
-def test_beside_other_outputs_evidence_is_written_and_read(lm):
-    predictor = dspy.ChainOfThought(Decide)
-    predictor.set_lm(lm)
-    found = predictor(ticket="Help!")
-    assert 0 <= found.urgent.probability <= 1
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_beside_other_outputs_decisions_hold_the_models_own_probabilities(lm, adapter):
+    program = dspy.ChainOfThought(Decide.append("tags", dspy.OutputField(), type_=list[str]))
+    program.set_lm(lm)
+    program.predict.demos = [{"ticket": "?", "reasoning": "r", "queue": "billing", "tags": []}]
+    with dspy.context(adapter=adapter):
+        found = program(ticket="Help!")
+        again = asyncio.run(program.acall(ticket="Help!"))
+        expected = dspyc.choice_probabilities(program, ticket="Help!")
+    assert found.toDict() == again.toDict()
+    assert found.queue.probabilities == pytest.approx(expected["queue"], abs=1e-6)
+    assert found.urgent.probability == pytest.approx(expected["urgent"][True], abs=1e-6)
+    assert found.anger.probabilities == pytest.approx(expected["anger"], abs=1e-6)
+    assert isinstance(found.reasoning, str)
+    assert isinstance(found.tags, list)
+
+
+def test_several_replies_have_evidence_of_their_own(lm):
+    program = dspy.ChainOfThought(
+        dspy.Signature("q -> sure: bool").with_updated_fields("sure", type_=Noul, desc="sure")
+    )
+    program.set_lm(lm)
+    found = program(q="?", config={"n": 3, "temperature": 1.0})
+    reasons, sure = found.completions.reasoning, [each.probability for each in found.completions.sure]
+    assert len({*reasons}) == len({*sure}) == 3
+
+
+def test_a_ledger_remembers_decisions(lm, tmp_path):
+    program = dspy.ChainOfThought(Decide)
+    program.set_lm(lm)
+    examples = [dspy.Example(ticket="Help!").with_inputs("ticket")]
+    judge = dspy.Predict("q -> a: bool")
+    judge.lm = lm
+
+    def metric(*_):
+        return dspyc.choice_probabilities(judge, q="?")["a"][True]
+
+    found, calls = [], []
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            subject = observe(program, "student", identity="one")
+            (trace,) = bootstrap(subject, examples, metric=metric, ledger=ledger, show_progress=False)
+        found.append((trace.prediction.toDict(), trace.score))
+        calls.append(lm.engine.calls)
+    assert calls[1] - calls[0] == 1  # the metric's own question, which is no call of the program
+    assert found[0] == found[1] == (program(ticket="Help!").toDict(), metric())
+
+
+def test_a_call_that_cannot_be_seen_is_answered_in_text(lm):
+    class Own(dspy.Predict):
+        def forward(self, **kwargs):
+            lm, config, signature, demos, kwargs = self._forward_preprocess(**kwargs)
+            adapter = resolve_adapter(lm, dspy.ChatAdapter(), signature, self.fields)
+            return adapter(lm, lm_kwargs=config, signature=signature, demos=demos, inputs=kwargs)[0]
+
+    predictor, seen = Own(Decide), dspy.Predict(Decide)
+    predictor.lm = seen.lm = lm
+    written, scored = predictor(ticket="Help!")["urgent"], seen(ticket="Help!").urgent
+    assert written.probability != scored.probability

@@ -3,18 +3,20 @@
 import functools
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 
 from dspyc.evaluation import metric_fingerprint
 from dspyc.signatures import program_fingerprint
 
 METRICS = """
-import functools
+import dspy, functools
 LIMIT = {limit}
 WEIGHTS = {{"a": {weight}}}
 
@@ -38,8 +40,42 @@ class Judge:
     def score(self, prediction):
         return {score}
 
+    def helped(self):
+        return {helped}
+    def by_help(self, example, prediction):
+        return self.helped()
+
 class Strict(Judge):
     pass
+
+@functools.cache
+def slow(value):
+    return {cached}
+
+def with_slow(example, prediction):
+    return slow(1)
+
+def at_least(function, threshold):
+    @functools.wraps(function)
+    def wrapper(example, prediction):
+        return function(example, prediction) >= threshold
+    return wrapper
+
+def plain(example, prediction):
+    return 1.0
+
+judge = dspy.Predict(dspy.Signature("q -> a: bool", "Say {asks}."))
+
+def asking(example, prediction):
+    return judge(q="?").a
+
+COUNT, MEMORY = 0, {{}}
+
+def counting(example, prediction):
+    global COUNT
+    COUNT += 1
+    MEMORY[COUNT] = prediction
+    return prediction in {{"one", "two", "three", "four"}}
 
 MADE = {{
     "function": metric,
@@ -48,11 +84,18 @@ MADE = {{
     "object": Judge({limit_of_object}),
     "subclass": Strict(1),
     "method": Judge({limit_of_object}).score,
+    "helped": Judge(3).by_help,
+    "cached": with_slow,
+    "wrapped": at_least(plain, {wrapped}),
+    "asking": asking,
+    "lambda": lambda example, prediction: [x.a{inner} for x in prediction] in ({{"one", "two", "three"}}, 1),
+    "counting": counting,
 }}
 """
 AS_IT_IS = {
     **{"limit": 1, "weight": 2, "added": 3, "least": 4, "scale": 5},
     **{"score": 6, "partial": 7, "closed": 0.5, "limit_of_object": 9},
+    **{"helped": 10, "cached": 11, "wrapped": 12, "asks": 13, "inner": 14},
 }
 CHANGES = {
     "limit": {"function", "partial"},  # a constant of its module
@@ -62,8 +105,13 @@ CHANGES = {
     "partial": {"partial"},
     "closed": {"closure"},
     "limit_of_object": {"object", "method"},
-    "score": {"object", "subclass", "method"},  # another method
-    "scale": {"object", "subclass"},  # a constant of the class
+    "score": {"object", "subclass", "method", "helped"},  # another method
+    "scale": {"object", "subclass", "method", "helped"},  # a constant of the class
+    "helped": {"helped", "object", "subclass", "method"},  # what a method calls
+    "cached": {"cached"},  # a function behind functools.cache
+    "wrapped": {"wrapped"},  # what a decorator closes over
+    "asks": {"asking"},  # the instructions of a judge
+    "inner": {"lambda"},  # an attribute within a comprehension of a lambda
 }
 
 
@@ -103,6 +151,44 @@ def odd(number: int, _: Any = None) -> bool:
     return number != 0 and even(number - 1)
 
 
+def test_what_a_function_remembers_is_no_change() -> None:
+    before = metric_fingerprint(counting)
+    assert counting("e", "p")
+    assert metric_fingerprint(counting) == before
+    globals()["MEMORY"] = {}  # another one
+    assert metric_fingerprint(counting) == before
+    globals()["MEMORY"] = {"a": 1}
+    assert metric_fingerprint(counting) != before
+
+
+COUNT, MEMORY = 0, dict[Any, Any]()
+
+
+def counting(example: Any, prediction: Any) -> bool:
+    global COUNT
+    COUNT += 1
+    MEMORY[COUNT] = prediction
+    return len(MEMORY) > 0
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert len({metric_fingerprint(functools.partial(even, number=kind(3))) for kind in (np.float32, float)}) == 1
+    assert metric_fingerprint(functools.partial(even, np.int64(3))) != metric_fingerprint(
+        functools.partial(even, np.int64(4))
+    )
+
+
+def test_functions_that_share_others_are_described_once() -> None:
+    names = [f"helper_{i}" for i in range(40)]
+    space: dict[str, Any] = {"__name__": "shared"}
+    for i, name in enumerate(names):
+        after = " + ".join(f"{n}()" for n in names[i + 1 : i + 3]) or "1"
+        exec(f"def {name}():\n    return {after}", space)
+    started = time.monotonic()
+    assert metric_fingerprint(space["helper_0"]) != metric_fingerprint(space["helper_1"])
+    assert time.monotonic() - started < 5
+
+
 def test_objects_and_what_they_hold_have_no_addresses() -> None:
     class Client:
         pass
@@ -125,6 +211,24 @@ class Program(dspy.Module):
 
     def forward(self, question: str) -> Any:
         return self.answer(question=question)
+
+
+class Agent(Program):
+    """It keeps its own methods, as agents do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tools: list[Any] = [self.search, dspy.Tool(self.forward)]
+        self.ways = {"search": self.search}
+        self.react = dspy.ReAct("question -> answer", tools=self.tools)
+
+    def search(self, city: str) -> str:
+        return city
+
+
+def test_an_agent_that_holds_its_own_methods_has_a_fingerprint() -> None:
+    assert program_fingerprint(Agent()) == program_fingerprint(Agent())
+    assert metric_fingerprint(Agent().search) == metric_fingerprint(Agent().search)
 
 
 class Spoiled(Program):
