@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .job import RemoteJob as RemoteJob
-    from .job import attach as attach
-    from .job import forget as forget
+    from .known import attach as attach
+    from .known import forget as forget
     from .lm import LM as LM
     from .local import LocalLM as LocalLM
     from .local import LocalProvider as LocalProvider
@@ -32,8 +32,8 @@ _DOORS = {
     "LocalTrainingJob": "local",
     "RemoteJob": "job",
     "RemoteProvider": "remote",
-    "attach": "job",
-    "forget": "job",
+    "attach": "known",
+    "forget": "known",
 }
 
 __all__ = [  # noqa: RUF022 (in plain order)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, ProviderError, TransientError, needing
-from .faults import MissingError, TakenError
+from .faults import MissingError, TakenError, retry_after, transient
 
 CREDENTIALS = (
     "Credentials come from the SDK: `aws_profile`, AWS_* variables, `aws configure sso`, or the machine's role."
@@ -83,10 +83,7 @@ def _refused(response: Any, operation: str) -> ProviderError:
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     said = f"AWS refused {operation} ({code}): {response.get('Error', {}).get('Message', '')}"
     if code in _PASSING or status == 429 or status >= 500:
-        failure = TransientError(said)
-        wait = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-        failure.retry_after = float(wait) if wait.isdigit() else None
-        return failure
+        return transient(said, retry_after(response.get("ResponseMetadata", {}).get("HTTPHeaders", {})))
     if code in _EXPIRED:
         return ProviderError(said, hint=f"The credentials have expired: sign in again. {CREDENTIALS}")
     if code in _UNKNOWN:

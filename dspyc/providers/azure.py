@@ -19,8 +19,10 @@ class AzureProvider(OpenAIProvider):
 
     name: ClassVar[str] = "azure"
     connects: ClassVar[tuple[str, ...]] = ("api_base", "api_version")
+    usual: ClassVar[Mapping[str, Any]] = {}  # each resource has an address of its own
     credentials: ClassVar[str] = "Set AZURE_API_KEY and AZURE_API_BASE, or pass api_key and api_base to dspyc.LM."
     allowed: ClassVar[tuple[str, ...]] = (*openai_settings.SETTINGS, "deployment")
+    serving: ClassVar[tuple[str, ...]] = ("deployment",)
     marks: ClassVar[bool] = False
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
@@ -60,8 +62,8 @@ class AzureProvider(OpenAIProvider):
         base = str(resource).rstrip("/").removesuffix("/openai/v1").removesuffix("/openai")
         return f"{base}/openai/v1/"
 
-    @staticmethod
-    def _environment() -> dict[str, str]:
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
         found = os.environ.get("AZURE_API_BASE") or os.environ.get("AZURE_OPENAI_ENDPOINT")
         return {"api_base": found} if found else {}
 

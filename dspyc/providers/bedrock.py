@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import ProviderError
+from ..errors import ProviderError, TransientError
 from . import aws
 from .bedrock_settings import BedrockSettings, job_name, model_name, read_settings
 from .faults import MissingError, TakenError
@@ -52,6 +52,7 @@ class BedrockProvider(RemoteProvider):
         "commitment",
         "tags",
     )
+    serving = ("start_endpoint", "model_units", "commitment", "tags", "aws_profile")
     validates = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -66,7 +67,7 @@ class BedrockProvider(RemoteProvider):
         return read_settings(order.model, order.settings).family.formatter
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
-        return float((settings.get("hyperparameters") or {}).get("epochCount", 3))
+        return float((settings.get("hyperparameters") or {}).get("epochCount") or 3)
 
     def upload(self, order: Order, record: JobRecord) -> None:
         told = read_settings(order.model, order.settings)
@@ -144,6 +145,8 @@ class BedrockProvider(RemoteProvider):
         self.keep(record, model_arn=model)
         if _of(record).start_endpoint:
             return self.start_endpoint(record)
+        if _is_arn(record.facts.get("endpoint")):
+            return f"bedrock/converse/{record.facts['endpoint']}"  # it was started since
         logger.warning("%s can be called after `job.start_endpoint()` alone.", model)
         return f"bedrock/converse/{model}"
 
@@ -164,19 +167,24 @@ class BedrockProvider(RemoteProvider):
             if not found:
                 raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.wait()`.")
             self.keep(record, model_arn=found)
-        if not record.facts.get("endpoint"):
+        if _is_arn(record.facts.get("endpoint")):
+            try:
+                self._endpoint(told, record)
+            except MissingError:
+                logger.warning("%s was deleted at AWS: another is started.", record.facts["endpoint"])
+                self.keep(record, endpoint=None)
+        if not _is_arn(record.facts.get("endpoint")):
             self._create_endpoint(told, record)
         self._wait_for_endpoint(told, record)
         return f"bedrock/converse/{record.facts['endpoint']}"
 
     def stop_endpoint(self, record: JobRecord) -> None:
         """End the endpoint, and its cost; none is no error. The model itself stays, and can be served again."""
-        endpoint = record.facts.get("endpoint")
+        endpoint, client = record.facts.get("endpoint"), self._bedrock(record)
         if not endpoint:
             return
-        client = self._bedrock(record)
         try:
-            if _on_demand(endpoint):
+            if _of(record).family.on_demand:
                 aws.ask(client.delete_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
             else:
                 aws.ask(client.delete_provisioned_model_throughput, provisionedModelId=endpoint)
@@ -185,47 +193,61 @@ class BedrockProvider(RemoteProvider):
         self.keep(record, endpoint=None)
 
     def _create_endpoint(self, told: BedrockSettings, record: JobRecord) -> None:
-        """Each start has a token of its own, kept before AWS is asked: one that is asked twice makes one endpoint."""
+        """Each start has a token and a name of its own, kept before AWS is asked: one that is asked twice makes one endpoint,
+        and one whose answer never came is ended by its name."""
         client, model = self._client("bedrock", told), record.facts["model_arn"]
-        token = f"{record.token}-e{record.facts.get('endpoints', 0) + 1}"
+        unanswered = record.facts.get("endpoint") is not None
+        number = record.facts.get("endpoints", 0) + (not unanswered)
+        token = f"{record.token}-e{number}"
         name = model_name(told.job_name or told.base, token)
-        if told.family.on_demand:
-            made = aws.ask(
-                client.create_custom_model_deployment,
-                modelDeploymentName=name,
-                modelArn=model,
-                clientRequestToken=token,
-            )
-            endpoint, cost = made["customModelDeploymentArn"], "Calls are paid by the token; idle, it costs nothing."
-        else:
-            made = aws.ask(
-                client.create_provisioned_model_throughput,
-                provisionedModelName=name,
-                modelId=model,
-                modelUnits=told.model_units,
-                clientRequestToken=token,
-                **({"commitmentDuration": told.commitment} if told.commitment else {}),
-            )
-            bound = f", for {told.commitment} at least" if told.commitment else ""
-            endpoint = made["provisionedModelArn"]
-            cost = f"{told.model_units} model unit(s) are paid by the hour{bound}, used or not, until `job.stop_endpoint()`."
-        self.keep(record, endpoint=endpoint, endpoints=record.facts.get("endpoints", 0) + 1)
+        self.keep(record, endpoint=name, endpoints=number)
+        try:
+            if told.family.on_demand:
+                made = aws.ask(
+                    client.create_custom_model_deployment,
+                    modelDeploymentName=name,
+                    modelArn=model,
+                    clientRequestToken=token,
+                )
+                endpoint = made["customModelDeploymentArn"]
+                cost = "Calls are paid by the token; idle, it costs nothing."
+            else:
+                made = aws.ask(
+                    client.create_provisioned_model_throughput,
+                    provisionedModelName=name,
+                    modelId=model,
+                    modelUnits=told.model_units,
+                    clientRequestToken=token,
+                    **({"commitmentDuration": told.commitment} if told.commitment else {}),
+                )
+                bound = f", for {told.commitment} at least" if told.commitment else ""
+                paid = f"{told.model_units} model unit(s) are paid by the hour{bound}"
+                endpoint = made["provisionedModelArn"]
+                cost = f"{paid}, used or not, until `job.stop_endpoint()`."
+        except ProviderError as error:
+            if not (unanswered or isinstance(error, TransientError)):
+                self.keep(record, endpoint=None)  # AWS refused: there is none
+            raise
+        self.keep(record, endpoint=endpoint)
         logger.warning("Started %s. %s Storing the custom model costs by the month.", endpoint, cost)
 
     def _wait_for_endpoint(self, told: BedrockSettings, record: JobRecord) -> None:
-        endpoint, client = record.facts["endpoint"], self._client("bedrock", told)
+        endpoint = record.facts["endpoint"]
 
         def ready() -> bool:
-            if _on_demand(endpoint):
-                found = aws.ask(client.get_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
-            else:
-                found = aws.ask(client.get_provisioned_model_throughput, provisionedModelId=endpoint)
+            found = self._endpoint(told, record)
             if found["status"] == "Failed":
                 self.keep(record, endpoint=None)
                 raise ProviderError(f"{endpoint} failed: {found.get('failureMessage') or 'AWS gives no reason'}")
             return found["status"] in _READY
 
         self.wait_until(ready, endpoint)
+
+    def _endpoint(self, told: BedrockSettings, record: JobRecord) -> Any:
+        endpoint, client = record.facts["endpoint"], self._client("bedrock", told)
+        if told.family.on_demand:
+            return aws.ask(client.get_custom_model_deployment, customModelDeploymentIdentifier=endpoint)
+        return aws.ask(client.get_provisioned_model_throughput, provisionedModelId=endpoint)
 
     def _job(self, record: JobRecord, identifier: str | None = None) -> Any:
         return aws.ask(self._bedrock(record).get_model_customization_job, jobIdentifier=identifier or record.remote_id)
@@ -252,5 +274,6 @@ def _folder(told: BedrockSettings, record: JobRecord) -> str:
     return "/".join(part for part in (told.prefix, record.token) if part)
 
 
-def _on_demand(endpoint: str) -> bool:
-    return ":custom-model-deployment/" in endpoint
+def _is_arn(endpoint: str | None) -> bool:
+    """Whether AWS answered when the endpoint was asked for; until then it has a name alone."""
+    return endpoint is not None and endpoint.startswith("arn:")

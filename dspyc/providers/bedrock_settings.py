@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError
 from .rows import Formatter
 from .rows.bedrock import NOVA, TEXT
+from .settings import check_mapping
 
 ROLE = "DSPYC_BEDROCK_ROLE_ARN"  # the environment variable that stands in for `role_arn`
 
@@ -47,7 +48,7 @@ class Range:
             number = Decimal(str(value))
         except ArithmeticError:
             number = Decimal("NaN")
-        fits = number.is_finite() and self.least <= number <= self.most
+        fits = number.is_finite() and Decimal(str(self.least)) <= number <= Decimal(str(self.most))
         if isinstance(value, bool) or not fits or (self.whole and number != number.to_integral_value()):
             kind = "whole numbers" if self.whole else "numbers"
             raise ConfigError(
@@ -152,6 +153,8 @@ def read_settings(model: str, train_kwargs: Mapping[str, Any]) -> BedrockSetting
             f"{base} is called through provisioned throughput, which costs by the hour until `job.stop_endpoint()`.",
             hint="Pass start_endpoint=True to have it started after training, or False to train alone.",
         )
+    check_mapping(train_kwargs, "hyperparameters")
+    check_mapping(train_kwargs, "tags")
     _check_endpoint(endpoint, train_kwargs.get("model_units", 1), train_kwargs.get("commitment"))
     name, profile = train_kwargs.get("job_name"), train_kwargs.get("aws_profile")
     return BedrockSettings(
@@ -204,7 +207,7 @@ def hyperparameters(base: str, given: Mapping[str, Any]) -> dict[str, str]:
     unknown = sorted(set(given) - set(takes) - _SHARED)
     if unknown:
         raise ConfigError(f"{base} takes no {', '.join(unknown)}.", hint=f"It takes {', '.join(takes)}.")
-    wanted = {name: given.get(name, allowed.default) for name, allowed in takes.items()}
+    wanted = {name: allowed.default if given.get(name) is None else given[name] for name, allowed in takes.items()}
     return {name: takes[name].text(name, value) for name, value in wanted.items() if value is not None}
 
 
@@ -226,7 +229,7 @@ def _valid(text: str, token: str, other: str) -> str:
 
 def _check_endpoint(wanted: Any, units: Any, commitment: Any) -> None:
     """What AWS would refuse after the training was paid for."""
-    if wanted not in (None, True, False):
+    if wanted is not None and not isinstance(wanted, bool):  # 0 is not False, and would start it
         raise ConfigError(f"`start_endpoint` is {wanted!r}.", hint="Use True or False.")
     if not isinstance(units, int) or isinstance(units, bool) or units < 1:
         raise ConfigError(f"`model_units` is {units!r}.", hint="Use a whole number of at least 1.")

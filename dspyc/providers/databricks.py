@@ -29,6 +29,7 @@ from .faults import MissingError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
+from .settings import check_mapping
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,22 @@ class DatabricksProvider(RemoteProvider):
         *_RUNTIME_ALONE,
         *_RETIRED_ALONE,
     )
+    serving = ("skip_deploy",)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._clients: dict[tuple[str | None, str | None], Any] = {}
+
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        found = workspace.own_host()
+        return {"host": found} if found else {}
+
+    def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        named, profile = settings.get("databricks_host"), settings.get("databricks_profile")
+        own = workspace.own_host(profile) if profile else self.connection.get("host")
+        host = workspace.address(named) if named else own
+        return {"host": host} if host else {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
@@ -82,6 +95,7 @@ class DatabricksProvider(RemoteProvider):
         if _retired(settings):
             logger.warning("%s", retired.NOTICE)
         _one_of(settings, "accelerator", _ACCELERATORS)
+        check_mapping(settings, "training")
         TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
 
     def formatter(self, order: Order) -> Formatter:
@@ -190,6 +204,7 @@ class DatabricksProvider(RemoteProvider):
             workload_type=serving.ServingModelWorkloadType.GPU_SMALL,
             scale_to_zero_enabled=True,
         )
+        self.keep(record, endpoint=name)
         try:
             ask(lambda: client.serving_endpoints.get(name))
         except MissingError:
@@ -206,6 +221,7 @@ class DatabricksProvider(RemoteProvider):
             ask(lambda: client.serving_endpoints.delete(name))
         except MissingError:
             logger.info("The endpoint %s was gone already.", name)
+        self.keep(record, endpoint=None)
 
     def calling(self) -> dict[str, Any]:
         """The SDK's own token, where LiteLLM has none: it reads other variables, and asks the SDK only without headers, which
@@ -242,7 +258,7 @@ class DatabricksProvider(RemoteProvider):
 
     def _client(self, record: JobRecord) -> Any:
         """Made once for a workspace, since the SDK asks it about itself first."""
-        host = record.settings.get("databricks_host") or record.facts.get("host")
+        host = record.connection.get("host") or record.facts.get("host")  # the fact: where the SDK alone knew it
         profile = record.settings.get("databricks_profile")
         if (host, profile) not in self._clients:
             self._clients[host, profile] = workspace.client(host, profile, self.secrets.get("api_key"))

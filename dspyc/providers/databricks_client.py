@@ -1,9 +1,13 @@
 """databricks-sdk as the provider uses it: loaded when first needed, and its faults explained."""
 
+import configparser
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ..errors import ConfigError, ProviderError, TransientError, needing
 from .faults import MissingError
@@ -40,9 +44,29 @@ def _configured(host: str | None, profile: str | None, token: str | None) -> Any
     if host and not profile:
         with suppress(ValueError):
             own = Config(token=token, retry_timeout_seconds=_RETRY_SECONDS)
-            if str(own.host).rstrip("/") == host.rstrip("/"):
+            if own.host and address(own.host) == address(host):
                 return own
     return Config(host=host, profile=profile, token=token, retry_timeout_seconds=_RETRY_SECONDS)
+
+
+def own_host(profile: str | None = None) -> str | None:
+    """The workspace of the SDK's own configuration: by DATABRICKS_HOST, else by a profile in its file; None where only the SDK
+    can find out."""
+    named = os.environ.get("DATABRICKS_HOST")
+    if named:
+        return address(named)
+    file = configparser.ConfigParser(default_section="", interpolation=None)  # no profile inherits from [DEFAULT] there
+    with suppress(configparser.Error, OSError, ValueError):  # the SDK says what is wrong with its file
+        file.read(Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser())
+    usual = file.get("__settings__", "default_profile", fallback="DEFAULT")
+    found = file.get(profile or os.environ.get("DATABRICKS_CONFIG_PROFILE") or usual, "host", fallback=None)
+    return address(found) if found else None
+
+
+def address(host: str) -> str:
+    """A workspace as the SDK names it: by https where nothing is said, without a slash at the end of its path."""
+    parts = urlsplit(host if "://" in host else f"https://{host}")
+    return parts._replace(path=parts.path.rstrip("/")).geturl()
 
 
 def bearer(client: Any) -> dict[str, str]:

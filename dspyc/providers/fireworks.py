@@ -10,19 +10,20 @@ job.stop_endpoint()
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ConfigError, ProviderError, TransientError
 from .faults import MissingError, TakenError
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rest import Rest, given
 from .rows import Formatter
 from .rows.fireworks import FIREWORKS
+from .settings import check_count, check_rate
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
 
-_ADDRESS = "https://api.fireworks.ai"
+_VARIABLES = {"address": "FIREWORKS_API_URL", "account": "FIREWORKS_ACCOUNT_ID"}
 _STATUS = {
     "JOB_STATE_CREATING": JobStatus.pending,
     "JOB_STATE_PENDING": JobStatus.pending,
@@ -33,6 +34,7 @@ _STATUS = {
     "JOB_STATE_FAILED": JobStatus.failed,
     "JOB_STATE_EXPIRED": JobStatus.failed,
 }
+_DELETED = ("DELETING", "DELETED")  # where it may stay for long
 _NAMES = {
     "epochs": "epochs",
     "learning_rate": "learningRate",
@@ -47,10 +49,22 @@ class FireworksProvider(RemoteProvider):
     """Supervised fine-tuning jobs. The job's, dataset's and model's ids are ours, so that nothing is made twice."""
 
     name = "fireworks"
+    # No api_base, which is where models are called.
+    usual: ClassVar[Mapping[str, Any]] = {"address": "https://api.fireworks.ai"}
     secret = ("api_key",)
     credentials = "Set FIREWORKS_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = (*_NAMES, "start_endpoint", "account_id")
+    serving = ("start_endpoint",)
     most_bytes = 150 * 2**20  # https://docs.fireworks.ai/api-reference/upload-dataset-files
+
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        return {name: os.environ[variable] for name, variable in _VARIABLES.items() if os.environ.get(variable)}
+
+    def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the environment's account where the order names one."""
+        found = super().place(settings)
+        return {k: v for k, v in found.items() if k != "account"} if settings.get("account_id") else found
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         if not isinstance(settings.get("start_endpoint"), bool):
@@ -58,12 +72,16 @@ class FireworksProvider(RemoteProvider):
                 "Fireworks serves tuned models by deployments, which cost by the GPU hour until `job.stop_endpoint()`.",
                 hint="Pass start_endpoint=True to have one started after training, or False to train alone.",
             )
+        for name in ("epochs", "batch_size", "max_context_length"):
+            check_count(settings, name)
+        check_count(settings, "lora_rank", least=0)  # whether 0 is of use is the server's to say
+        check_rate(settings, "learning_rate")
 
     def formatter(self, order: Order) -> Formatter:
         return FIREWORKS
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
-        return float(settings.get("epochs", 1))
+        return float(settings.get("epochs") or 1)
 
     def upload(self, order: Order, record: JobRecord) -> None:
         rest, account, name = self._rest, self._account(record), record.token
@@ -111,6 +129,8 @@ class FireworksProvider(RemoteProvider):
         self.keep(record, model=model)
         if record.settings["start_endpoint"]:
             return self.start_endpoint(record)
+        if record.facts.get("endpoint"):
+            return self._called(record)  # it was started since
         logger.warning("%s can be called after `job.start_endpoint()` alone.", model)
         return f"fireworks_ai/{model}"
 
@@ -122,36 +142,69 @@ class FireworksProvider(RemoteProvider):
         """
         if "model" not in record.facts:
             raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
-        path, model = f"/v1/{self._account(record)}/deployments", record.facts["model"]
-        try:
-            asked = {"baseModel": model, "displayName": record.id}
-            self._rest.ask("deploying the model", "POST", path, params={"deploymentId": record.token}, json=asked)
-            logger.warning("Started a deployment of %s: paid by the GPU hour until `job.stop_endpoint()`.", model)
-        except TakenError:
-            logger.info("The deployment %s was made before.", record.token)
-        self._until_ready(f"{path}/{record.token}", f"The deployment {record.token}")
-        return f"fireworks_ai/{model}#{self._account(record)}/deployments/{record.token}"
+        if record.facts.get("endpoint") and self._is_gone(record):
+            logger.warning("The deployment %s is not there any more: another is started.", record.facts["endpoint"])
+            self.keep(record, endpoint=None)
+        if not record.facts.get("endpoint"):
+            self._deploy(record)
+        another = "Another deployment is started by `job.stop_endpoint()` and then `job.start_endpoint()`."
+        self._until_ready(f"/v1/{self._deployment(record)}", f"The deployment {record.facts['endpoint']}", another)
+        return self._called(record)
 
     def stop_endpoint(self, record: JobRecord) -> None:
-        """End the deployment, and its cost; none is no error."""
+        """End the deployment, and its cost, though it is in use; none is no error."""
+        if not record.facts.get("endpoint"):
+            return
+        forced = {"ignoreChecks": True, "hard": True}
         try:
-            self._rest.ask("ending it", "DELETE", f"/v1/{self._account(record)}/deployments/{record.token}")
+            self._rest.ask("ending it", "DELETE", f"/v1/{self._deployment(record)}", params=forced)
         except MissingError:
-            logger.info("The deployment %s was gone already.", record.token)
+            logger.info("The deployment %s was gone already.", record.facts["endpoint"])
+        self.keep(record, endpoint=None)
 
-    def _until_ready(self, path: str, what: str) -> None:
+    def _deploy(self, record: JobRecord) -> None:
+        """Each has a number, for Fireworks still knows the id of one that was deleted, and is kept before it is asked for."""
+        number, model = record.facts.get("endpoints", 0) + 1, record.facts["model"]
+        name = f"{record.token}-e{number}"
+        self.keep(record, endpoint=name, endpoints=number)
+        path, asked = f"/v1/{self._account(record)}/deployments", {"baseModel": model, "displayName": record.id}
+        try:
+            self._rest.ask("deploying the model", "POST", path, params={"deploymentId": name}, json=asked)
+        except TakenError:
+            logger.info("The deployment %s was made by another process.", name)
+        except ProviderError as error:
+            if not isinstance(error, TransientError):
+                self.keep(record, endpoint=None)  # Fireworks refused: there is none
+            raise
+        else:
+            logger.warning("Started a deployment of %s: paid by the GPU hour until `job.stop_endpoint()`.", model)
+
+    def _is_gone(self, record: JobRecord) -> bool:
+        try:
+            found = self._rest.ask("looking at the deployment", "GET", f"/v1/{self._deployment(record)}")
+        except MissingError:
+            return True
+        return found["state"] in _DELETED
+
+    def _deployment(self, record: JobRecord) -> str:
+        return f"{self._account(record)}/deployments/{record.facts['endpoint']}"
+
+    def _called(self, record: JobRecord) -> str:
+        return f"fireworks_ai/{record.facts['model']}#{self._deployment(record)}"
+
+    def _until_ready(self, path: str, what: str, hint: str = "") -> None:
         def ready() -> bool:
             found = self._rest.ask(f"looking at {what}", "GET", path)
-            if found["state"] == "FAILED":
+            if found["state"] in ("FAILED", *_DELETED):
                 reason = (found.get("status") or {}).get("message")
-                raise ProviderError(f"{what} failed: {reason or 'Fireworks gives no reason'}")
+                raise ProviderError(f"{what} is {found['state']}: {reason or 'Fireworks gives no reason'}", hint=hint)
             return bool(found["state"] == "READY")
 
         self.wait_until(ready, what)
 
     def _account(self, record: JobRecord) -> str:
         """`accounts/<id>`: the one that is named, or the only one that the key has."""
-        named = record.settings.get("account_id") or os.environ.get("FIREWORKS_ACCOUNT_ID")
+        named = record.settings.get("account_id") or self.connection.get("account")
         if "account" not in record.facts:
             found = f"accounts/{named}" if named else self._only_account()
             self.keep(record, account=found)
@@ -168,6 +221,5 @@ class FireworksProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        address = os.environ.get("FIREWORKS_API_URL") or _ADDRESS  # not api_base, which is where models are called
         key = self.secrets.get("api_key") or os.environ.get("FIREWORKS_API_KEY")
-        return Rest("Fireworks", address, key, self.credentials)
+        return Rest("Fireworks", str(self.connection["address"]), key, self.credentials)

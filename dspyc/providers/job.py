@@ -20,13 +20,13 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from .faults import MissingError
-from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider
+from .faults import MissingError, UnfinishedError
+from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
 from .settings import check_limits, check_names, refuse_secrets
-from .store import JobRecord, job_store
+from .store import JobRecord
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class RemoteJob(TrainingJob):
         self.provider = provider
         self._look_now = threading.Event()
         self._starting = threading.Lock()
+        self._told = False  # whether a caller had what came of following
+        # DSPy's makes the result from the caller's own LM.
+        self._target = getattr(thread, "_target", None) or self._finish
         self.record = record or submit(provider, model or "", self.train_data, train_data_format, self.train_kwargs)
         if thread is not None:
             thread.daemon = True  # a script may end while the job goes on: `attach` finds it again
@@ -86,31 +89,39 @@ class RemoteJob(TrainingJob):
         return JobStatus(self.record.status)
 
     def result(self, timeout: float | None = None) -> dspy.LM:
-        """The tuned model, once there is one.
+        """The tuned model, once there is one. Where the job goes on after an error, asking again follows it anew.
 
         Raises:
             TimeoutError: Not within `timeout` seconds; the job goes on.
-            TrainingError: The job failed or was cancelled; the provider's reason is in the message.
+            TrainingError: The job failed or was cancelled; the provider's reason is in the message. An UnfinishedError: it
+                took longer than `timeout` in its settings, and goes on.
             ProviderError: The provider cannot say how it stands; the job goes on.
         """
-        self._follow_in_a_thread()
-        return super().result(timeout)
+        error = self._followed(timeout)
+        if error is not None:
+            raise error
+        made, tuned = super().result(timeout), self.record.tuned
+        return made if tuned in (None, made.model) else made.copy(model=tuned)  # an endpoint was started since
 
     def wait(self, timeout: float | None = None) -> JobStatus:
-        """Wait for the job's end; how it ended.
+        """Wait for the job's end; how it ended. Of one that was attached to and is known to be over nothing is asked.
 
         Raises:
             TimeoutError: Not within `timeout` seconds; the job goes on.
+            UnfinishedError: It took longer than `timeout` in its settings; the job goes on.
             ProviderError: The provider cannot say how it stands; the job goes on.
         """
-        self._follow_in_a_thread()
-        if not concurrent.futures.wait([self], timeout).done:
-            raise TimeoutError(f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on.")
-        error = self.exception()
-        status = JobStatus(self.record.status)
-        if error is not None and not (status.over and isinstance(error, TrainingError)):
-            raise error
-        return status
+        if self.thread is None and JobStatus(self.record.status).over:
+            return JobStatus(self.record.status)  # `result` alone may start an endpoint again that was stopped
+        try:
+            error = self._followed(timeout)
+        except concurrent.futures.TimeoutError:
+            waited = f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on."
+        else:
+            if error is not None and not _ends(error):
+                raise error
+            return JobStatus(self.record.status) if error else JobStatus.succeeded
+        raise TimeoutError(waited)
 
     def cancel(self) -> bool:
         """Cancel the job, at the provider too. False where it was over already."""
@@ -143,29 +154,36 @@ class RemoteJob(TrainingJob):
         return self._patiently(lambda: self.provider.metrics(self.record), _RETRIES)
 
     def start_endpoint(self) -> str:
-        """Start what serves the tuned model; the model string."""
-        return self.provider.start_endpoint(self.record)
+        """Start what serves the tuned model; the model string, which is the result's from now on."""
+        self._read()
+        tuned = self._patiently(lambda: self.provider.start_endpoint(self.record))
+        self.provider.store.update(self.record, tuned=tuned)
+        return tuned
 
     def stop_endpoint(self) -> None:
-        """End what serves the tuned model, and its cost."""
-        self.provider.stop_endpoint(self.record)
+        """End what serves the tuned model, and its cost. Whoever orders or attaches for its result next has it served again, as
+        the settings say."""
+        self._read()
+        self._patiently(lambda: self.provider.stop_endpoint(self.record), _RETRIES)
+        self.provider.store.update(self.record, tuned=None)
 
     def follow(self) -> str:
         """Look until the job is over; the tuned model's string, with the model ready to be called.
 
         Raises:
-            TrainingError: It failed, was cancelled, or took longer than `timeout` in its settings.
-            ProviderError: The provider cannot say how it stands.
+            TrainingError: It failed or was cancelled.
+            UnfinishedError: It took longer than `timeout` in its settings.
+            ProviderError: The provider cannot say how it stands, for as long as the timeout and its patience allow.
         """
         if self.record.tuned is not None:
             return self.record.tuned
         limit = self.train_kwargs.get("timeout")
         end = None if limit is None else time.monotonic() + limit
         looks = 0
-        look = self._patiently(self._look)
+        look = self._patiently(self._look, end=end)
         while not look.status.over:
             if end is not None and time.monotonic() >= end:
-                raise TrainingError(
+                raise UnfinishedError(
                     f"Job {self.id} ({self.remote_id}) is {look.status.value} after its timeout of {limit:g} s.",
                     hint=f"It goes on at {self.provider.name}: wait again, or `dspyc jobs cancel {self.id}`.",
                 )
@@ -173,7 +191,7 @@ class RemoteJob(TrainingJob):
             self._look_now.wait(pause if end is None else min(pause, max(0.0, end - time.monotonic())))
             self._look_now.clear()
             looks += 1
-            look = self._patiently(self._look)
+            look = self._patiently(self._look, end=end)
         return self._end(look)
 
     def set_result(self, result: Any) -> None:
@@ -195,7 +213,8 @@ class RemoteJob(TrainingJob):
             raise ProviderError(f"Job {self.id} ({self.remote_id}) succeeded, and {self.provider.name} names no model.")
         model = look.model
         tuned = self._patiently(lambda: self.provider.serve(self.record, model))
-        self.provider.store.update(self.record, tuned=tuned)
+        # The status once more: somebody else's look, begun before this one and kept after it, may have taken it back.
+        self.provider.store.update(self.record, tuned=tuned, status=look.status.value)
         return tuned
 
     def _look(self) -> Look:
@@ -212,23 +231,41 @@ class RemoteJob(TrainingJob):
             self.provider.store.update(self.record, status=look.status.value, error=look.error)
         return look
 
-    def _patiently(self, ask: Callable[[], _T], retries: int | None = None) -> _T:
-        return patiently(self.provider, ask, retries)
+    def _read(self) -> None:
+        """What other processes kept since."""
+        self.provider.store.update(self.record)
 
-    def _follow_in_a_thread(self) -> None:
+    def _patiently(self, ask: Callable[[], _T], retries: int | None = None, end: float | None = None) -> _T:
+        return patiently(self.provider, ask, retries, end)
+
+    def _followed(self, timeout: float | None) -> BaseException | None:
+        """What came of following the job, in a thread: anew where a caller was told that it goes on.
+
+        Raises:
+            concurrent.futures.TimeoutError: Nothing yet.
+        """
         with self._starting:
+            if self._told and not _ends(self.exception()):
+                concurrent.futures.Future.__init__(self)
+                self.thread, self._told = None, False
             if self.thread is None:
-                self.thread = threading.Thread(target=self._finish, daemon=True, name=self.id)
+                self.thread = threading.Thread(target=self._target, daemon=True, name=self.id)
                 self.thread.start()
+        try:
+            error: BaseException | None = self.exception(timeout)
+            return error
+        finally:
+            self._told = self.done()
 
     def _finish(self) -> None:
         from .lm import LM
 
         try:
             tuned = self.follow()
-            known = {**self.provider.connection, **self.provider.secrets}
-            settings = {k: v for k, v in known.items() if k not in self.provider.withheld}
-            self.set_result(LM(tuned, provider=self.provider, **settings))
+            provider = self.provider
+            known = {**provider.place(self.record.settings), **provider.secrets}
+            arguments = {*provider.connects, *provider.secret} - {*provider.withheld}
+            self.set_result(LM(tuned, provider=provider, **{k: v for k, v in known.items() if k in arguments}))
         except Exception as error:
             self.set_exception(error)
 
@@ -253,9 +290,11 @@ def submit(
         known = store.get(record.id)
         if known is not None and known.state == "created" and not known.ended_in_vain:
             logger.warning("Job %s was started before (%s): attached to it.", known.id, known.remote_id)
+            if known.settings != record.settings:
+                store.update(known, settings=record.settings, tuned=None)  # it is to be served in another way
             return known
         if known is not None and known.state in ("new", "creating"):
-            record = known  # a process died between its beginning and its id
+            known.settings, record = record.settings, known  # a process died between its beginning and its id
         elif known is not None:
             record.attempt = known.attempt + 1
         estimate = provider.estimate(order)
@@ -319,71 +358,20 @@ def make_order(
     return Order(model, list(rows), kind, settings, list(train_kwargs.get("validation_data") or ()))
 
 
-def attach(id: str) -> RemoteJob:
-    """A job that was started here, in any process: `id` is its own or the provider's. Credentials come from the provider's
-    own environment variables.
-
-    Raises:
-        ConfigError: No such job is known.
-    """
-    from .catalog import provider_class
-
-    record = job_store().find(id)
-    if record.remote_id is None:
-        raise ConfigError(
-            f"Job {record.id} was never answered by {record.provider}: its process ended while it was being started.",
-            hint="Run the same compile again: it finds out whether the job exists, and starts it if not.",
-        )
-    provider = provider_class(record.provider)(record.connection)
-    return RemoteJob(provider, model=record.model, record=record)
-
-
-def forget(id: str, *, even_if_unfinished: bool = False) -> JobRecord:
-    """Let the same order start another job: the model of this one was deleted, say. Nothing is changed at the provider.
-
-    Raises:
-        ConfigError: No such job is known, or it was not over when last looked at: it may go on, and cost.
-    """
-    store = job_store()
-    record = store.find(id)
-    with store.alone(record.id):
-        record = store.find(id)
-        if not (JobStatus(record.status).over or even_if_unfinished):
-            raise ConfigError(
-                f"Job {record.id} was {record.status} when last looked at.",
-                hint=f"See `dspyc jobs status {record.id}`, and cancel it first; --yes forgets it all the same.",
-            )
-        store.update(record, state="forgotten")
-    return record
-
-
-def patiently(provider: RemoteProvider, ask: Callable[[], _T], retries: int | None = None) -> _T:
-    """Ask again after faults that may pass, at growing intervals, up to the provider's patience or `retries`.
-
-    Raises:
-        ProviderError: The last fault.
-    """
-    polling, began, faults = provider.polling, time.monotonic(), 0
-    while True:
-        try:
-            return ask()
-        except TransientError as error:
-            wait = polling.wait(faults, error.retry_after)
-            if time.monotonic() + wait - began > polling.patience or faults == retries:
-                raise
-            logger.warning("%s Asking again in %.0f s.", error.message, wait)
-            faults += 1
-            time.sleep(wait)
+def _ends(error: BaseException | None) -> bool:
+    """Whether nothing else will come of a job: there is its model, or none will be."""
+    return error is None or (isinstance(error, TrainingError) and not isinstance(error, UnfinishedError))
 
 
 def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
     data = fingerprint([list(order.rows), list(order.validation), order.format.value])
     settings = json.loads(json.dumps(dict(order.settings), default=str))  # as another process will read them
-    key = fingerprint([provider.name, stable(provider.connection), order.model, data, stable(settings)])
+    place = provider.place(order.settings)
+    key = fingerprint([provider.name, stable(place), order.model, data, stable(provider.trained(settings))])
     return JobRecord(
         id=f"{provider.name}-{key}",
         provider=provider.name,
-        connection=provider.connection,
+        connection={**provider.connection, **place},
         model=order.model,
         settings=settings,
         data=data,

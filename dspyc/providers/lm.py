@@ -42,7 +42,7 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
     if "provider" not in settings and name is not None:
         kind = provider_class(name)
         settings["provider"] = kind(
-            {k: settings[k] for k in kind.connects if settings.get(k) is not None},
+            kind.environment() | {k: settings[k] for k in kind.connects if settings.get(k) is not None},
             {k: settings[k] for k in kind.secret if settings.get(k) is not None},
         )
         settings = {k: v for k, v in settings.items() if k not in kind.withheld}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, ProviderError, has_secret
+from ..errors import ConfigError, ProviderError
 from . import openai_settings
 from .costs import CostEstimate, estimate_cost
 from .faults import retry_after
@@ -50,6 +50,7 @@ class OpenAIProvider(RemoteProvider):
 
     name: ClassVar[str] = "openai"
     connects: ClassVar[tuple[str, ...]] = ("api_base",)
+    usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.openai.com/v1"}
     secret: ClassVar[tuple[str, ...]] = ("api_key",)
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
@@ -58,17 +59,10 @@ class OpenAIProvider(RemoteProvider):
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
     marks: ClassVar[bool] = True  # whether jobs take metadata
 
-    def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
-        """As RemoteProvider. The address in the environment is kept: a job is at one server, whatever is set later.
-
-        Raises:
-            ConfigError: The address holds a secret.
-        """
-        super().__init__({**self._environment(), **(connection or {})}, *args, **options)
-        address = str(self.connection.get("api_base") or "")
-        if has_secret(address):
-            found = next((name for name, value in os.environ.items() if value == address), "`api_base`")
-            raise ConfigError(f"{found} holds a secret, and addresses are kept.", hint=self.credentials)
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        found = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+        return {"api_base": found} if found else {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         openai_settings.check(settings)
@@ -95,7 +89,7 @@ class OpenAIProvider(RemoteProvider):
         return 3 if given == "auto" else float(given)
 
     def estimate(self, order: Order) -> CostEstimate:
-        priced = self.name if self.address() is None else ""  # other servers have other prices
+        priced = self.name if self._is_openai() else ""  # other servers have other prices
         return estimate_cost(order.rows, priced, order.model, self.epochs(order.settings))
 
     def upload(self, order: Order, record: JobRecord) -> None:
@@ -132,7 +126,7 @@ class OpenAIProvider(RemoteProvider):
         job = self._ask.ask(
             f"starting a job for {base_name(order.model)}",
             lambda: self._client.fine_tuning.jobs.create(**given, extra_headers={"Idempotency-Key": record.token}),
-            _CLOSED if self.address() is None else "",
+            _CLOSED if self._is_openai() else "",
         )
         return _id(job, self.name)
 
@@ -195,17 +189,12 @@ class OpenAIProvider(RemoteProvider):
     def serve(self, record: JobRecord, model: str) -> str:
         return f"openai/{model}"
 
-    def address(self) -> str | None:
-        """The server's base address; None for OpenAI itself."""
-        return self.connection.get("api_base")
+    def address(self) -> str:
+        """The server's base address. The SDK is always told: it reads variables of its own."""
+        return str(self.connection["api_base"])
 
     def key(self) -> str | None:
         return self.secrets.get("api_key") or os.environ.get("OPENAI_API_KEY")
-
-    @staticmethod
-    def _environment() -> dict[str, str]:
-        found = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        return {"api_base": found} if found else {}
 
     @cached_property
     def _client(self) -> "openai.OpenAI":
@@ -213,7 +202,12 @@ class OpenAIProvider(RemoteProvider):
 
     @cached_property
     def _ask(self) -> Asker:
-        return Asker(self.address() or "OpenAI", self.credentials, tuple(filter(None, (self.key(),))))
+        return Asker(
+            "OpenAI" if self._is_openai() else self.address(), self.credentials, tuple(filter(None, (self.key(),)))
+        )
+
+    def _is_openai(self) -> bool:
+        return self.address() == self.usual.get("api_base")
 
     def _send(self, name: str, content: bytes) -> str:
         """The id of the uploaded file."""

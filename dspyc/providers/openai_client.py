@@ -15,8 +15,8 @@ _T = TypeVar("_T")
 _ours: ContextVar[bool] = ContextVar("dspyc_openai_call", default=False)
 
 
-def make_client(base_url: str | None, api_key: str | None, timeout: float, credentials: str) -> "openai.OpenAI":
-    """A client for OpenAI (no address) or any server that speaks its protocol.
+def make_client(base_url: str, api_key: str | None, timeout: float, credentials: str) -> "openai.OpenAI":
+    """A client for any server that speaks OpenAI's protocol.
 
     Raises:
         ConfigError: The SDK is not installed.

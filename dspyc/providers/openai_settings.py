@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from .settings import check_mapping
 
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
 METHODS = ("supervised", "dpo")
@@ -39,10 +40,14 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A name or value that the protocol does not have, or one name with two values.
     """
     kind, method = method_type(settings), settings.get("method")
-    nested = method.get(kind, {}).get("hyperparameters", {}) if isinstance(method, Mapping) else {}
+    check_mapping(settings, "hyperparameters")
+    inner = method if isinstance(method, Mapping) else {}
+    for name in (kind, "hyperparameters"):
+        check_mapping(inner, name)
+        inner = inner.get(name) or {}
     found: dict[str, Any] = {}
     top = {name: settings[name] for name in HYPERPARAMETERS if name in settings}
-    for group in (top, settings.get("hyperparameters") or {}, nested):
+    for group in (top, settings.get("hyperparameters") or {}, inner):
         for name, value in group.items():
             if found.setdefault(name, value) != value:
                 raise ConfigError(f"`{name}` is both {found[name]!r} and {value!r}.", hint="Give it once.")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Polling:
-    """Exponential waits with jitter, in seconds. `patience`: how long faults that may pass are borne, one after another."""
+    """Exponential waits with jitter, in seconds. `patience`: how long faults that may pass are borne, one after another,
+    from the first of them."""
 
     first: float = 0.5
     growth: float = 1.5

@@ -5,9 +5,11 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
     class AcmeProvider(RemoteProvider):
         name = "acme"                                  # in ids, records and messages
         connects = ("acme_region",)                    # arguments of dspyc.LM that say where; kept in the record
+        usual = {"acme_region": "eu"}                  # where neither they nor `environment()` say another
         secret = ("api_key",)                          # arguments of dspyc.LM that are kept in memory only
         credentials = "Set ACME_API_KEY, or pass api_key to dspyc.LM."
-        allowed = ("epochs", "suffix")                 # names in train_kwargs, beside `COMMON`
+        allowed = ("epochs", "replicas")               # names in train_kwargs, beside `COMMON`
+        serving = ("replicas",)                        # those of them that change nothing that is trained
 
         def check_settings(self, model, settings): ... # refuse at no cost; no network
         def formatter(self, order): ...                # one of `rows`: it refuses rows at no cost, and writes them
@@ -27,26 +29,33 @@ again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neit
 may hold keys and rows: catch it, leave the `except` block, and raise then.
 """
 
+import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from dspy.clients.provider import Provider
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, TransientError, has_secret
 from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
 from .rows import Formatter, json_lines
 from .store import JobRecord, JobStore, job_store
 
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
-COMMON = ("max_usd", "timeout", "validation_data")
+_LIMITS = ("max_usd", "timeout")
+COMMON = (*_LIMITS, "validation_data")
 
 _READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 
@@ -107,7 +116,8 @@ class RemoteProvider(Provider, ABC):
     """DSPy's provider over a trainer elsewhere. The module's docstring says how to write one.
 
     Args:
-        connection: Values of the arguments that `connects` names.
+        connection: Where the provider is, by the names of `connects` and others of its own; what is missing is as in `usual`.
+            None: as `environment` says. A job's record holds all of it, so another shell's variables lead nowhere else.
         secrets: Values of those that `secret` names: never written, shown, copied to a file or pickled.
         polling: How often a job is looked at, and how long faults are borne.
         store: Where jobs are recorded. Default: in dspyc's own folder.
@@ -115,10 +125,12 @@ class RemoteProvider(Provider, ABC):
 
     name: ClassVar[str]
     connects: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[Mapping[str, Any]] = {}  # the connection where neither the caller nor the environment says another
     secret: ClassVar[tuple[str, ...]] = ()
     withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
+    serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
     most_bytes: ClassVar[int | None] = None  # that one file of rows may have
 
@@ -129,14 +141,28 @@ class RemoteProvider(Provider, ABC):
         *,
         polling: Polling | None = None,
     ) -> None:
+        """Raises ConfigError where an address holds a secret."""
         from .job import RemoteJob
 
         super().__init__()
         self.finetunable = True
         self.TrainingJob = partial(RemoteJob, self)
-        self.connection = dict(connection or {})
+        self.connection = {**self.usual, **(self.environment() if connection is None else connection)}
+        for name, value in self.connection.items():
+            if has_secret(value):
+                found = next((variable for variable, text in os.environ.items() if text == value), f"`{name}`")
+                raise ConfigError(f"{found} holds a secret, and addresses are kept.", hint=self.credentials)
         self.secrets = dict(secrets or {})
         self.polling = polling or Polling()
+
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        """The connection, as far as this process's environment names it. No network."""
+        return {}
+
+    def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity."""
+        return {name: value for name, value in self.connection.items() if value != self.usual.get(name)}
 
     @property
     def store(self) -> JobStore:
@@ -154,6 +180,10 @@ class RemoteProvider(Provider, ABC):
         Raises:
             ConfigError: It says what arrived, what is allowed, what to do.
         """
+
+    def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `train_kwargs` that change what is trained: with others the same order is the same job."""
+        return {name: value for name, value in settings.items() if name not in (*_LIMITS, *self.serving)}
 
     @abstractmethod
     def formatter(self, order: Order) -> Formatter:
@@ -252,7 +282,8 @@ class RemoteProvider(Provider, ABC):
         return {}
 
     def start_endpoint(self, record: JobRecord) -> str:
-        """Start what serves the tuned model, and say what it costs; the model string."""
+        """Start what serves the tuned model, and say what it costs; the model string. From before it is asked for until it is
+        gone, its name is kept as the fact `endpoint`, without which a job could be forgotten while that costs."""
         self._cannot("start endpoints")
 
     def stop_endpoint(self, record: JobRecord) -> None:
@@ -260,15 +291,17 @@ class RemoteProvider(Provider, ABC):
         self._cannot("stop endpoints")
 
     def wait_until(self, ready: Callable[[], bool], what: str) -> None:
-        """Look until `ready`, as often as at a job.
+        """Look until `ready`, as often as at a job, and through faults that may pass.
 
         Raises:
             TransientError: `what` takes too long.
         """
         began, looks = time.monotonic(), 0
-        while not ready():
+        while not patiently(self, ready):
             if time.monotonic() - began > _READY_PATIENCE:
-                raise transient(f"{what} is not ready after {_READY_PATIENCE / 60:.0f} minutes.")
+                error = transient(f"{what} is not ready after {_READY_PATIENCE / 60:.0f} minutes.")
+                error.borne = _READY_PATIENCE
+                raise error
             time.sleep(self.polling.wait(looks))
             looks += 1
 
@@ -290,3 +323,30 @@ class RemoteProvider(Provider, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, state["connection"], polling=state["polling"])
+
+
+def patiently(
+    provider: RemoteProvider, ask: Callable[[], _T], retries: int | None = None, end: float | None = None
+) -> _T:
+    """Ask again after faults that may pass, at growing intervals, up to `retries`, to `end` by the monotonic clock, or until
+    they have lasted for the provider's patience. It begins with the first fault, however long the asking took; what
+    `ask` itself has borne counts.
+
+    Raises:
+        ProviderError: The last fault.
+    """
+    polling, began, faults = provider.polling, 0.0, 0
+    while True:
+        try:
+            return ask()
+        except TransientError as error:
+            now = time.monotonic()
+            if not faults:
+                began = now - error.borne
+            wait = polling.wait(faults, error.retry_after)
+            if now + wait - began > polling.patience or faults == retries or (end is not None and now + wait > end):
+                error.borne = now + wait - began  # with the wait that would be too long, so that no caller begins anew
+                raise
+            logger.warning("%s Asking again in %.0f s.", error.message, wait)
+            faults += 1
+            time.sleep(wait)

@@ -1,6 +1,7 @@
 """What may stand in `train_kwargs`: names that the provider has, and never a secret, for settings are kept and shown."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,9 +37,33 @@ def check_limits(train_kwargs: Mapping[str, Any]) -> None:
     """Raises ConfigError where `max_usd` (USD) or `timeout` (seconds) is no number from 0 up."""
     for name in ("max_usd", "timeout"):
         value = train_kwargs.get(name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and value >= 0):
+        if value is not None and not (_is_number(value) and value >= 0):
             raise ConfigError(f"`{name}` is {value!r}.", hint="Use a number from 0 up, or leave it out.")
+
+
+def check_count(settings: Mapping[str, Any], name: str, least: int = 1) -> None:
+    """Raises ConfigError where a setting is no whole number of at least `least`; None stands for one that is left out."""
+    value = settings.get(name)
+    if value is not None and not (isinstance(value, int) and _is_number(value) and value >= least):
+        raise ConfigError(f"`{name}` is {value!r}.", hint=f"Use a whole number of at least {least}, or leave it out.")
+
+
+def check_rate(settings: Mapping[str, Any], name: str) -> None:
+    """Raises ConfigError where a setting is no number above 0; None stands for one that is left out."""
+    value = settings.get(name)
+    if value is not None and not (_is_number(value) and 0 < value < math.inf):
+        raise ConfigError(f"`{name}` is {value!r}.", hint="Use a number above 0, or leave it out.")
+
+
+def check_mapping(settings: Mapping[str, Any], name: str) -> None:
+    """Raises ConfigError where a setting does not map names to values; None stands for one that is left out."""
+    value = settings.get(name)
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise ConfigError(f"`{name}` is {value!r}.", hint="Use a dict with texts as its keys, or leave it out.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ record in any process, after any crash. Records hold ids, settings and fingerpri
 """
 
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from ..errors import ConfigError, LedgerError
 from ..locks import FolderLock
 from .local import home
+
+logger = logging.getLogger(__name__)
 
 State = Literal["new", "creating", "created", "forgotten"]
 
@@ -123,18 +126,21 @@ class JobStore:
             self._db.execute("INSERT OR REPLACE INTO jobs VALUES (?,?,?)", (record.id, text, record.created_at))
 
     def update(self, record: JobRecord, *, facts: dict[str, Any] | None = None, **fields: Any) -> None:
-        """Change some fields and facts, in the store and in `record`, and leave what other processes wrote meanwhile."""
+        """Change some fields and facts, in the store and in `record`, and leave what other processes wrote meanwhile. Where the
+        store has another attempt, `record` alone is changed: what is known of a job says nothing of the next one."""
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 row = self._db.execute("SELECT record FROM jobs WHERE id=?", (record.id,)).fetchone()
-                now = JobRecord(**json.loads(row[0])) if row else record
+                kept = JobRecord(**json.loads(row[0])) if row else record
+                now = kept if kept.attempt == record.attempt else record
                 for name, value in {**fields, "updated_at": time.time()}.items():
                     setattr(now, name, value)
                 now.facts |= facts or {}
-                self._db.execute(
-                    "INSERT OR REPLACE INTO jobs VALUES (?,?,?)", (now.id, json.dumps(asdict(now)), now.created_at)
-                )
+                if kept.attempt == now.attempt:
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO jobs VALUES (?,?,?)", (now.id, json.dumps(asdict(now)), now.created_at)
+                    )
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
@@ -146,11 +152,15 @@ class JobStore:
         """Submit one job in one process at a time: a second waits here, and then finds the first one's record."""
         folder = self.folder / "locks" / id
         folder.mkdir(parents=True, exist_ok=True)
+        said = False
         while True:
             try:
                 lock = FolderLock(folder)
                 break
             except BlockingIOError:
+                if not said:
+                    logger.warning("Job %s is being started by another process or thread: waiting for it.", id)
+                    said = True
                 time.sleep(_LOCK_POLL)
         with lock:
             yield

@@ -9,16 +9,16 @@ job = lm.finetune(rows, TrainDataFormat.CHAT, {"n_epochs": 3, "suffix": "triage"
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rest import Rest, given, seconds
 from .rows import Formatter
 from .rows.together import TOGETHER
+from .settings import check_count, check_rate
 from .store import JobRecord
 
-_ADDRESS = "https://api.together.xyz/v1"
 _STATUS = {
     "pending": JobStatus.pending,
     "queued": JobStatus.pending,
@@ -50,21 +50,26 @@ class TogetherProvider(RemoteProvider):
 
     name = "together"
     connects = ("api_base",)
+    usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.together.xyz/v1"}
     secret = ("api_key",)
     credentials = "Set TOGETHER_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = _NAMES
     validates = True
 
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        found = os.environ.get("TOGETHER_BASE_URL")
+        return {"api_base": found} if found else {}
+
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
-        epochs = settings.get("n_epochs", 1)
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-            raise ConfigError(f"`n_epochs` is {epochs!r}.", hint="Use a whole number of at least 1.")
+        check_count(settings, "n_epochs")
+        check_rate(settings, "learning_rate")
 
     def formatter(self, order: Order) -> Formatter:
         return TOGETHER
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
-        return float(settings.get("n_epochs", 1))
+        return float(settings.get("n_epochs") or 1)
 
     def upload(self, order: Order, record: JobRecord) -> None:
         for fact, content in self.unsent(order, record):
@@ -81,7 +86,8 @@ class TogetherProvider(RemoteProvider):
         return next((job["id"] for job in jobs if job.get("training_file") == record.facts["train"]), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
-        wanted = {"model": order.model.removeprefix("together_ai/"), **order.settings}
+        said = {name: value for name, value in order.settings.items() if value is not None}
+        wanted = {"model": order.model.removeprefix("together_ai/"), **said}
         files = given(record.facts, {"train": "training_file", "validation": "validation_file"})
         return str(self._rest.ask("starting the job", "POST", "/fine-tunes", json={**wanted, **files})["id"])
 
@@ -115,6 +121,5 @@ class TogetherProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        address = self.connection.get("api_base") or os.environ.get("TOGETHER_BASE_URL") or _ADDRESS
         key = self.secrets.get("api_key") or os.environ.get("TOGETHER_API_KEY")
-        return Rest("Together", address, key, self.credentials)
+        return Rest("Together", str(self.connection["api_base"]), key, self.credentials)

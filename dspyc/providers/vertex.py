@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote
 
 from ..errors import ConfigError, DataError, ProviderError, needing
@@ -19,10 +19,12 @@ from .faults import http_fault, transient
 from .remote import JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.vertex import VERTEX
+from .settings import check_count, check_rate
 from .store import JobRecord
 
 _GCS_PATH = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(/(?P<prefix>[\w./-]*))?", re.ASCII)
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+_JSONL = {"Content-Type": "application/jsonl"}
 _STORAGE = "https://storage.googleapis.com"
 _STATUS = {
     "JOB_STATE_QUEUED": JobStatus.pending,
@@ -41,6 +43,7 @@ _NAMES = {
 }
 _ADAPTERS = ("ADAPTER_SIZE_ONE", "ADAPTER_SIZE_TWO", "ADAPTER_SIZE_FOUR", "ADAPTER_SIZE_EIGHT", "ADAPTER_SIZE_SIXTEEN")
 _LABEL = "dspyc-job"
+_VARIABLES = {"vertex_project": "GOOGLE_CLOUD_PROJECT", "vertex_location": "GOOGLE_CLOUD_LOCATION"}
 _MOST_VALIDATION = 5000  # rows
 _T = TypeVar("_T")
 
@@ -54,15 +57,16 @@ class VertexProvider(RemoteProvider):
     allowed = ("gcs_path", *_NAMES)
     validates = True
     most_bytes = 2**30
+    timeout: ClassVar[float] = 60.0  # seconds without a byte from the server: the SDK itself waits for ever
 
-    def __init__(self, connection: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
-        """As RemoteProvider. A project in the environment is kept: a job is there, whatever is set later."""
-        variables = {"vertex_project": "GOOGLE_CLOUD_PROJECT", "vertex_location": "GOOGLE_CLOUD_LOCATION"}
-        here = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
-        super().__init__({**here, **(connection or {})}, *args, **options)
+    @classmethod
+    def environment(cls) -> dict[str, Any]:
+        return {name: os.environ[variable] for name, variable in _VARIABLES.items() if os.environ.get(variable)}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         _gcs(settings)
+        check_count(settings, "epochs")
+        check_rate(settings, "learning_rate_multiplier")
         size = settings.get("adapter_size")
         if size is not None and size not in _ADAPTERS:
             raise ConfigError(f"`adapter_size` is {size!r}.", hint=f"Use one of {', '.join(_ADAPTERS)}.")
@@ -80,7 +84,7 @@ class VertexProvider(RemoteProvider):
             )
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
-        return float(settings.get("epochs", 3))
+        return float(settings.get("epochs") or 3)
 
     def upload(self, order: Order, record: JobRecord) -> None:
         bucket, prefix = _gcs(order.settings)
@@ -145,7 +149,8 @@ class VertexProvider(RemoteProvider):
         with needing("'dspyc[vertex]'", "Vertex AI needs google-genai."):
             from google import genai
         project, location = self._where()
-        return genai.Client(vertexai=True, project=project, location=location)
+        options = genai.types.HttpOptions(timeout=int(self.timeout * 1000))
+        return genai.Client(vertexai=True, project=project, location=location, http_options=options)
 
     def _put(self, bucket: str, key: str, body: bytes) -> None:
         """One object, by Cloud Storage's JSON API; the emulator's variable counts, as in Google's own client."""
@@ -158,7 +163,7 @@ class VertexProvider(RemoteProvider):
         def send() -> Any:
             credentials, _ = google.auth.default(scopes=[_SCOPE])
             session: Any = AuthorizedSession
-            return session(credentials).post(url, data=body, headers={"Content-Type": "application/jsonl"}, timeout=60)
+            return session(credentials).post(url, data=body, headers=_JSONL, timeout=self.timeout)
 
         answer = self._ask("uploading the rows", send)
         if answer.status_code >= 400:
@@ -174,7 +179,8 @@ class VertexProvider(RemoteProvider):
         try:
             return call()
         except errors.APIError as error:
-            fault = http_fault(f"Vertex AI: {what}", error.code, str(error), {}, credentials=self.credentials)
+            headers = getattr(error.response, "headers", None) or {}  # none where a stream broke off
+            fault = http_fault(f"Vertex AI: {what}", error.code, str(error), headers, credentials=self.credentials)
         except auth.TransportError as error:
             fault = transient(f"Google did not answer: {what}: {error}")
         except auth.GoogleAuthError as error:

@@ -181,19 +181,23 @@ class BedrockServer(HttpServer):
         self.endpoints[arn] = {**given, "status": "Creating", "looks": 0}
         return arn
 
-    def _endpoint_look(self, arn: str, ready: str) -> dict[str, Any]:
-        if arn not in self.endpoints:
-            raise RefusedError(404, "There is no such endpoint", "ResourceNotFoundException")
-        endpoint = self.endpoints[arn]
+    def _endpoint_look(self, identifier: str, ready: str) -> dict[str, Any]:
+        endpoint = self.endpoints[self._endpoint_arn(identifier)]
         endpoint["looks"] += 1
         endpoint["status"] = ready if endpoint["looks"] > self.ready else "Creating"
         hidden = ("looks", "clientRequestToken", "modelId")
         return {name: value for name, value in endpoint.items() if name not in hidden}
 
-    def _end(self, arn: str) -> dict[str, Any]:
-        if self.endpoints.pop(arn, None) is None:
-            raise RefusedError(404, "There is no such endpoint", "ResourceNotFoundException")
+    def _end(self, identifier: str) -> dict[str, Any]:
+        del self.endpoints[self._endpoint_arn(identifier)]
         return {}
+
+    def _endpoint_arn(self, identifier: str) -> str:
+        """Of an endpoint by its ARN or its name."""
+        for arn, made in self.endpoints.items():
+            if identifier in (arn, made.get("modelDeploymentName"), made.get("provisionedModelName")):
+                return arn
+        raise RefusedError(404, "There is no such endpoint", "ResourceNotFoundException")
 
 
 def check(shape: Any, value: Any, path: str = "") -> None:

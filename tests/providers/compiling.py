@@ -2,7 +2,6 @@
 that a test may start and kill many of them."""
 
 import importlib
-import multiprocessing
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,12 +14,11 @@ import dspy
 
 import dspyc
 from dspyc.providers import attach
+from tests.forks import FORKS
 
 for name in ("litellm", "boto3", "databricks.sdk", "google.genai", "openai"):  # before processes are forked
     with suppress(ImportError):
         importlib.import_module(name)
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
 
 
 def compile_program(model: str, settings: dict[str, Any], train_kwargs: dict[str, Any], run_dir: str) -> dspy.Module:
@@ -55,8 +53,8 @@ class Elsewhere:
     """A function called in a process of its own, which has this one's environment."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._answer, theirs = _FORKS.Pipe(duplex=False)
-        self.process: BaseProcess = _FORKS.Process(
+        self._answer, theirs = FORKS.Pipe(duplex=False)
+        self.process: BaseProcess = FORKS.Process(
             target=_run, args=(dict(os.environ), theirs, function, arguments), daemon=True
         )
         self.process.start()

@@ -81,13 +81,24 @@ class FireworksServer(HttpServer):
         return {}
 
     def deployment(self, request: Request, id: str) -> dict[str, Any]:
-        self.endpoints[id]["looks"] += 1
-        return {"state": "READY" if self.endpoints[id]["looks"] > self.ready else "CREATING"}
+        found = self._endpoint(id)
+        found["looks"] += 1
+        return {"state": found.get("state") or ("READY" if found["looks"] > self.ready else "CREATING")}
 
     def end(self, request: Request, id: str) -> dict[str, Any]:
-        if self.endpoints.pop(id, None) is None:
-            raise RefusedError(404, "there is none")
+        found = self._endpoint(id)
+        if request.args.get("ignoreChecks") != "true":
+            raise RefusedError(400, "the deployment is in use")
+        if request.args.get("hard") == "true":
+            del self.endpoints[id]
+        else:
+            found["state"] = "DELETED"
         return {}
+
+    def _endpoint(self, id: str) -> dict[str, Any]:
+        if id not in self.endpoints:
+            raise RefusedError(404, "there is none")
+        return self.endpoints[id]
 
     def _job(self, id: str) -> dict[str, Any]:
         if id not in self.jobs:

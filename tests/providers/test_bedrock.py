@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import boto3
 import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
+from typer.testing import CliRunner
 
-from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.cli import app
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from dspyc.providers.bedrock import BedrockProvider
 from dspyc.providers.bedrock_settings import base_model, hyperparameters, job_name, model_name, read_settings
-from dspyc.providers.job import RemoteJob, attach
+from dspyc.providers.job import RemoteJob
+from dspyc.providers.known import attach, forget
 from dspyc.providers.lm import LM
 from dspyc.providers.polling import Polling
 
@@ -149,6 +154,106 @@ def test_training_alone_starts_no_endpoint(server: BedrockServer) -> None:
     assert ":custom-model-deployment/" in job.start_endpoint()
 
 
+def test_the_result_is_the_endpoint_that_was_started_last(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune(start_endpoint=False)
+    job.wait(30)
+    for _ in range(2):
+        attach(job.id).start_endpoint()
+        (endpoint,) = server.endpoints
+        started = job.start_endpoint()
+        assert started == f"bedrock/converse/{endpoint}"
+        for found in (job, attach(job.id), finetune(start_endpoint=False)):
+            assert found.result(30).model == started
+        job.stop_endpoint()
+    assert ":custom-model/" in finetune(start_endpoint=False).result(30).model  # not an endpoint that is gone
+
+
+def test_an_order_that_serves_is_served_again_after_its_endpoint_was_stopped(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune()
+    first = job.result(30).model
+    job.stop_endpoint()
+    assert attach(job.id).wait(30) == "succeeded"
+    assert server.endpoints == {}
+    assert finetune().result(30).model != first
+    assert (len(server.jobs), len(server.endpoints)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "start"),
+    [(NOVA, "POST /model-customization/custom-model-deployments"), (TITAN, "POST /provisioned-model-throughput")],
+)
+def test_an_endpoint_whose_answer_was_lost_is_found_and_ended(server: BedrockServer, model: str, start: str) -> None:
+    server.polls = server.ready = 0
+    job = finetune(model, start_endpoint=False)
+    job.wait(30)
+    for again in (attach(job.id).start_endpoint, None):
+        server.fail(start, LOST)
+        with pytest.raises(TransientError):
+            job.provider.start_endpoint(job.record)  # as a process that ends there
+        (endpoint,) = server.endpoints
+        if again:
+            assert again() == f"bedrock/converse/{endpoint}"
+        attach(job.id).stop_endpoint()
+        assert server.endpoints == {}
+    assert job.start_endpoint() != f"bedrock/converse/{endpoint}"
+
+
+def test_an_endpoint_that_another_process_started_or_deleted(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune(start_endpoint=False)
+    job.wait(30)
+    attach(job.id).start_endpoint()
+    job.stop_endpoint()
+    assert server.endpoints == {}
+    first = job.start_endpoint()
+    server.endpoints.clear()  # in the console
+    assert job.start_endpoint() != first
+    assert len(server.endpoints) == 1
+
+
+def test_an_endpoint_that_is_refused_is_no_endpoint(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune(start_endpoint=False)
+    job.wait(30)
+    server.fail("POST /model-customization/custom-model-deployments", 400, code="ServiceQuotaExceededException")
+    with pytest.raises(ProviderError, match="ServiceQuotaExceededException"):
+        job.start_endpoint()
+    assert forget(job.id).state == "forgotten"
+
+
+def test_an_endpoint_that_goes_on_is_named_when_its_job_is_forgotten(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune()
+    job.wait(30)
+    refused = CliRunner().invoke(app, ["jobs", "forget", job.id])
+    assert refused.exit_code == 1
+    assert f"dspyc jobs stop-endpoint {job.id}" in " ".join(refused.output.split())
+    stopped = CliRunner().invoke(app, ["jobs", "stop-endpoint", job.id])
+    assert (stopped.exit_code, server.endpoints) == (0, {})
+    assert job.id in stopped.output
+    endpoint = attach(job.id).start_endpoint().split("/", 2)[-1]
+    assert endpoint in server.endpoints
+    assert endpoint in CliRunner().invoke(app, ["jobs", "forget", job.id, "--yes"]).output
+    with pytest.raises(ConfigError, match="No job"):
+        attach(job.id)
+
+
+def test_an_order_that_is_served_in_another_way_is_the_same_job(server: BedrockServer) -> None:
+    server.polls = server.ready = 0
+    assert ":custom-model/" in finetune(TITAN, start_endpoint=False).result(30).model
+    changed = {"model_units": 2, "commitment": "OneMonth", "tags": {"team": "desk"}}
+    job = finetune(TITAN, start_endpoint=True, **changed)
+    tuned = job.result(30)
+    ((arn, endpoint),) = server.endpoints.items()
+    assert tuned.model == f"bedrock/converse/{arn}"
+    assert (endpoint["modelUnits"], endpoint["commitmentDuration"]) == (2, "OneMonth")
+    assert attach(job.id).record.settings.items() >= changed.items()
+    assert finetune(TITAN, start_endpoint=False).result(30).model == f"bedrock/converse/{arn}"  # which is up
+    assert len(server.jobs) == 1
+
+
 def test_the_same_order_is_one_job(server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = finetune(), finetune()
     assert first.remote_id == second.remote_id
@@ -160,6 +265,28 @@ def test_the_same_order_is_one_job(server: BedrockServer, monkeypatch: pytest.Mo
     first.wait(30)
     second.wait(30)
     assert len(server.endpoints) == 1
+
+
+def test_a_look_that_was_begun_before_the_end_does_not_take_it_back(server: BedrockServer) -> None:
+    server.ready = 0
+    looking, look = server.hold(LOOK, after=True)
+    with dspy.context(experimental=True):
+        slow = dspy.LM(NOVA, provider=provider(first=600, most=600)).finetune(ROWS, TrainDataFormat.CHAT, KWARGS)
+    assert looking.wait(30)
+    server.polls = 0
+    starting, start = server.hold("POST /model-customization/custom-model-deployments", after=True)
+    quick, ended = attach(slow.id), []
+    thread = threading.Thread(target=lambda: ended.append(quick.wait(30)))
+    thread.start()
+    assert starting.wait(30)  # it has seen the end
+    look.set()
+    deadline = time.monotonic() + 30
+    while attach(slow.id).record.status == "succeeded" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    start.set()
+    thread.join()
+    assert ended == ["succeeded"]
+    assert attach(slow.id).record.status == "succeeded"
 
 
 def test_an_answer_that_is_lost_is_no_second_job(server: BedrockServer) -> None:
@@ -175,6 +302,15 @@ def test_a_storm_of_429_and_500_passes(server: BedrockServer) -> None:
     for status in (429, 500, 503):
         server.fail(LOOK, status)
     assert job.wait(30) == "succeeded"
+
+
+def test_a_date_until_which_aws_asks_to_wait_is_read(server: BedrockServer) -> None:
+    job = finetune()
+    job.wait(30)
+    server.fail(LOOK, 503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
+    with pytest.raises(TransientError) as caught:
+        job.provider.look(job.record)
+    assert caught.value.retry_after == 0
 
 
 def test_a_job_that_fails_says_why(server: BedrockServer) -> None:
@@ -285,12 +421,27 @@ def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], reason
 def test_hyperparameters_are_text_that_the_model_takes() -> None:
     assert hyperparameters("amazon.nova-pro-v1:0:300k", {}) == {"epochCount": "3", "learningRate": "0.00001"}
     assert hyperparameters("meta.llama3-2-1b-instruct-v1:0:128k", {})["batchSize"] == "1"
+    assert hyperparameters("amazon.nova-pro-v1:0:300k", {"epochCount": None})["epochCount"] == "3"
     given = {"epochCount": "4", "learningRate": 0.00005, "learningRateWarmupSteps": 10}
     assert hyperparameters("amazon.nova-micro-v1:0:128k", given) == {
         "epochCount": "4",
         "learningRate": "0.00005",
         "learningRateWarmupSteps": "10",
     }
+
+
+@pytest.mark.parametrize(
+    ("base", "rate", "sent"),
+    [
+        ("meta.llama3-2-1b-instruct-v1:0:128k", 5e-6, "0.000005"),
+        ("meta.llama3-2-1b-instruct-v1:0:128k", "0.1", "0.1"),
+        ("amazon.nova-pro-v1:0:300k", 1e-6, "0.000001"),
+        ("amazon.nova-pro-v1:0:300k", 1e-4, "0.0001"),
+        ("amazon.titan-text-express-v1", 1e-7, "0.0000001"),
+    ],
+)
+def test_the_ends_of_a_published_range_are_in_it(base: str, rate: float | str, sent: str) -> None:
+    assert hyperparameters(base, {"learningRate": rate})["learningRate"] == sent
 
 
 @pytest.mark.parametrize(

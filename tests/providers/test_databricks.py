@@ -14,7 +14,8 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
 from dspyc.providers.databricks import DatabricksProvider
 from dspyc.providers.databricks_script import script
-from dspyc.providers.job import RemoteJob, attach
+from dspyc.providers.job import RemoteJob
+from dspyc.providers.known import attach
 from dspyc.providers.polling import Polling
 
 pytest.importorskip("databricks.sdk")
@@ -80,6 +81,12 @@ def test_our_own_trainer_runs_on_ai_runtime(server: DatabricksServer) -> None:
     job.wait(30)
     assert server.endpoints == {}
     assert job.start_endpoint().startswith("databricks/triage-dspyc-")
+    job.stop_endpoint()
+    served = finetune(
+        accelerator="GPU_8xH100", training={"epochs": 2, "method": "lora"}
+    )  # the same, but to be deployed
+    assert served.result(30).model == f"databricks/{next(iter(server.endpoints))}"
+    assert served.remote_id == job.remote_id
 
 
 def test_the_script_is_bash_that_trains_and_registers(tmp_path: Path) -> None:
@@ -123,6 +130,44 @@ def test_the_same_order_is_one_run(server: DatabricksServer, monkeypatch: pytest
     other = attach(first.id)
     assert first.remote_id == second.remote_id == other.remote_id == "101"
     assert [job.wait(30) for job in (first, second, other)] == ["succeeded"] * 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "host"),
+    [
+        ({}, {}, "https://usual"),
+        ({"DATABRICKS_CONFIG_PROFILE": "prod"}, {}, "https://prod:8443?o=1"),
+        ({}, {"databricks_profile": "prod"}, "https://prod:8443?o=1"),
+        ({}, {"databricks_profile": "bare"}, None),  # it has no host, and none is inherited
+        ({"DATABRICKS_HOST": "named/"}, {"databricks_profile": "prod"}, "https://named"),  # as the SDK decides
+        ({"DATABRICKS_HOST": "named"}, {"databricks_host": "https://said/"}, "https://said"),
+        ({"DATABRICKS_CONFIG_FILE": "none"}, {}, None),
+    ],
+)
+def test_the_workspace_of_an_order_is_known_before_it_is_asked(
+    environment: dict[str, str],
+    settings: dict[str, str],
+    host: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = "[DEFAULT]\nhost = https://usual/\ntoken = a%b\n[prod]\nhost = https://prod:8443/?o=1\n[bare]\ntoken = c\n"
+    (tmp_path / "databrickscfg").write_text(file)
+    monkeypatch.delenv("DATABRICKS_HOST", raising=False)
+    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE", raising=False)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert DatabricksProvider().place(settings) == ({"host": host} if host else {})
+
+
+def test_the_default_profile_may_be_named_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABRICKS_HOST", raising=False)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
+    (tmp_path / "databrickscfg").write_text("[__settings__]\ndefault_profile = b\n[b]\nhost = https://b\n")
+    assert DatabricksProvider().connection == {"host": "https://b"}
+    (tmp_path / "databrickscfg").write_text("no section\n")
+    assert DatabricksProvider().connection == {}
 
 
 def test_events_and_metrics(server: DatabricksServer) -> None:

@@ -61,6 +61,18 @@ def test_a_storm_is_waited_out(case: Case, server: HttpServer) -> None:
     assert [record.attempt for record in job_store().all()] == [1]
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in EVERYONE if case.name != "databricks"], ids=str
+)  # its SDK waits itself
+def test_how_long_a_provider_asks_to_wait_is_heard(case: Case, server: HttpServer) -> None:
+    job = finetune(case, server)
+    job.wait(60)
+    server.fail(case.look, 429, times=100, Retry_After="7")
+    with pytest.raises(TransientError, match="429") as caught:
+        job.provider.look(job.record)
+    assert caught.value.retry_after == 7
+
+
 @every_provider
 def test_a_storm_that_does_not_pass_is_said_and_the_job_goes_on(case: Case, server: HttpServer) -> None:
     server.polls = 1000
@@ -126,6 +138,11 @@ def test_a_job_that_the_provider_does_not_know(case: Case, server: HttpServer) -
 def test_a_job_that_was_forgotten_is_started_anew(case: Case, server: HttpServer) -> None:
     first = finetune(case, server)
     assert first.wait(60) == "succeeded"
+    if case.serve:
+        with pytest.raises(ConfigError, match="has an endpoint that may be up") as caught:
+            forget(first.id)
+        assert first.record.facts["endpoint"] in caught.value.message
+        first.stop_endpoint()
     forget(first.id)
     second = finetune(case, server)
     assert second.wait(60) == "succeeded"

@@ -8,11 +8,12 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 import dspyc
-from dspyc.providers import JobStatus
+from dspyc.providers import JobStatus, RemoteJob, attach
+from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
 
 from .compiling import Elsewhere, cancel, compile_program, compiled_model, status
-from .everyone import ROWS, Case, every_provider
+from .everyone import EVERYONE, ROWS, Case, every_provider
 from .http_server import HttpServer
 
 
@@ -50,6 +51,42 @@ def test_a_second_process_sees_the_job_and_cancels_it(
         assert not job.cancel()
         (made,) = server.jobs.values()
         assert made.items() >= case.cancelled.items()
+
+
+PLACES = {
+    "openai": "OPENAI_BASE_URL",
+    "azure": "AZURE_API_BASE",
+    "databricks": "DATABRICKS_HOST",
+    "together": "TOGETHER_BASE_URL",
+    "fireworks": "FIREWORKS_API_URL",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in EVERYONE if case.name in PLACES], ids=str)
+def test_an_order_at_another_address_is_another_job_and_each_is_asked_at_its_own(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def order_at(server: HttpServer) -> RemoteJob:
+        address, version = server.url.removesuffix("/v1"), "/v1" if case.name in ("openai", "together") else ""
+        monkeypatch.setenv(PLACES[case.name], address + version)
+        lm = dspyc.LM(case.model)
+        lm.provider.polling = Polling(first=0.2, most=0.2)
+        job = lm.finetune(ROWS, TrainDataFormat.CHAT, case.train_kwargs)
+        assert isinstance(job, RemoteJob)
+        return job
+
+    with case.server(polls=None) as staging, case.server(polls=None) as prod:
+        case.sign_in(staging, tmp_path, monkeypatch)
+        first, second = order_at(staging), order_at(prod)
+        assert first.id != second.id
+        assert attach(first.id).cancel()  # though this shell's variable names the other server
+        states = [next(iter(server.jobs.values())).items() >= case.cancelled.items() for server in (staging, prod)]
+        assert states == [True, False]
+        again = order_at(prod)
+        assert (again.id, len(staging.jobs), len(prod.jobs)) == (second.id, 1, 1)
+        assert again.cancel()
+        for job in (first, second, again):
+            job.wait(30)
 
 
 MOMENTS = {

@@ -10,9 +10,10 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 import dspyc
-from dspyc.errors import ConfigError, DataError, TrainingError
+from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from dspyc.providers.fireworks import FireworksProvider
 from dspyc.providers.job import RemoteJob
+from dspyc.providers.known import attach, forget
 from dspyc.providers.polling import Polling
 
 from .fireworks_server import FireworksServer
@@ -51,12 +52,12 @@ def test_rows_become_a_model_behind_a_deployment(server: FireworksServer, caplog
     job = finetune(epochs=2, learning_rate=1e-4, start_endpoint=True)
     token = job.record.token
     model = f"accounts/me/models/{token}"
-    assert job.result(30).model == f"fireworks_ai/{model}#accounts/me/deployments/{token}"
+    assert job.result(30).model == f"fireworks_ai/{model}#accounts/me/deployments/{token}-e1"
     (made,) = server.jobs.values()
     assert (made["baseModel"], made["outputModel"]) == ("accounts/fireworks/models/qwen3-8b", model)
     assert (made["epochs"], made["learningRate"]) == (2, 1e-4)
     assert [json.loads(row) for row in server.datasets[token]["rows"]] == ROWS
-    assert server.endpoints[token]["baseModel"] == model
+    assert server.endpoints[f"{token}-e1"]["baseModel"] == model
     assert "paid by the GPU hour until `job.stop_endpoint()`" in caplog.text
     job.stop_endpoint()
     job.stop_endpoint()
@@ -67,8 +68,47 @@ def test_what_a_deployment_costs_has_to_be_accepted_or_declined(server: Firework
     with pytest.raises(ConfigError, match="cost by the GPU hour"):
         finetune(start_endpoint=None)
     assert server.seen == []
-    assert finetune().result(30).model.startswith("fireworks_ai/accounts/me/models/")
+    alone = finetune().result(30).model
+    assert alone.startswith("fireworks_ai/accounts/me/models/")
     assert server.endpoints == {}
+    (id,) = server.jobs
+    for deployed in (True, False):  # the second time it is up
+        assert finetune(start_endpoint=deployed).result(30).model == f"{alone}#accounts/me/deployments/{id}-e1"
+    assert list(server.jobs) == [id]
+
+
+def test_a_deployment_that_was_deleted_or_failed_is_followed_by_another(server: FireworksServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune(start_endpoint=True)
+    first = job.result(30).model
+    (id,) = server.endpoints
+    server.endpoints[id]["state"] = "DELETED"  # in the console, where Fireworks keeps its id
+    assert job.start_endpoint() == first.replace("-e1", "-e2")
+    id = id.replace("-e1", "-e2")
+    server.endpoints[id]["state"] = "FAILED"
+    with pytest.raises(ProviderError, match="is FAILED") as caught:
+        job.start_endpoint()
+    assert "job.stop_endpoint()" in caught.value.hint
+    job.stop_endpoint()
+    assert id not in server.endpoints
+    assert job.start_endpoint() == first.replace("-e1", "-e3")
+
+
+def test_a_deployment_whose_answer_was_lost_is_found_and_one_that_is_refused_is_none(server: FireworksServer) -> None:
+    server.polls = server.ready = 0
+    job = finetune()
+    job.wait(30)
+    server.fail("POST /v1/accounts/me/deployments", LOST)
+    with pytest.raises(TransientError):
+        job.provider.start_endpoint(job.record)  # as a process that ends there
+    (id,) = server.endpoints
+    assert attach(job.id).start_endpoint().endswith(id)
+    job.stop_endpoint()
+    assert server.endpoints == {}
+    server.fail("POST /v1/accounts/me/deployments", 403)
+    with pytest.raises(ProviderError, match="403"):
+        job.start_endpoint()
+    assert forget(job.id).state == "forgotten"
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -87,6 +127,28 @@ def test_a_job_that_fails_says_why_and_one_is_cancelled(server: FireworksServer)
     job = finetune(ROWS * 2)
     assert job.cancel()
     assert job.wait(30) == "cancelled"
+
+
+def test_an_endpoint_is_started_and_ended_through_faults_that_pass(server: FireworksServer) -> None:
+    job = finetune()
+    job.wait(30)
+    for request in ("POST", "GET", "DELETE"):
+        server.fail(f"{request} /v1/accounts/me/deployments", 503, times=2)
+    job.result(30)
+    tuned = job.start_endpoint()
+    (only,) = server.endpoints
+    assert tuned.endswith(only)
+    job.stop_endpoint()
+    assert server.endpoints == {}
+
+
+def test_the_account_is_a_part_of_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FIREWORKS_API_URL", raising=False)
+    places = []
+    for account in ("staging", "prod"):
+        monkeypatch.setenv("FIREWORKS_ACCOUNT_ID", account)
+        places.append((FireworksProvider().place({}), FireworksProvider().place({"account_id": "said"})))
+    assert places == [({"account": "staging"}, {}), ({"account": "prod"}, {})]  # what is said is among the settings
 
 
 def test_a_file_that_is_too_large_is_refused(server: FireworksServer) -> None:

@@ -2,6 +2,7 @@
 was sent, and serves the result."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger
-from dspyc.errors import ConfigError, ModelError, TrainingError
+from dspyc.errors import ConfigError, LedgerError, ModelError, TrainingError
 from dspyc.providers import forget
 
 from .openai_server import KEY, OpenAIServer
@@ -149,6 +150,24 @@ def test_a_model_that_does_not_answer_stops_the_compile_and_is_kept(tmp_path: Pa
         assert compile_it(server, tmp_path).lm.model.endswith("ftjob-2")
         assert compile_it(server, tmp_path / "another run").lm.model.endswith("ftjob-2")
         assert list(server.jobs) == ["ftjob-1", "ftjob-2"]
+
+
+def test_a_job_that_takes_longer_is_not_taken_for_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenAIServer(polls=None) as server:
+        server.reply = lambda request: "red"
+        settings: dict[str, Any] = {"train_kwargs": {"timeout": 0.1}}
+        with pytest.raises(TrainingError, match="after its timeout"):
+            compile_it(server, tmp_path / "run", **settings)
+        home = os.environ["DSPYC_HOME"]
+        monkeypatch.setenv("DSPYC_HOME", str(tmp_path / "another machine's"))
+        with pytest.raises(LedgerError, match="its end was not recorded"):
+            compile_it(server, tmp_path / "run", train_kwargs={"timeout": 0.2})
+        monkeypatch.setenv("DSPYC_HOME", home)
+        server.polls = 0
+        assert compile_it(server, tmp_path / "run", **settings).lm.model.endswith("ftjob-1")
+        assert list(server.jobs) == ["ftjob-1"]
 
 
 def test_a_job_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:

@@ -55,19 +55,21 @@ def test_a_model_that_does_not_exist() -> None:
         LocalLM("./gone")
 
 
-def test_finetuning_gives_an_lm_over_new_weights(student: Path, tmp_path: Path) -> None:
+def test_finetuning_gives_an_lm_that_says_what_it_was_taught(student: Path, tmp_path: Path) -> None:
     lm = LocalLM(student, max_tokens=3, cache=False)
     before = lm("number 3")
-    job = lm.finetune(rows(), TrainDataFormat.CHAT, {**QUICK, "output_dir": str(tmp_path / "out")})
+    job = lm.finetune(
+        rows(), TrainDataFormat.CHAT, {**QUICK, "num_train_epochs": 4, "output_dir": str(tmp_path / "out")}
+    )
     tuned = job.result(timeout=300)
     assert isinstance(tuned, dspy.LM), tuned
     assert job.status() is TrainingStatus.succeeded
     assert tuned.model != lm.model
-    assert tuned("number 3") == tuned("number 3")
-    assert lm("number 3") == before
+    assert tuned("number 3") == ["yes"]
+    assert lm("number 3") == before != ["yes"]
     state = {k: v for k, v in tuned.dump_state().items() if k != "_dspy_lm_class"}
     assert json.dumps(state)
-    assert dspy.LM.load_state(state, allow_custom_lm_class=True)("number 3") == tuned("number 3")
+    assert dspy.LM.load_state(state, allow_custom_lm_class=True)("number 3") == ["yes"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ import copy
 import logging
 import pickle
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dspy
 import pytest
@@ -15,6 +18,7 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 import dspyc
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from dspyc.providers import JobStatus, RemoteJob, attach
+from dspyc.providers.faults import retry_after
 from dspyc.providers.openai import OpenAIProvider
 from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
@@ -53,6 +57,15 @@ def make(server: OpenAIServer, polling: Polling = QUICK, model: str = BASE, **se
 
 def start(server: OpenAIServer, *, polling: Polling = QUICK, model: str = BASE, **kwargs: Any) -> RemoteJob:
     return make(server, polling, model).finetune(rows(), TrainDataFormat.CHAT, kwargs)
+
+
+def at_openai(server: OpenAIServer) -> dspy.LM:
+    """An LM of OpenAI itself, which the server plays: nobody named an address."""
+
+    class Here(OpenAIProvider):
+        usual: ClassVar[Mapping[str, Any]] = {"api_base": server.url}
+
+    return dspyc.LM(BASE, provider=Here(None, {"api_key": KEY}, polling=QUICK), cache=False)
 
 
 def created(server: OpenAIServer) -> int:
@@ -135,6 +148,8 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     job = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"})
     tuned = job.result(60)
     assert tuned.model == "azure/desk"
+    other = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "till"})
+    assert (other.result(60).model, other.remote_id) == ("azure/till", job.remote_id)
     with pytest.raises(ConfigError, match=r"paid by the hour until it is deleted there.*--deployment-name desk"):
         job.stop_endpoint()
     assert server.bodies[0]["model"] == "gpt-4.1-mini-2025-04-14"
@@ -164,12 +179,54 @@ def test_the_same_order_finds_its_job(server: OpenAIServer) -> None:
     assert created(server) == 2
 
 
-def test_threads_that_order_the_same_start_one_job(server: OpenAIServer) -> None:
+def test_a_job_at_openai_itself_stays_there_whatever_a_later_shell_names(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = at_openai(server)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # which the SDK would ask, and send the key to
+    job = lm.finetune(rows(), TrainDataFormat.CHAT, {})
+    assert job.record.connection == {"api_base": server.url}
+    stored = attach(job.id)
+    assert type(stored.provider) is OpenAIProvider
+    assert stored.wait(60) is JobStatus.succeeded
+    assert created(server) == 1
+
+
+def test_what_was_stored_without_an_address_is_at_openai_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_BASE", raising=False)
+    unnamed = dspyc.LM(BASE).provider
+    said = dspyc.LM(BASE, api_base="https://api.openai.com/v1").provider
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    for provider in (OpenAIProvider({}), pickle.loads(pickle.dumps(unnamed)), unnamed, said):
+        assert provider.address() == "https://api.openai.com/v1"
+        assert provider.place({}) == {}  # so a job's identity is that of an order before addresses were stored
+    assert dspyc.LM(BASE).provider.address() == "http://127.0.0.1:9/v1"
+
+
+def test_a_loaded_program_is_trained_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = dspy.Predict("question -> answer")
+    program.set_lm(dspyc.LM(BASE))
+    dspyc.save(program, tmp_path / "artifact")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert dspyc.load(tmp_path / "artifact").lm.provider.address() == "https://api.openai.com/v1"
+
+
+def test_threads_that_order_the_same_start_one_job_and_say_that_they_wait(
+    server: OpenAIServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached, go = server.hold(f"POST {JOBS}", after=True)
     threads = [threading.Thread(target=start, args=(server,)) for _ in range(4)]
     for thread in threads:
         thread.start()
+    assert reached.wait(30)
+    until = time.monotonic() + 30
+    while caplog.text.count("is being started by another process or thread") < 3 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.25)  # in which each tries again, and says nothing
+    go.set()
     for thread in threads:
         thread.join()
+    assert caplog.text.count("is being started by another process or thread") == 3
     assert created(server) == 1
 
 
@@ -179,6 +236,18 @@ def test_a_job_that_failed_may_be_ordered_again(server: OpenAIServer) -> None:
         start(server).result(60)
     server.failure = ""
     assert start(server).result(60).model.endswith("ftjob-2")
+
+
+def test_who_followed_a_job_that_failed_leaves_the_next_attempt_alone(server: OpenAIServer) -> None:
+    server.polls, server.failure = 0, "The file has 3 examples of one kind"
+    first, late = start(server), attach("ftjob-1")
+    assert first.wait(60) is JobStatus.failed
+    server.polls, server.failure = None, ""
+    second = start(server)
+    assert (late.wait(60), late.remote_id) == (JobStatus.failed, "ftjob-1")  # it has not looked until now
+    assert not attach(second.id).status().over
+    assert start(server).remote_id == second.remote_id == "ftjob-2"
+    assert second.cancel()
 
 
 @pytest.mark.parametrize("how", [500, CUT, LOST, 429])
@@ -198,12 +267,46 @@ def test_an_upload_that_fails_is_sent_again(server: OpenAIServer, how: int | str
 # -------------------------------------------------------------------------------------------------------------------- faults
 
 
-def test_storms_are_waited_out_and_retry_after_is_honoured(server: OpenAIServer) -> None:
+def test_storms_are_waited_out(server: OpenAIServer) -> None:
     job = start(server)
-    server.fail(f"GET {JOBS}/", 429, times=2, Retry_After="0.2")
+    server.fail(f"GET {JOBS}/", 429, times=2)
     server.fail(f"GET {JOBS}/", 503, times=3)
     server.fail(f"GET {JOBS}/", CUT)
     assert job.wait(60) is JobStatus.succeeded
+
+
+def test_nobody_asks_again_sooner_than_the_server_said(server: OpenAIServer) -> None:
+    start(server)  # so that everything is imported
+    server.fail(f"POST {JOBS}", 429, times=2, Retry_After="0.3")
+    began = time.monotonic()
+    start(server, seed=2)
+    assert time.monotonic() - began >= 0.6
+    assert created(server) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),  # the finer one counts
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),  # it is over
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_seconds_to_wait_are_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_a_date_to_wait_for_is_seconds_from_now() -> None:
+    found = retry_after(
+        {"retry-after": format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)}
+    )
+    assert found is not None
+    assert 80 < found <= 90
 
 
 def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
@@ -261,6 +364,34 @@ def test_a_job_that_never_ends(server: OpenAIServer) -> None:
     assert start(server).remote_id == job.remote_id
 
 
+def test_a_job_is_waited_for_again_after_its_timeout_or_an_outage(server: OpenAIServer) -> None:
+    server.polls = None
+    job = start(server, polling=Polling(first=0.01, most=0.02, patience=0.1), timeout=0.2)
+    for waiting, polling in ((job, job.provider.polling), (attach(job.id), Polling(first=0.01, patience=0.1))):
+        waiting.provider.polling = polling
+        server.fail(f"GET {JOBS}/", 503, times=1000)
+        with pytest.raises(TransientError, match="503"):
+            waiting.result(60)
+        with pytest.raises(TransientError, match="503"):
+            waiting.wait(60)
+        server.heal()
+    for ask in (job.result, job.wait):
+        with pytest.raises(TrainingError, match="after its timeout"):
+            ask(60)
+    server.polls = 0
+    assert job.result(60).cache is False  # the caller's own LM, with its settings
+    assert waiting.wait(60) is JobStatus.succeeded
+    assert created(server) == 1
+
+
+def test_faults_are_not_borne_beyond_the_timeout(server: OpenAIServer) -> None:
+    server.fail(f"GET {JOBS}/", 503, times=1000)
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="503"):
+        start(server, polling=Polling(first=0.01, most=0.05, patience=60), timeout=0.2).result(30)
+    assert time.monotonic() - began < 10
+
+
 def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) -> None:
     server.polls = None
     job = start(server)
@@ -286,10 +417,9 @@ def test_an_unknown_job_and_an_unsupported_model(server: OpenAIServer) -> None:
 
 
 def test_who_may_no_longer_create_jobs_is_told_the_alternatives(
-    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+    server: OpenAIServer,
 ) -> None:
-    lm = dspyc.LM(BASE, api_key=KEY)  # without an address it is OpenAI itself,
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # which the SDK's own variable lets the server play
+    lm = at_openai(server)
     server.fail(f"POST {JOBS}", 403)
     with pytest.raises(ProviderError, match="403") as caught:
         lm.finetune(rows(), TrainDataFormat.CHAT, {})
@@ -397,6 +527,17 @@ def test_the_key_and_the_rows_are_in_no_log_and_no_file(
     assert KEY not in repr(lm.provider)
     assert KEY.encode() not in pickle.dumps(lm.provider)
     assert copy.deepcopy(lm.provider) is lm.provider
+
+
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [("together/x", "TOGETHER_BASE_URL"), ("fireworks/x", "FIREWORKS_API_URL"), (BASE, "OPENAI_BASE_URL")],
+)
+def test_a_variable_with_a_password_is_refused(model: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "https://me:hidden@host/v1")
+    with pytest.raises(ConfigError, match=f"{variable} holds a secret") as caught:
+        dspyc.LM(model)
+    assert "hidden" not in str(caught.value)
 
 
 def test_an_address_with_a_password_is_refused() -> None:

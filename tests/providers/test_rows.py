@@ -1,6 +1,7 @@
 """Each provider's rows, by the rules that it publishes: what is written, and what is refused with which reason."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,7 +166,7 @@ def test_a_prompt_with_a_completion_is_one_exchange(provider: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["User:", "Bot:", "Assistant:", "System:", "<image>", "<video>", "[EOS]", "assistant:"]
+    "word", ["User:", "Bot:", "Assistant:", "System:", "Thought:", "<image>", "<video>", "<unk>", "[EOS]", "assistant:"]
 )
 def test_words_that_nova_reserves_are_found_in_any_turn(word: str) -> None:
     asked = turns(("user", f"What does {word} mean?"), ("assistant", "A role."))
@@ -241,6 +242,19 @@ def test_too_few_rows_are_said(provider: str, fewest: int) -> None:
     with pytest.raises(DataError, match=f"trains on {fewest} rows or more, and {fewest - 1} can be used"):
         formatter(provider).format([CHAT] * (fewest - 1)).accepted()
     assert len(formatter(provider).format([CHAT] * fewest).accepted()) == fewest
+
+
+def test_too_many_rows_are_said() -> None:
+    small = replace(formatter("openai"), fewest=1, most=2)
+    assert len(small.format([CHAT] * 2).accepted()) == 2
+    with pytest.raises(DataError, match="openai trains on 2 rows or fewer, and there are 3"):
+        small.format([CHAT] * 3).accepted()
+    assert len(small.format([CHAT] * 3).accepted(counted=False)) == 3  # rows to validate with
+
+
+def test_the_limits_are_those_that_the_providers_publish() -> None:
+    limits = {"bedrock-nova": 20_000, "fireworks": 3_000_000, "vertex": 1_000_000}  # as in docs/providers.md
+    assert {name: formatter(name).most for name in FORMATTERS if formatter(name).most is not None} == limits
 
 
 def test_the_callers_rows_stay_as_they_are() -> None:

@@ -11,7 +11,8 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
-from dspyc.providers.job import RemoteJob, attach
+from dspyc.providers.job import RemoteJob
+from dspyc.providers.known import attach
 from dspyc.providers.polling import Polling
 from dspyc.providers.together import TogetherProvider
 

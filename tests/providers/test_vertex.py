@@ -9,6 +9,7 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
+import dspyc
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.polling import Polling
@@ -20,6 +21,9 @@ from .vertex_server import VertexServer
 pytest.importorskip("google.genai")
 
 ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}]
+
+QUICK = Polling(first=0.01, most=0.02, patience=10)
+CREATE = "POST /v1beta1/projects/p/locations/us-central1/tuningJobs"
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VertexSe
 
 def finetune(rows: list[dict[str, Any]] = ROWS, **kwargs: Any) -> RemoteJob:
     where = {"vertex_project": "p", "vertex_location": "us-central1"}
-    provider = VertexProvider(where, polling=Polling(first=0.01, most=0.02, patience=10))
+    provider = VertexProvider(where, polling=QUICK)
     with dspy.context(experimental=True):
         lm = dspy.LM("vertex_ai/gemini-2.5-flash", provider=provider)
         job = lm.finetune(rows, TrainDataFormat.CHAT, {"gcs_path": "gs://rows/tuning", **kwargs})
@@ -58,10 +62,28 @@ def test_rows_become_a_model_at_its_endpoint(server: VertexServer) -> None:
 
 
 def test_an_answer_that_is_lost_is_no_second_job(server: VertexServer) -> None:
-    server.fail("POST /v1beta1/projects/p/locations/us-central1/tuningJobs", LOST)
+    server.fail(CREATE, LOST)
     job = finetune()
     assert len(server.jobs) == 1
     assert job.wait(30) == "succeeded"
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(server: VertexServer) -> None:
+    class Impatient(VertexProvider):
+        timeout = 0.3
+
+    provider = Impatient({"vertex_project": "p", "vertex_location": "us-central1"}, polling=QUICK)
+    creating, create = server.hold(CREATE, after=True)
+    looking, look = server.hold(f"GET {CREATE.removeprefix('POST ')}/")
+    job = dspyc.LM("vertex_ai/gemini-2.5-flash", provider=provider).finetune(
+        ROWS, TrainDataFormat.CHAT, {"gcs_path": "gs://rows/tuning"}
+    )
+    assert creating.is_set()
+    assert job.wait(30) == "succeeded"
+    assert looking.is_set()
+    assert len(server.jobs) == 1
+    create.set()
+    look.set()
 
 
 def test_a_job_that_fails_says_why_and_one_is_cancelled(server: VertexServer) -> None:
