@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BudgetError
 from ..progress import Advance
-from .bootstrap import too_many
+from .failures import too_many
 from .ledger import Ledger
 from .trace import Trace
 

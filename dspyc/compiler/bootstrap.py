@@ -10,13 +10,14 @@ from typing import Any
 import dspy
 from pydantic import BaseModel
 
-from ..errors import BootstrapError, BudgetError, ConfigError, DataError
+from ..errors import BudgetError, ConfigError, DataError
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
 from ..signatures.fingerprints import stable
 from .calls import Workers, durable, durable_whoever
+from .failures import too_many
 from .ledger import Ledger
 from .pool import Pool
 from .trace import Subject, Trace
@@ -30,13 +31,14 @@ def observe(
     lm: dspy.BaseLM | None = None,
     adapter: dspy.Adapter | None = None,
     traced: bool = True,
+    round: int = 0,
 ) -> Subject:
     """A copy of `program` whose language models remember their calls, and its adapters demos; it is not changed itself.
 
     `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
     LMs that come up during a run (made in `forward`, given by `dspy.context(lm=...)`, a judge's in the metric) remember theirs
     too where a predictor asks them. `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it
-    None, as dspy.Evaluate does.
+    None, as dspy.Evaluate does. `round` tells LMs that come up to give other replies than in those before.
     """
     copied = copy_program(program, durable)
     for predictor in predictors(copied).values():
@@ -44,7 +46,7 @@ def observe(
             predictor.adapter = durable_whoever(remembering(predictor.adapter))
     shared = lm if lm is not None else dspy.settings.lm
     written_by = durable_whoever(remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter()))
-    return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced)
+    return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced, round)
 
 
 def bootstrap(
@@ -182,13 +184,3 @@ def _holds_sets(value: Any) -> bool:
     if isinstance(value, (dict, list, tuple)):
         return any(map(_holds_sets, value.values() if isinstance(value, dict) else value))
     return isinstance(value, (set, frozenset))
-
-
-def too_many(errors: list[Trace], finished: int, max_errors: int, role: str) -> BootstrapError:
-    """What to raise once `errors` of `finished` runs stop a bootstrap."""
-    kinds = Counter(f"{trace.blame} raised {trace.error}" for trace in errors)
-    shown = "; ".join(f"{count} × {text[:300]}" for text, count in kinds.most_common(3))
-    return BootstrapError(
-        f"{len(errors)} of the first {finished} runs of the {role} failed, and `max_errors` is {max_errors}: {shown}.",
-        hint="Mend the cause or raise `max_errors`, and run the same command again: finished calls are not repeated.",
-    )

@@ -6,6 +6,7 @@ A limit is on the whole run, over all its sittings; only `seconds` begin anew wi
 nothing, and neither do what DSPy's cache answers and models that run on this machine.
 """
 
+import asyncio
 import math
 import threading
 import time
@@ -122,6 +123,17 @@ class Meter:
             if self._outer is not None:
                 self._outer.release()
             raise
+
+    @property
+    def is_held(self) -> bool:
+        """Whether only the calls under way leave no room."""
+        own = self.budget is not None and self._is_held(self.budget)
+        return own or (self._outer is not None and self._outer.is_held)
+
+    async def room(self, stopped: Callable[[], bool]) -> None:
+        """Wait as `admit` does, in an event loop, where the calls under way go on meanwhile."""
+        while self.is_held and not stopped():
+            await asyncio.sleep(_LOOK_UP / 10)
 
     def settle(self, tokens: int, usd: float) -> None:
         """A call that was allowed has been answered."""

@@ -69,7 +69,8 @@ class Run:
     """The run of one example that is going on; DSPy's settings carry it into every thread that the program starts.
 
     `example` is the example's `call_key`. `workers`, if there are any, make the requests to models that are not on this
-    machine. `refusal` is set when a call was not allowed: a program may swallow the exception that says so.
+    machine. `round` is the bootstrap's, for LMs that come up as the program runs. `refusal` is set when a call was not
+    allowed: a program may swallow the exception that says so.
     """
 
     role: str
@@ -77,6 +78,7 @@ class Run:
     ledger: Ledger
     on_call: Callable[[Call], None]
     workers: Workers | None = None
+    round: int = 0
     refusal: DspycError | None = None
     _seen: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -112,6 +114,11 @@ def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
     copied = copy.copy(adapter)
     copied.__class__ = _asking_class(type(adapter))
     return copied
+
+
+def in_round(lm: dspy.BaseLM, at: int) -> dspy.BaseLM:
+    """The LM as it runs in a bootstrap's round `at`: after the first (0) with other replies, which no cache has."""
+    return lm.copy(rollout_id=at, temperature=1.0) if at else lm
 
 
 def plain(lm: dspy.BaseLM) -> dspy.BaseLM:
@@ -166,6 +173,8 @@ class _Durable:
             return await super().acall(prompt, messages=messages, **kwargs)  # type: ignore[misc]
         pending = _Pending(self, run, prompt, messages, kwargs)
         if not pending.known():
+            if is_paid(self) and not _paying.get():
+                await run.ledger.meter.room(pending.stopped)
             with pending:
                 async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
                     with attempt, _no_other_retries():
@@ -214,8 +223,23 @@ class _Asking:
 
 
 def _in_run(lm: Any) -> Any:
-    strange = isinstance(lm, dspy.BaseLM) and not isinstance(lm, _Durable)
-    return durable(lm) if strange and current_run() is not None else lm
+    run = current_run()
+    if run is None or not isinstance(lm, dspy.BaseLM) or isinstance(lm, _Durable):
+        return lm
+    key, settings = (id(lm), run.round), [lm.model, dict(lm.kwargs)]
+    with _strangers_lock:
+        known = _strangers.get(key)
+        if known is None or known[0] is not lm or known[1] != settings:
+            known = _strangers[key] = (lm, settings, durable(in_round(lm, run.round)))
+            if len(_strangers) > _MOST_STRANGERS:
+                del _strangers[next(iter(_strangers))]
+        return known[2]
+
+
+_MOST_STRANGERS = 64
+# LMs that no predictor holds, by number and round: themselves, what they were set to, and their durable copies.
+_strangers: dict[tuple[int, int], tuple[Any, list[Any], dspy.BaseLM]] = {}
+_strangers_lock = threading.Lock()
 
 
 def _asking_class(kind: type) -> type:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ConfigError, RegressionError
+from ..errors import RegressionError
 from ..evaluation import mean, paired_interval
+from .failures import metric_failed
 from .trace import Trace
 
 OnRegression = Literal["warn", "raise", "keep_student"]
@@ -54,11 +55,8 @@ def judge(
         ConfigError: The metric failed on every example, so there is nothing to judge by.
     """
     for traces in filter(None, (before, after, teacher)):
-        if all(trace.blame == "metric" for trace in traces):
-            raise ConfigError(
-                f"The metric failed on every one of {len(traces)} held-out examples; the first: {traces[0].error}",
-                hint="Call the metric on one example and one prediction by hand.",
-            )
+        if failure := metric_failed(traces, "held-out examples"):
+            raise failure
     scores = [_scores(before), _scores(after)]
     named = {"student": before, "teacher": teacher or [], "compiled": after}
     return Verdict(

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..errors import BudgetError, ConfigError
 from ..evaluation.estimates import student_quantile
-from .bootstrap import too_many
+from .failures import too_many
 from .pool import Pool
 from .search_report import Usage
 from .trace import Subject, Trace

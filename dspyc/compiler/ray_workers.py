@@ -28,6 +28,7 @@ from .limiter import retry_after_of
 
 Executor = Literal["threads", "ray"]
 _MOST_CAUSES = 4  # of an error, the nearest first
+_MOST_PACKED = 64  # language models
 
 
 @contextmanager
@@ -125,6 +126,8 @@ class RayWorkers:
             if id(lm) not in self._packed:
                 packed = _dumps(plain(lm), f"The language model {lm.model!r}")
                 self._packed[id(lm)] = (lm, sha256(packed).hexdigest(), packed)
+                while len(self._packed) > _MOST_PACKED:  # a program may make an LM for each of its calls
+                    del self._packed[next(iter(self._packed))]
             return self._packed[id(lm)][1:]
 
 

@@ -127,6 +127,7 @@ class Subject:
     lm: dspy.BaseLM | None = None  # for predictors that have none of their own
     adapter: dspy.Adapter | None = None
     traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
+    round: int = 0  # of the bootstrap; LMs that come up in the program give other replies in each
     names: Mapping[int, str] = field(init=False, repr=False, compare=False)  # of its predictors, by id
 
     def __post_init__(self) -> None:
@@ -154,7 +155,7 @@ def run_example(
     recorder = _Recorder(trace, subject.names)
     trace.taken = Taken(subject.names)
     trace.asked = call_key(example, repeat)
-    run = Run(subject.role, trace.asked, ledger, recorder.on_call, workers)
+    run = Run(subject.role, trace.asked, ledger, recorder.on_call, workers, subject.round)
     settings: dict[str, Any] = {
         "trace": trace.taken,
         "disable_history": False,
@@ -167,7 +168,7 @@ def run_example(
         settings["adapter"] = subject.adapter
     started = time.monotonic()
     with dspy.context(**settings):
-        _run_and_score(subject, example, trace, metric)
+        _run_and_score(subject, example, trace, metric, run)
     trace.seconds = time.monotonic() - started
     if stop := ledger.failure or run.refusal:
         raise stop
@@ -175,7 +176,7 @@ def run_example(
     return trace
 
 
-def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None) -> None:
+def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, run: Run) -> None:
     try:
         trace.prediction = subject.program(**example.inputs())
     except Exception as error:  # a bad example is an event, not the end
@@ -183,6 +184,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         return
     if metric is None:
         return
+    run.round = 0  # a judge is asked as ever
     try:
         taken = list(trace.taken) if subject.traced else None
         trace.score = call_metric(metric, example, trace.prediction, taken)

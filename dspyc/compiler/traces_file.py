@@ -22,9 +22,10 @@ from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYP
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from ..errors import DataError, redact
+from ..errors import ConfigError, DataError, redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
+from ..files import numbered_lines
 from .calls import Call
 from .trace import Step, Trace
 
@@ -71,10 +72,33 @@ def load_traces(path: str | PathLike[str]) -> list[Trace]:
         DataError: It cannot be read, or a line is no trace of this version; the message has its number.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The traces in {path} cannot be read: {error}.") from error
-    return [_trace(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [_trace(line, f"{path}, line {number}") for number, line in numbered_lines(text)]
+
+
+def given_traces(traces: Any) -> list[Trace] | None:
+    """An optimizer's argument `traces` as a list; a path is read.
+
+    Raises:
+        ConfigError: It holds something else.
+        DataError: The file cannot be read.
+    """
+    if traces is None:
+        return None
+    if isinstance(traces, (str, PathLike)):
+        return load_traces(traces)
+    found = list(traces) if isinstance(traces, Iterable) else []
+    wrong = next(
+        (f"`traces[{i}]` is a {type(t).__name__}" for i, t in enumerate(found) if not isinstance(t, Trace)), None
+    )
+    if wrong is not None or not isinstance(traces, Iterable):
+        raise ConfigError(
+            f"{wrong or f'`traces` is a {type(traces).__name__}'}; traces, or the path of their file, are allowed.",
+            hint='Write traces=dspyc.load_traces("teacher.jsonl").',
+        )
+    return found
 
 
 def fitted_to(traces: Iterable[Trace], predictors: Mapping[str, dspy.Predict]) -> list[Trace]:
@@ -141,7 +165,7 @@ class _Reader:
         if isinstance(value, str):
             return self._of_text(value, self._adapter)
         try:
-            return self._adapter.validate_python(self._with_members(value))
+            return self._adapter.validate_python(self._with_members(value), by_alias=True, by_name=True)
         except ValueError:
             if CUSTOM_TYPE_START_IDENTIFIER in str(value):  # a prompt part of a class that only its program knows
                 return value
@@ -152,7 +176,7 @@ class _Reader:
         if text in self._members:
             return self._members[text]
         try:
-            read = adapter.validate_json(json.dumps(text), strict=True)
+            read = adapter.validate_json(json.dumps(text), strict=True, by_alias=True, by_name=True)
         except ValueError:
             return text
         return read if isinstance(read, BaseModel) or str(getattr(read, "value", read)) == text else text

@@ -23,6 +23,7 @@ from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
 from ..compiler.budget import Budget, counted_by
 from ..compiler.calls import Workers
+from ..compiler.failures import all_failed, metric_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
@@ -33,7 +34,6 @@ from ..errors import BudgetError, ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
-from .all_failed import all_failed, metric_failed
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share
 from .plans import sum_of
@@ -212,7 +212,8 @@ class BetterTogether(Teleprompter):
                 with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
                     made = optimizer.compile(_uncompiled(judge.base), **arguments)
                 _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
-                judge.add(so_far, made, time.monotonic() - begun)
+                if not judge.add(so_far, made, time.monotonic() - begun):
+                    return
             except Exception as error:
                 if isinstance(error, BudgetError) and ledger.meter.exhausted is not None:
                     return
@@ -294,8 +295,18 @@ class _Judge:
     def base(self) -> dspy.Module:
         return self.programs[self._base]
 
-    def add(self, strategy: str, program: dspy.Module, seconds: float) -> None:
-        traces = self._run(program)
+    def add(self, strategy: str, program: dspy.Module, seconds: float) -> bool:
+        """Score a program; whether that could be done within the budget. What was paid for is kept in any case."""
+        try:
+            traces = self._run(program)
+        except BudgetError as error:
+            if not self.programs or self.ledger.meter.exhausted is not None:
+                raise
+            logger.warning("Step %s is not compared, and the last. %s", strategy, error.message)  # it has no price
+            self._scores.append([])
+            self.programs.append(program)
+            self.steps.append(StepReport(strategy, None, None, "not compared", seconds, 0))
+            return False
         if failure := metric_failed(traces, "held-out runs"):
             raise failure
         failures = [trace for trace in traces if trace.error is not None]
@@ -314,6 +325,7 @@ class _Judge:
         self._base = self.best if outcome == "worse" else place
         if sum(scores) > sum(self._scores[self.best]) or not scores:
             self.best = place
+        return True
 
     def candidate_programs(self) -> list[dict[str, Any]]:
         """As DSPy's: scores in percent, the best first."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import dspy
@@ -20,6 +21,7 @@ from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
 from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
 from ..compiler.budget import Budget
+from ..compiler.calls import in_round
 from ..compiler.demos import demos_of, labelled, spread
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
@@ -28,6 +30,7 @@ from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.recorded_attempts import recorded_attempts
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
+from ..compiler.traces_file import given_traces
 from ..compiler.withheld import withheld, withhold
 from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
@@ -174,7 +177,6 @@ class BootstrapFewShot(Teleprompter):
         super().__init__()
         if metric is not None:
             check_metric(metric)
-        check_number("metric_threshold", metric_threshold)
         check_teacher_settings(teacher_settings)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos)
         check_count("max_labeled_demos", max_labeled_demos)
@@ -182,7 +184,7 @@ class BootstrapFewShot(Teleprompter):
         check_limits(max_errors, budget)
         check_executor(executor)
         check_fit(fit_context)
-        self.metric, self.metric_threshold = metric, metric_threshold
+        self.metric, self.metric_threshold = metric, check_number("metric_threshold", metric_threshold)
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.max_errors = max_rounds, max_errors
@@ -196,12 +198,13 @@ class BootstrapFewShot(Teleprompter):
         *,
         teacher: dspy.Module | None = None,
         trainset: Sequence[dspy.Example],
-        traces: Sequence[Trace] | None = None,
+        traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
     ) -> dspy.Module:
         """A compiled copy of `student`, with `report` and `save`; the arguments are left as they were.
 
         With no teacher the student's own program teaches, run by `teacher_settings["lm"]` if that is given. `traces`, as
-        `dspyc.load_traces` reads them, teach in place of a teacher: those of examples of `trainset`, scored anew.
+        `dspyc.load_traces` reads them, or the path of their file, teach in place of a teacher: those of examples of
+        `trainset`, scored anew.
 
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
@@ -211,17 +214,16 @@ class BootstrapFewShot(Teleprompter):
         if self.diverse:
             train = spread(train, self.max_bootstrapped_demos, first=random.Random(self.seed).randrange(len(train)))
         threads = check_threads(self.num_threads)
-        if traces is not None and teacher is not None:
-            raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
-        program = choose_teacher(student, teacher, self.teacher_settings) if traces is None else None
-        taught_by = [trace.id for trace in traces or []] if program is None else program_fingerprint(program)
+        recorded = given_traces(traces)
+        program = self._teacher(student, teacher, recorded)
+        taught_by = [trace.id for trace in recorded or []] if program is None else program_fingerprint(program)
         sizes = Sizes(
             self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds, self.diverse, self.fit_context
         )
         asks = fingerprint([program_fingerprint(student), taught_by, data_fingerprint(train), asdict(sizes), self.seed])
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         folder = run_folder(self.run_dir, asks)
-        plan = self._plan(program, train) if program is not None else Plan([], threads)
+        plan = self._plan(program, train)
         with (
             Ledger(folder, budget=self.budget) as ledger,
             workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
@@ -229,7 +231,7 @@ class BootstrapFewShot(Teleprompter):
             ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
             with Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool:
                 if program is None:
-                    made = self._recorded(student, train, traces or [], sizes)
+                    made = self._recorded(student, train, recorded or [], sizes)
                 else:
                     made = demonstrate(
                         student,
@@ -249,11 +251,26 @@ class BootstrapFewShot(Teleprompter):
         return artifact.attach(made.program, report)
 
     def plan(
-        self, student: dspy.Module, *, teacher: dspy.Module | None = None, trainset: Sequence[dspy.Example]
+        self,
+        student: dspy.Module,
+        *,
+        teacher: dspy.Module | None = None,
+        trainset: Sequence[dspy.Example],
+        traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
     ) -> Plan:
         """What `compile` with the same arguments will ask for: an estimate, at no cost."""
         train = check_examples(trainset, "trainset")
-        return self._plan(choose_teacher(student, teacher, self.teacher_settings), train)
+        return self._plan(self._teacher(student, teacher, given_traces(traces)), train)
+
+    def _teacher(
+        self, student: dspy.Module, teacher: dspy.Module | None, traces: Sequence[Trace] | None
+    ) -> dspy.Module | None:
+        """Who teaches; None where traces do."""
+        if traces is None:
+            return choose_teacher(student, teacher, self.teacher_settings)
+        if teacher is not None:
+            raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
+        return None
 
     def _recorded(
         self, student: dspy.Module, train: list[dspy.Example], traces: Sequence[Trace], sizes: Sizes
@@ -271,7 +288,9 @@ class BootstrapFewShot(Teleprompter):
             raise no_good_run(attempts, train, self.metric_threshold)
         return Demonstrated(_with_demos(student, attempts, train, sizes, self.seed), attempts)
 
-    def _plan(self, teacher: dspy.Module, train: list[dspy.Example]) -> Plan:
+    def _plan(self, teacher: dspy.Module | None, train: list[dspy.Example]) -> Plan:
+        if teacher is None:
+            return Plan([], check_threads(self.num_threads))
         sizes = {"labels": self.max_labeled_demos, "rounds": self.max_rounds}
         stages = bootstrap_stages(teacher, train, [self.max_bootstrapped_demos], **sizes)
         return Plan(stages, check_threads(self.num_threads))
@@ -307,13 +326,9 @@ def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
     identity = program_fingerprint(teacher)
     rounds = []
     for at in range(number):
-        program, shared = copy_program(teacher), dspy.settings.lm
-        if at:
-            for predictor in predictors(program).values():
-                if predictor.lm is not None:
-                    predictor.lm = predictor.lm.copy(rollout_id=at, temperature=1.0)
-            shared = shared.copy(rollout_id=at, temperature=1.0) if shared is not None else None
-        subject = observe(program, "teacher", identity=fingerprint([identity, at]), lm=shared)
+        program = copy_program(teacher, partial(in_round, at=at))
+        shared = None if dspy.settings.lm is None else in_round(dspy.settings.lm, at)
+        subject = observe(program, "teacher", identity=fingerprint([identity, at]), lm=shared, round=at)
         withhold(subject.program)
         rounds.append(subject)
     return rounds

@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -25,7 +25,7 @@ from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
-from ..compiler.traces_file import fitted_to, load_traces, rescored
+from ..compiler.traces_file import fitted_to, given_traces, rescored
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
@@ -41,7 +41,7 @@ from ..signatures import (
     program_fingerprint,
 )
 from ..signatures.checks import adapter_of_name
-from .checks import check_executor, check_limits, check_share
+from .checks import check_executor, check_limits, check_number, check_share
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
@@ -112,7 +112,7 @@ class BootstrapFinetune(Teleprompter):
         check_executor(executor)
         if teacher_lm is not None and not isinstance(teacher_lm, dspy.BaseLM):
             raise ConfigError(f"`teacher_lm` is a {type(teacher_lm).__name__}; a dspy.LM is allowed.")
-        self.metric, self.metric_threshold = metric, metric_threshold
+        self.metric, self.metric_threshold = metric, check_number("metric_threshold", metric_threshold)
         self.multitask, self.exclude_demos, self.balance = multitask, exclude_demos, balance
         self.train_kwargs = _settings(train_kwargs)
         self.adapter, self.teacher_lm = _adapters(adapter), teacher_lm
@@ -146,7 +146,7 @@ class BootstrapFinetune(Teleprompter):
             allowed = "trainset, teacher, valset and traces are allowed"
             raise ConfigError(f"`compile` does not take {sorted(unknown)}; {allowed}.")
         started = time.monotonic()
-        recorded = _recorded(traces)
+        recorded = given_traces(traces)
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
         targets = self._targets(student)
         units = plan_units(targets, self.multitask, self.train_kwargs)
@@ -211,7 +211,7 @@ class BootstrapFinetune(Teleprompter):
         """What `compile` with the same arguments will ask for: an estimate, at no cost."""
         check_student(student)
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
-        teachers = self._teachers(student, teacher, train, _recorded(traces))
+        teachers = self._teachers(student, teacher, train, given_traces(traces))
         return Plan(_stages(student, teachers, train, held_out), check_threads(self.num_threads))
 
     def _split(
@@ -417,24 +417,6 @@ def _adapters(given: Any) -> dspy.Adapter | dict[dspy.BaseLM, dspy.Adapter] | No
     if isinstance(given, Mapping):
         return {lm: adapter_of_name(adapter) for lm, adapter in given.items()}
     return adapter_of_name(given)
-
-
-def _recorded(traces: Any) -> list[Trace] | None:
-    """The argument `traces` as a list; a path is read."""
-    if traces is None:
-        return None
-    if isinstance(traces, (str, os.PathLike)):
-        return load_traces(traces)
-    found = list(traces) if isinstance(traces, Iterable) else []
-    wrong = next(
-        (f"`traces[{i}]` is a {type(t).__name__}" for i, t in enumerate(found) if not isinstance(t, Trace)), None
-    )
-    if wrong is not None or not isinstance(traces, Iterable):
-        raise ConfigError(
-            f"{wrong or f'`traces` is a {type(traces).__name__}'}; traces, or the path of their file, are allowed.",
-            hint='Write traces=dspyc.load_traces("teacher.jsonl").',
-        )
-    return found
 
 
 def _stages(

@@ -19,10 +19,13 @@ def check_count(name: str, value: Any, *, least: int = 0) -> None:
         raise ConfigError(f"`{name}` is {value!r}; a whole number from {least} is allowed.")
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` is None or a number that scores can be compared with."""
-    if value is not None and (not isinstance(value, Real) or not isfinite(value)):
+def check_number(name: str, value: Any) -> float | None:
+    """`value`, None or a number that scores can be compared with, as Python's own; raises ConfigError where it is neither."""
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not isfinite(value):
         raise ConfigError(f"`{name}` is {value!r}; a finite number is allowed.")
+    return float(value)
 
 
 def check_teacher_settings(value: Any) -> None:

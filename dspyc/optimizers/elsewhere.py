@@ -9,6 +9,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 
 from ..compiler.ledger import Ledger
 from ..errors import LedgerError, ModelError, TrainingError
+from ..providers.faults import UnfinishedError
 from ..providers.job import RemoteJob
 from ..providers.remote import RemoteProvider
 from ..signatures import fingerprint
@@ -28,16 +29,17 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
 
     Raises:
         LedgerError: A job was started, and cannot be found again.
-        TrainingError: The job failed or was cancelled.
+        TrainingError: The job failed or was cancelled, or goes on after its `timeout` (an UnfinishedError).
         ModelError: The model that came of it does not answer.
     """
-    settings = dict(unit.train_kwargs)
+    settings, provider = dict(unit.train_kwargs), unit.lm.provider
     rows, held_out = _plain(train), _plain(validation)
-    if getattr(unit.lm.provider, "validates", False) and held_out and "validation_data" not in settings:
+    if getattr(provider, "validates", False) and held_out and "validation_data" not in settings:
         settings["validation_data"] = held_out
     else:
         rows += held_out
-    key = fingerprint([unit.lm.model, rows, stable(settings)])
+    trained = provider.trained(settings) if isinstance(provider, RemoteProvider) else settings
+    key = fingerprint([unit.lm.model, rows, stable(trained)])
     facts = {"predictors": unit.names, "rows": len(rows)}
     known = ledger.job(key) or {"state": "new"}
     if known["state"] == "done" and not _findable(unit.lm, known):
@@ -57,7 +59,7 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
         if not done:
             ledger.record_job(key, {**facts, "state": "started"})
     tuned = _result(job, unit, lambda error: ledger.record_job(key, {**facts, "state": "failed", "error": error}))
-    if not done:
+    if not done or tuned.model != known["model"]:  # it may be served anew, and under another name
         check_answers(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
     facts["model"] = tuned.model
     ledger.record_job(key, {**facts, "state": "done"})
@@ -93,6 +95,8 @@ def check_answers(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = N
 def _result(job: Any, unit: "Unit", failed: Any) -> dspy.LM:
     try:
         result = job.result()
+    except UnfinishedError:
+        raise  # the job goes on, and the same compile finds it
     except TrainingError as error:
         failed(error.message[:2000])
         raise

@@ -7,7 +7,9 @@ import dspy
 from ..compiler.attempts import Attempt
 from ..compiler.trace import Trace
 from ..errors import BootstrapError
-from ..signatures.values import short
+from ..signatures.values import cut, short
+
+_SHOWN = 300  # characters of a value or an error
 
 
 def no_good_run(attempts: list[Attempt], trainset: Sequence[dspy.Example], threshold: float | None) -> BootstrapError:
@@ -22,8 +24,9 @@ def no_good_run(attempts: list[Attempt], trainset: Sequence[dspy.Example], thres
 
 
 def _failure(run: Trace, example: dspy.Example) -> str:
-    asked = short(dict(example.inputs().items()))
+    asked = short(dict(example.inputs().items()), _SHOWN)
     if run.error is not None:
-        return f"{asked}: {run.blame} raised {run.error[:300]}"
+        return f"{asked}: {run.blame} raised {cut(run.error, _SHOWN)}"
     answered = dict(run.prediction.items()) if isinstance(run.prediction, dspy.Prediction) else run.prediction
-    return f"{asked}: scored {run.score:g} with {short(answered)}, labels {short(dict(example.labels().items()))}"
+    labels = short(dict(example.labels().items()), _SHOWN)
+    return f"{asked}: scored {run.score:g} with {short(answered, _SHOWN)}, labels {labels}"

@@ -21,6 +21,7 @@ from dspy.teleprompt import Teleprompter
 from ..compiler import artifact
 from ..compiler.bootstrap import check_examples, check_threads, example_keys
 from ..compiler.budget import Budget
+from ..compiler.failures import all_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
@@ -34,7 +35,6 @@ from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
-from .all_failed import all_failed
 from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
 from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
@@ -99,8 +99,6 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
     ) -> None:
         super().__init__()
         check_metric(metric)
-        check_number("metric_threshold", metric_threshold)
-        check_number("stop_at_score", stop_at_score)
         check_teacher_settings(teacher_settings)
         check_count("max_bootstrapped_demos", max_bootstrapped_demos, least=1)
         check_count("max_labeled_demos", max_labeled_demos)
@@ -110,12 +108,13 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         check_limits(max_errors, budget)
         check_executor(executor)
         self.rule = Rule(risk) if race else None
-        self.metric, self.metric_threshold = metric, metric_threshold
+        self.metric, self.metric_threshold = metric, check_number("metric_threshold", metric_threshold)
         self.teacher_settings = dict(teacher_settings or {})
         self.max_bootstrapped_demos, self.max_labeled_demos = max_bootstrapped_demos, max_labeled_demos
         self.max_rounds, self.num_candidate_programs = max_rounds, num_candidate_programs
         self.diverse, self.fit_context = diverse, fit_context
-        self.num_threads, self.max_errors, self.stop_at_score = num_threads, max_errors, stop_at_score
+        self.num_threads, self.max_errors = num_threads, max_errors
+        self.stop_at_score = check_number("stop_at_score", stop_at_score)
         self.budget, self.executor, self.run_dir = budget, executor, run_dir
         self.seed, self.show_progress = seed, show_progress
 

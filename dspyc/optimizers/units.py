@@ -94,7 +94,19 @@ def check_task_names(unit: Unit) -> None:
 def train_units(
     units: Sequence[Unit], dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool
 ) -> list[Trained]:
-    """Train one unit after the other; adapters that are trained here share one base in memory."""
+    """Train one unit after the other; adapters that are trained here share one base in memory.
+
+    Raises:
+        DataError: A unit has no rows; raised before any is trained.
+        TrainingError: A training failed.
+        ModelError: What a provider made of one does not answer.
+    """
+    for unit in units:
+        if not any(dataset.train.get(name) for name in unit.names):
+            raise DataError(
+                f"Predictor(s) {unit.names} have no rows: no good run called them.",
+                hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
+            )
     here = any(isinstance(unit.lm.provider, LocalProvider) for unit in units)
     if here:
         from ..training import one_base
@@ -103,20 +115,9 @@ def train_units(
 
 
 def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool) -> Trained:
-    """Fine-tune the unit's LM on its predictors' rows, here or at its provider.
-
-    Raises:
-        DataError: None of its predictors has a row.
-        TrainingError: The training failed.
-        ModelError: What a provider made of it does not answer.
-    """
+    """Fine-tune the unit's LM on its predictors' rows, here or at its provider."""
     train = [row for name in unit.names for row in dataset.train.get(name, [])]
     validation = [row for name in unit.names for row in dataset.validation.get(name, [])]
-    if not train:
-        raise DataError(
-            f"Predictor(s) {unit.names} have no rows: no good run called them.",
-            hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
-        )
     if isinstance(unit.lm.provider, LocalProvider):
         return _train_here(unit, train, validation, ledger, seed, show_progress)
     return Trained(*train_elsewhere(unit, train, validation, ledger))

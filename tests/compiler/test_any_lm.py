@@ -104,6 +104,36 @@ def test_a_teacher_s_forward_chooses_its_own_lm(tmp_path: Path) -> None:
     assert not shared.engine.asked
 
 
+@pytest.mark.parametrize("kind", [ByContext, ByArgument, Outside])
+def test_an_lm_that_forward_chooses_gives_other_replies_in_later_rounds(
+    kind: Callable[..., dspy.Module], tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    class Listener(dspy.utils.callback.BaseCallback):  # type: ignore[misc]
+        def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+            asked.append((instance.model, instance.kwargs.get("rollout_id"), instance.kwargs.get("temperature")))
+
+    replies, judge = iter(["wrong", "wrong", "right"]), dspy.Predict("answer -> good: bool")
+    judge.lm = dspyc.ScriptedLM(lambda inputs: {"good": inputs["answer"] == "right"}, model="scripted/judge")
+    other = dspyc.ScriptedLM(lambda inputs: {"answer": next(replies)}, model="scripted/other")
+    with dspy.context(callbacks=[Listener()], lm=simulated_lm()):
+        optimizer = dspyc.BootstrapFewShot(
+            lambda example, prediction, trace=None: judge(answer=prediction.answer).good,
+            **{"max_rounds": 3, "max_bootstrapped_demos": 1, "max_labeled_demos": 0},
+            run_dir=tmp_path,
+            show_progress=False,
+        )
+        compiled = optimizer.compile(kind(other), trainset=questions(0, 1))
+    assert [demo.answer for demo in compiled.add.demos] == ["right"]
+    assert [call for call in asked if "other" in call[0]] == [
+        ("scripted/other", None, None),
+        ("scripted/other", 1, 1.0),
+        ("scripted/other", 2, 1.0),
+    ]
+    assert [call for call in asked if "judge" in call[0]] == [("scripted/judge", None, None)] * 2  # "wrong" once
+
+
 def test_callbacks_hear_of_each_format_and_parse_once(tmp_path: Path) -> None:
     heard: list[str] = []
 

@@ -13,10 +13,14 @@ import pytest
 
 import dspyc
 from dspyc.compiler import verify
+from dspyc.compiler.checksums import write_sums
 from dspyc.compiler.readme import made_from
-from dspyc.errors import ArtifactError
+from dspyc.errors import ArtifactError, ModelError
 from dspyc.models import ConstrainedLM
+from dspyc.signatures import adapt
+from dspyc.training import TrainingConfig, train
 from tests.optimizers import desk
+from tests.training import small
 
 ANSWER = """
 import json, sys
@@ -77,6 +81,38 @@ def test_full_weights_survive_too(tmp_path: Path) -> None:
     loaded = dspyc.load(tmp_path / "colours")
     things = [f"a {colour} hat" for colour in desk.COLOURS]
     assert [loaded(thing=t).colour for t in things] == [program(thing=t).colour for t in things]
+
+
+def test_an_artifact_with_its_base_needs_nothing_that_lies_elsewhere(tmp_path: Path) -> None:
+    base, things = small.folder(tmp_path / "base"), ("red", "green", "blue")
+    settings = TrainingConfig(precision="fp32", max_steps=4, learning_rate=0.1)
+    made = train(str(base), small.rows(8), config=settings, output_dir=tmp_path / "run")
+    options = {"max_tokens": 8, "cache": False, "device": "cpu", "dtype": "float32"}
+
+    def program(adapter: str | None = None) -> dspy.Predict:
+        predictor = dspy.Predict("thing -> colour")
+        adapt(predictor, dspyc.TerseAdapter())
+        predictor.set_lm(dspyc.LocalLM(str(base), adapter, **options))
+        return predictor
+
+    def answers(predictor: dspy.Predict) -> list[str]:
+        return [predictor(thing=thing).colour for thing in things]
+
+    trained = program(made.path)
+    here, untrained = answers(trained), answers(program())
+    assert here != untrained
+    dspyc.save(trained, tmp_path / "small")
+    dspyc.save(trained, tmp_path / "saved", include_base=True)
+    shutil.copytree(tmp_path / "saved", tmp_path / "moved")
+    for gone in ("base", "run", "saved"):
+        shutil.rmtree(tmp_path / gone)
+
+    verify(tmp_path / "moved")
+    assert answers(dspyc.load(tmp_path / "moved", device="cpu", dtype="float32")) == here
+    with pytest.raises(ModelError, match=r"base. does not exist"):
+        dspyc.load(tmp_path / "small", device="cpu")
+    kept = dspyc.load(tmp_path / "small", base=str(tmp_path / "moved" / "base" / "0"), device="cpu", dtype="float32")
+    assert answers(kept) == here
 
 
 def test_what_is_in_it(artifact: tuple[Any, Path]) -> None:
@@ -161,6 +197,14 @@ def test_a_base_with_other_weights_is_refused(copy: Path, tmp_path: Path) -> Non
         dspyc.load(copy, base=str(other))
 
 
+def test_an_artifact_of_another_format_is_refused(copy: Path) -> None:
+    facts = json.loads((copy / "artifact.json").read_text())
+    (copy / "artifact.json").write_text(json.dumps({**facts, "format": 99}))
+    write_sums(copy)
+    with pytest.raises(ArtifactError, match=r"has format 99; this version of dspyc reads format 1\."):
+        verify(copy)
+
+
 def test_saving_replaces_an_artifact_and_nothing_else(artifact: tuple[Any, Path], copy: Path, tmp_path: Path) -> None:
     program, _ = artifact
     program.save(copy)
@@ -229,44 +273,26 @@ def test_whether_replies_are_constrained_is_kept(tmp_path: Path, constrained: bo
     assert isinstance(lm, ConstrainedLM) is constrained
 
 
+REPOSITORY = Path(__file__).parents[2]
 KILLED = """
-import json, os, signal, sys
+import json, os, sys
 from pathlib import Path
 import dspy, dspyc
 from dspyc.compiler import verify
+from tests.dying import deaths
 
 def program(model):
     made = dspy.Predict("q -> a")
     made.set_lm(dspy.LM(model))
     return made
 
-def die_at(moment, path, how):
-    left = moment
-    def hook(event, arguments):  # before anything is made, renamed or removed
-        nonlocal left
-        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
-            left -= 1
-            if left == 0 and how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif left == 0:
-                raise KeyboardInterrupt
-    sys.addaudithook(hook)
-    dspyc.save(program("openai/new"), path)
-    os._exit(0 if left > 0 else 1)
-
-root, how, found, moment = Path(sys.argv[1]), sys.argv[2], [], 0
-while True:
-    moment += 1
-    path = root / str(moment) / "desk"
+def prepare(moment):
+    path = Path(sys.argv[1]) / str(moment) / "desk"
     dspyc.save(program("openai/old"), path)
-    child = os.fork()
-    if child == 0:
-        try:
-            die_at(moment, path, how)
-        finally:
-            os._exit(1)
-    if os.waitpid(child, 0)[1] == 0:
-        break
+    return path
+
+found, changes = [], ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+for path in deaths(prepare, lambda path: dspyc.save(program("openai/new"), path), changes, sys.argv[2]):
     found.append(verify(path)["lms"][0]["model"])
     assert dspyc.load(path).lm.model == found[-1]
     dspyc.save(program("openai/old"), path)
@@ -277,7 +303,8 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_an_artifact_that_is_being_replaced_is_whole_wherever_its_writer_dies(tmp_path: Path, how: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), how], capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), how]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) > 5

@@ -1,6 +1,7 @@
 """The limiter: what is sent again and when, and how providers that fail are treated, over a real server's answers."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from dspyc.compiler.limiter import Limiter, failure_of, retry_after_of
 from dspyc.errors import BudgetError
 from tests.models.openai_server import ManyAtOnce
 
+BUSY = dspy_errors.LMRateLimitError("busy")
 NEVER = threading.Event().is_set
 FIELDS = "[[ ## answer ## ]]\nshort and good\n\n[[ ## completed ## ]]"
 
@@ -138,10 +140,9 @@ def test_capacity_halves_grows_and_recovers() -> None:
     going = [next(limiter.attempts(retries=3, stopped=NEVER)) for _ in range(8)]
     assert limiter.under_way == 8
     assert math.isinf(limiter.capacity)
-    busy = dspy_errors.LMRateLimitError("busy")
-    assert going[0].__exit__(type(busy), busy, None)
+    assert going[0].__exit__(type(BUSY), BUSY, None)
     assert limiter.capacity == 4
-    assert going[1].__exit__(type(busy), busy, None)  # it began before the last slowing, and says nothing new
+    assert going[1].__exit__(type(BUSY), BUSY, None)  # it began before the last slowing, and says nothing new
     assert limiter.capacity == 4
     for attempt in going[2:]:
         attempt.__exit__(None, None, None)
@@ -153,19 +154,25 @@ def test_capacity_halves_grows_and_recovers() -> None:
     assert limiter.under_way == 0
 
 
-def test_no_more_run_at_once_than_the_capacity_and_first_come_first_served() -> None:
+def slowed(requests: int) -> Limiter:
+    """A limiter whose provider complained when so many requests were under way: half as many may be from here on."""
     limiter = Limiter()
-    limiter.capacity, limiter._most = 1.0, 100
-    order: list[int] = []
+    for attempt in [next(limiter.attempts(retries=0, stopped=NEVER)) for _ in range(requests)]:
+        attempt.__exit__(type(BUSY), BUSY, None)
+    assert (limiter.capacity, limiter.under_way) == (requests / 2, 0)
+    return limiter
+
+
+def test_no_more_run_at_once_than_the_capacity_and_first_come_first_served() -> None:
+    limiter = slowed(2)
+    order: list[tuple[int, int]] = []
     first = next(limiter.attempts(retries=0, stopped=NEVER))
-    inside = threading.Semaphore(0)
 
     def ask(number: int) -> None:
         for attempt in limiter.attempts(retries=0, stopped=NEVER):
-            with attempt:
-                order.append(number)
-                limiter.capacity = 1.0
-                inside.release()
+            with contextlib.suppress(dspy_errors.LMRateLimitError), attempt:
+                order.append((number, limiter.under_way))
+                raise BUSY  # a provider that goes on complaining gets one request at a time
 
     threads = []
     for number in range(5):
@@ -175,10 +182,10 @@ def test_no_more_run_at_once_than_the_capacity_and_first_come_first_served() -> 
             time.sleep(0.001)
         threads.append(thread)
     assert order == []
-    first.__exit__(None, None, None)
+    first.__exit__(type(BUSY), BUSY, None)
     for thread in threads:
         thread.join(10)
-    assert order == [0, 1, 2, 3, 4]
+    assert order == [(number, 1) for number in range(5)]
 
 
 def failing(*errors: BaseException | None, retries: int = 3) -> tuple[int, float]:
@@ -244,23 +251,22 @@ def test_a_stopped_run_does_not_go_on_waiting() -> None:
 
 
 def test_coroutines_share_the_limiter_and_wait_without_blocking() -> None:
-    limiter = Limiter()
-    limiter.capacity, limiter._most = 2.0, 2
-    most = 0
+    limiter = slowed(8)
+    seen: list[tuple[int, float]] = []
 
     async def ask() -> None:
-        nonlocal most
         async for attempt in limiter.aattempts(retries=0, stopped=NEVER):
             with attempt:
-                most = max(most, limiter.under_way)
-                limiter.capacity = 2.0
+                seen.append((limiter.under_way, limiter.capacity))
                 await asyncio.sleep(0.001)
 
     async def all_of_them() -> None:
         await asyncio.gather(*(ask() for _ in range(10)))
 
     asyncio.run(all_of_them())
-    assert most == 2
+    assert [under_way for under_way, _ in seen[:4]] == [1, 2, 3, 4]
+    assert len(seen) == 10
+    assert all(under_way <= capacity < 8 for under_way, capacity in seen)
     assert limiter.under_way == 0
 
 

@@ -56,6 +56,13 @@ def test_a_loaded_bootstrap_makes_the_demos_that_it_made(recorded: tuple[Path, l
     for name in ("name", "count"):
         assert [dict(d) for d in getattr(made, name).demos] == [dict(d) for d in getattr(live, name).demos]
     assert made.report.spent["calls"] == made.report.plan["calls"] == 0
+    path = tmp_path / "teacher.jsonl"
+    planned = optimizer("loaded").plan(desk.Desk(), trainset=desk.examples(10), traces=path)
+    assert planned.to_dict() == made.report.plan
+    again = optimizer("again").compile(desk.Desk(), trainset=desk.examples(10), traces=(trace for trace in loaded))
+    assert [dict(d) for d in again.name.demos] == [dict(d) for d in made.name.demos]
+    with pytest.raises(ConfigError, match=r"`traces\[0\]` is a dict; traces, or the path of their file"):
+        optimizer("wrong").compile(desk.Desk(), trainset=desk.examples(10), traces=[{}])
     assert made.report.dataset["bootstrapped"] == 4
     with pytest.raises(DataError, match="None of the 10 traces"):
         optimizer("other").compile(desk.Desk(), trainset=desk.examples(14)[10:], traces=loaded)
@@ -222,6 +229,36 @@ def test_a_typed_program_learns_from_a_file_what_it_learns_from_its_teacher(tmp_
     made = optimizer("loaded").compile(naturalist(), trainset=examples, traces=loaded)
     assert len(live.describe.demos) == 2
     assert [dict(demo) for demo in made.describe.demos] == [dict(demo) for demo in live.describe.demos]
+
+
+class Ticket(pydantic.BaseModel):
+    kind: str = pydantic.Field(alias="type")
+    urgent: bool = False
+
+
+def test_a_model_with_aliases_comes_back(tmp_path: Path) -> None:
+    program = dspy.Predict(dspy.Signature("text -> ticket").with_updated_fields("ticket", type_=Ticket))
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"ticket": {"type": "refund", "urgent": True}}))
+    with Ledger(tmp_path / "run") as ledger:
+        examples = [dspy.Example(text="Money back").with_inputs("text")]
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, examples, metric=lambda *_: 1, ledger=ledger)
+    save_traces(traces, tmp_path / "traces.jsonl")
+    (fitted,) = fitted_to(load_traces(tmp_path / "traces.jsonl"), {"self": program})
+    assert fitted.steps[0].outputs == {"ticket": Ticket(type="refund", urgent=True)}
+
+
+def test_a_reply_with_any_line_end_is_one_line(tmp_path: Path) -> None:
+    program = dspy.Predict("name -> greeting")
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"greeting": "one\u2028two\x85three"}))
+    with Ledger(tmp_path / "run") as ledger:
+        examples = [dspy.Example(name="Ada").with_inputs("name")]
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, examples, metric=lambda *_: 1, ledger=ledger)
+    save_traces(traces, tmp_path / "traces.jsonl")
+    (loaded,) = load_traces(tmp_path / "traces.jsonl")
+    assert loaded.calls[0].replies == traces[0].calls[0].replies
+    assert "\u2028two\x85" in str(loaded.calls[0].replies[0])
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", json.dumps({"version": 9}), json.dumps({"version": 1, "steps": 3})])

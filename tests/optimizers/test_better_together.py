@@ -115,6 +115,14 @@ def test_steps_never_see_the_examples_that_compare_them(tmp_path: Path) -> None:
     assert [example.word for example in data] == [example.word for example in numbers(40)]
 
 
+def test_examples_keep_their_order_where_they_are_not_to_be_shuffled(tmp_path: Path) -> None:
+    learn, data = Learn(+1), numbers(12)
+    together(p=learn).compile(
+        counter(), trainset=data, valset=[], strategy="p -> p", shuffle_trainset_between_steps=False, run_dir=tmp_path
+    )
+    assert [given["trainset"] for given in learn.given] == [data, data]
+
+
 def test_each_optimizer_gets_the_teachers_that_it_takes_and_its_own_arguments(tmp_path: Path) -> None:
     learn, teachers = Learn(+1), [counter(4), counter(3)]
     together(p=learn).compile(
@@ -142,6 +150,17 @@ def test_an_error_in_a_step_is_the_compiles(tmp_path: Path, caplog: Any) -> None
     with pytest.raises(RuntimeError, match="out of paper"):
         together(p=Learn(+1), f=Fail()).compile(counter(), trainset=numbers(20), strategy="p -> f", run_dir=tmp_path)
     assert f"Step p -> f failed. What came before it is kept: the same compile goes on from {tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_the_traceback_of_a_failed_step_is_logged_where_it_is_wanted(
+    tmp_path: Path, caplog: Any, wanted: bool | None
+) -> None:
+    with pytest.raises(RuntimeError, match="out of paper"):
+        together(f=Fail()).compile(
+            counter(), trainset=numbers(4), valset=[], strategy="f", provide_traceback=wanted, run_dir=tmp_path
+        )
+    assert ('raise RuntimeError("out of paper")' in caplog.text) is bool(wanted)
 
 
 def test_a_compile_that_is_run_again_asks_nothing_again(tmp_path: Path) -> None:
@@ -206,6 +225,33 @@ def test_prompts_then_weights_with_the_optimizers_of_this_library(tmp_path: Path
     assert len(weights.name.demos) == 1
     assert weights.name.lm.model != student.name.lm.model
     assert {path.name for path in tmp_path.glob("step-*")} == {"step-1-p", "step-2-w"}
+
+
+class Elsewhere(Teleprompter):  # type: ignore[misc]
+    """Trains a model that nobody knows the price of."""
+
+    def compile(self, student: dspy.Module, *, trainset: Any) -> dspy.Module:
+        made = student.deepcopy()
+        made.set_lm(dspy.LM("openai/my-own-tune", engine=dspyc.ScriptedLM(answer).engine, cache=False))
+        return made
+
+
+def test_a_trained_model_without_a_price_is_kept_and_not_compared(tmp_path: Path, caplog: Any) -> None:
+    program = counter()
+    program.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=20))
+    compiled = together(w=Elsewhere(), p=Learn(+1)).compile(
+        program,
+        **{"trainset": numbers(8), "valset": numbers(4), "strategy": "w -> p"},
+        budget=dspyc.Budget(usd=5),
+        run_dir=tmp_path,
+    )
+    assert outcomes(compiled) == [("", "not compared"), ("w", "not compared")]
+    assert compiled.report.best == 0
+    assert [(c["strategy"], c["program"].count.lm.model) for c in compiled.candidate_programs] == [
+        ("", program.count.lm.model),
+        ("w", "openai/my-own-tune"),
+    ]
+    assert "my-own-tune" in caplog.text
 
 
 def test_a_budget_is_one_for_the_whole_sequence(tmp_path: Path) -> None:

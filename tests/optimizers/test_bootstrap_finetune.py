@@ -3,13 +3,16 @@
 Every row of the field notes' list of what DSPy 3.4.1's own optimizer gets wrong is a test here or in the room that owns it.
 """
 
+import contextlib
 import inspect
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
 import dspy
+import psutil
 import pytest
 
 import dspyc
@@ -454,6 +457,52 @@ def test_traces_are_given_as_a_list_or_as_the_path_of_their_file(tmp_path: Path)
             optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(6), traces=wrong)
 
 
+class Uncounted(desk.Desk):
+    """Never calls its second predictor."""
+
+    def forward(self, first: str, second: str) -> dspy.Prediction:
+        return dspy.Prediction(colours=[self.name(thing=thing).colour for thing in (first, second)])
+
+
+@pytest.mark.parametrize(
+    ("balance", "words", "calls"),
+    [
+        ("colour", r"`balance` names 'colour'; the student's predictors are \['count', 'name'\]", 0),
+        ("count", r"`balance` names predictor 'count', which has no rows; \['name'\] have", 8),
+    ],
+)
+def test_what_cannot_be_balanced_is_refused(tmp_path: Path, balance: str, words: str, calls: int) -> None:
+    student, teacher_lm = Uncounted(), dspyc.ScriptedLM(desk.expert)
+    student.set_lm(dspyc.LocalLM("dspyc/tiny"))
+    with pytest.raises(ConfigError, match=words):
+        optimizer(tmp_path, teacher_lm=teacher_lm, balance=balance).compile(student, trainset=desk.examples(4))
+    assert teacher_lm.engine.calls == calls
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_predictor_without_rows_is_found_before_any_is_trained(tmp_path: Path) -> None:
+    student = Uncounted()
+    student.set_lm(dspyc.LocalLM("dspyc/tiny"))
+    given = {"teacher_lm": dspyc.ScriptedLM(desk.expert), "multitask": False}
+    with pytest.raises(DataError, match=r"Predictor\(s\) \['count'\] have no rows: no good run called them"):
+        optimizer(tmp_path, **given).compile(student, trainset=desk.examples(4))
+    assert not (tmp_path / "training").exists()
+
+
+def test_train_kwargs_by_lm_and_for_all_do_not_mix(tmp_path: Path) -> None:
+    student, teacher_lm = desk.student(), dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(ConfigError, match="`train_kwargs` mixes language models and settings as keys"):
+        optimizer(tmp_path, teacher_lm=teacher_lm, train_kwargs={student.name.lm: QUICK, "method": "lora"}).compile(
+            student, trainset=desk.examples(4)
+        )
+    assert teacher_lm.engine.calls == 0
+
+
+def test_an_argument_that_compile_does_not_take_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`compile` does not take \['num_trials'\]; trainset, teacher, valset"):
+        optimizer(tmp_path).compile(desk.student(), trainset=desk.examples(4), num_trials=3)
+
+
 @pytest.mark.parametrize(
     ("trainset", "words"),
     [
@@ -490,13 +539,49 @@ def test_a_student_that_wears_an_adapter_is_refused_before_any_call(tmp_path: Pa
     assert teacher_lm.engine.calls == 0
 
 
-def test_an_unknown_training_setting_is_found_before_any_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rat": 1}, "learning_rat"),
+        ({"num_processes": 0}, "num_processes is 0"),
+        ({"num_processes": "2"}, "num_processes is '2'"),
+    ],
+)
+def test_a_training_setting_that_is_none_is_found_before_any_call(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
     teacher_lm = dspyc.ScriptedLM(desk.expert)
-    with pytest.raises(ConfigError, match="learning_rat"):
-        optimizer(tmp_path, teacher_lm=teacher_lm, train_kwargs={"learning_rat": 1}).compile(
+    with pytest.raises(ConfigError, match=said):
+        optimizer(tmp_path, teacher_lm=teacher_lm, train_kwargs=settings).compile(
             desk.student(), trainset=desk.examples(4)
         )
     assert teacher_lm.engine.calls == 0
+
+
+def test_several_processes_train_what_one_does(tmp_path: Path) -> None:
+    still, over, launched = {**QUICK, "lora_dropout": 0.0, "precision": "fp32"}, threading.Event(), set()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    launched.add(" ".join(child.cmdline()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        two = compile_desk(tmp_path / "two", 8, train_kwargs={**still, "num_processes": 2}).report
+    finally:
+        over.set()
+        watching.join()
+    assert any("--num-processes 2" in command for command in launched)
+    one = compile_desk(tmp_path / "one", 8, train_kwargs=still).report
+    (of_two,), (of_one,) = two.training, one.training
+    assert two.rows == one.rows
+    assert (of_two["rows"], of_two["steps"]) == (of_one["rows"], 2)
+    assert of_two["train_loss"] == pytest.approx(of_one["train_loss"], rel=1e-4)
+    again = compile_desk(tmp_path / "two", 8, train_kwargs=still).report
+    assert again.training == two.training  # the same run: how many carried it out does not matter
 
 
 def test_a_run_folder_that_cannot_be_written_is_found_before_any_call() -> None:

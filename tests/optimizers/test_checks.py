@@ -1,9 +1,12 @@
 """Settings that several optimizers take: each refuses what it cannot use when it is made, in the same words."""
 
+import json
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 
 import dspyc
@@ -29,9 +32,17 @@ def test_a_setting_that_cannot_be_used_is_named(kind: Callable[..., Any], wrong:
         kind(**{"metric": right, **wrong})
 
 
+@pytest.mark.parametrize("kind", SEARCHES, ids=lambda kind: kind.__name__)
+def test_a_threshold_is_a_number_of_any_type(kind: Callable[..., Any]) -> None:
+    for wrong in ("0.5", float("nan")):
+        with pytest.raises(ConfigError, match=f"`metric_threshold` is {wrong!r}; a finite number is allowed"):
+            kind(right, metric_threshold=wrong)
+    for given in (np.float32(0.5), Fraction(1, 2), 0.5):
+        assert json.dumps(kind(right, metric_threshold=given).metric_threshold) == "0.5"
+    assert kind(right).metric_threshold is None
+
+
 TAUGHT = [
-    ({"metric_threshold": "0.5"}, "`metric_threshold` is '0.5'; a finite number is allowed"),
-    ({"metric_threshold": float("nan")}, "`metric_threshold` is nan; a finite number"),
     ({"teacher_settings": "x"}, r"`teacher_settings` is 'x'; a dict of DSPy settings .*dspy\.LM"),
     (
         {"teacher_settings": {"lm": "openai/gpt-5"}},

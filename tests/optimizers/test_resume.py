@@ -1,4 +1,4 @@
-"""Real processes, really killed, and the same command again: nothing is paid for twice."""
+"""Real processes, really killed, and the same compile in another process: nothing is paid for twice."""
 
 import functools
 import json
@@ -13,41 +13,41 @@ import dspy
 import pytest
 
 import dspyc
+from dspyc.training.events import read_events
 
+from . import desk
 from .simulated import questions, right, simulated_lm
 
 COMPILE = """
 import json, sys
 from pathlib import Path
-import dspyc
-from tests.optimizers import desk
-
-folder, die_at, steps, threads = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-teacher_lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log", die_at))
-optimizer = dspyc.BootstrapFinetune(
-    metric=desk.metric, teacher_lm=teacher_lm, run_dir=folder / "run", holdout_fraction=0, num_threads=threads,
-    train_kwargs={**desk.QUICK, "max_steps": steps, "save_steps": 2},
-)
-compiled = optimizer.compile(desk.student(), trainset=desk.examples(10))
-report = compiled.report
-print(json.dumps({
-    "answered": teacher_lm.engine.calls, "paid": report.calls, "replayed": report.replayed,
-    "model": compiled.name.lm.model, "rows": report.rows,
-}))
+from tests.optimizers.test_resume import compiled
+compiled(Path(sys.argv[1]), *json.loads(sys.argv[2]))
 """
 CALLS = 30  # ten examples, three predictor calls each
 
 
-def start(folder: Path, die_at: int | None = None, steps: int = 2, threads: int = 1) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", COMPILE, str(folder), json.dumps(die_at), str(steps), str(threads)]
+def compiled(folder: Path, die_at: int | None = None, steps: int = 2, threads: int = 1) -> dict[str, Any]:
+    """What the compile of all tests here did, in this process."""
+    teacher_lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log", die_at))
+    optimizer = dspyc.BootstrapFinetune(
+        metric=desk.metric,
+        teacher_lm=teacher_lm,
+        run_dir=folder / "run",
+        holdout_fraction=0,
+        num_threads=threads,
+        train_kwargs={**desk.QUICK, "max_steps": steps, "save_steps": 2},
+    )
+    program = optimizer.compile(desk.student(), trainset=desk.examples(10))
+    report = program.report
+    facts = {"answered": teacher_lm.engine.calls, "paid": report.calls, "replayed": report.replayed}
+    return {**facts, "model": program.name.lm.model, "rows": report.rows}
+
+
+def start(folder: Path, *arguments: Any) -> "subprocess.Popen[str]":
+    """The same compile in a process of its own, which is to be killed."""
+    command = [sys.executable, "-c", COMPILE, str(folder), json.dumps(arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: "subprocess.Popen[str]") -> dict[str, object]:
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    result: dict[str, object] = json.loads(out.splitlines()[-1])
-    return result
 
 
 def answers(folder: Path) -> list[str]:
@@ -56,25 +56,25 @@ def answers(folder: Path) -> list[str]:
 
 def test_killed_while_bootstrapping_in_the_middle_of_an_example(tmp_path: Path) -> None:
     """The 18th call is the last of the sixth example: its first two calls are paid for and must not be made again."""
-    killed = start(tmp_path, die_at=17)
+    killed = start(tmp_path, 17)
     killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert len(answers(tmp_path)) == 17
-    resumed = finish(start(tmp_path))
+    resumed = compiled(tmp_path)
     assert resumed["answered"] == CALLS - 17
     assert resumed["replayed"] == 17
     assert resumed["paid"] == {"teacher": CALLS}
     assert len(answers(tmp_path)) == CALLS
-    again = finish(start(tmp_path))
+    again = compiled(tmp_path)
     assert again["answered"] == 0
     assert again["model"] == resumed["model"]
 
 
 def test_killed_while_training(tmp_path: Path) -> None:
-    uninterrupted = finish(start(tmp_path / "whole", steps=40)) if (tmp_path / "whole").mkdir() is None else {}
-    folder = tmp_path / "cut"
+    whole, folder, steps = tmp_path / "whole", tmp_path / "cut", 24
+    whole.mkdir()
     folder.mkdir()
-    killed = start(folder, steps=40)
+    killed = start(folder, None, steps)
     deadline = time.monotonic() + 120
     while not list((folder / "run").glob("training/*/checkpoints/*/trainer_state.json")):
         assert killed.poll() is None, killed.communicate()
@@ -83,22 +83,24 @@ def test_killed_while_training(tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not list((folder / "run").glob("training/*/result.json"))
-    resumed = finish(start(folder, steps=40))
+    resumed = compiled(folder, steps=steps)
     assert resumed["answered"] == 0
     assert len(answers(folder)) == CALLS
-    assert resumed["model"] == uninterrupted["model"]  # the name holds the hash of the weights
+    assert resumed["model"] == compiled(whole, steps=steps)["model"]  # the name holds the hash of the weights
+    (events,) = (folder / "run").glob("training/*/events.jsonl")
+    assert [e["step"] >= 2 for e in read_events(events) if e.get("event") == "resumed"] == [True]
 
 
 def test_killed_from_outside_with_many_threads(tmp_path: Path) -> None:
     """What was in flight at the kill may be asked again, and nothing else."""
-    killed = start(tmp_path, threads=4)
+    killed = start(tmp_path, None, 2, 4)
     deadline = time.monotonic() + 120
     while not (tmp_path / "answers.log").exists() or len(answers(tmp_path)) < 9:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    resumed = finish(start(tmp_path, threads=4))
+    resumed = compiled(tmp_path, threads=4)
     assert resumed["paid"] == {"teacher": CALLS}
     assert CALLS <= len(answers(tmp_path)) <= CALLS + 4
 

@@ -1,0 +1,42 @@
+"""From labels to rows: which of them stay."""
+
+from collections import Counter
+from typing import Any
+
+import dspy
+
+import dspyc
+from dspyc.compiler.bootstrap import example_keys
+from dspyc.compiler.dataset import Dataset, Target, from_labels
+
+
+def labelled(**settings: Any) -> Dataset:
+    """Rows of 12 examples for two predictors: 8 of topic a, 3 of b, 1 of c; every mood but one is 'glad'."""
+    lm, adapter = dspyc.ScriptedLM(lambda inputs: {}), dspyc.TerseAdapter()
+    targets = {name: Target(dspy.Predict(f"text -> {name}"), adapter, lm) for name in ("topic", "mood")}
+    labels = zip("aabaabaacaba", ["sad", *["glad"] * 11], strict=True)
+    made = [
+        dspy.Example(text=f"text {i}", topic=topic, mood=mood).with_inputs("text")
+        for i, (topic, mood) in enumerate(labels)
+    ]
+    return from_labels(made, example_keys(made), targets, validation_fraction=0, **settings)
+
+
+def replies(data: Dataset, name: str) -> Counter[str]:
+    return Counter(row["messages"][-1]["content"] for row in data.train[name])
+
+
+def test_a_balanced_predictor_has_as_many_rows_of_every_reply_and_the_others_keep_theirs() -> None:
+    plain, balanced = labelled(), labelled(balance="topic")
+    assert sorted(replies(plain, "topic").values()) == [1, 3, 8]
+    assert replies(balanced, "topic") == dict.fromkeys(replies(plain, "topic"), 1)
+    assert balanced.train["mood"] == plain.train["mood"]
+    assert balanced.report.balanced_away == 9
+    assert balanced.report.rows == {"topic": 3, "mood": 12}
+    assert "9 rows dropped for balance" in balanced.report.explain()
+
+
+def test_what_balance_leaves_out_depends_on_the_seed_alone() -> None:
+    chosen = [[row["example"] for row in labelled(balance="topic", seed=seed).train["topic"]] for seed in range(5)]
+    assert chosen[3] == [row["example"] for row in labelled(balance="topic", seed=3).train["topic"]]
+    assert len(set(map(tuple, chosen))) > 1
