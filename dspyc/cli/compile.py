@@ -9,14 +9,25 @@ import typer
 
 from ..errors import ArtifactError, ConfigError
 from .failures import explained, interrupted
-from .inputs import input_names
-from .loading import load_metric, load_program, load_student_lm, load_teacher, read_examples, read_object, read_rows
+from .inputs import input_names, listed
+from .loading import (
+    is_reference,
+    load_metric,
+    load_program,
+    load_student_lm,
+    load_teacher,
+    read_examples,
+    read_object,
+    read_rows,
+)
 from .output import console, emit, quiet, summary
 
 if TYPE_CHECKING:
     import dspy
 
     from ..compiler import Budget, Plan
+
+_MAX_TOKENS = 256
 
 
 class AdapterName(str, Enum):
@@ -49,7 +60,9 @@ def compile_program(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="openai/gpt-5-mini, a folder, or module.py:name.")] = None,
     adapter: Annotated[AdapterName, typer.Option(help="How the student is prompted.")] = AdapterName.terse,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The student's longest reply.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest reply of a --student that is no reference. Default: 256.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="What a resume reads. Default: OUT.run.")] = None,
     train_kwargs: Annotated[str, typer.Option(help="""Training settings, as '{"num_train_epochs": 3}'.""")] = "{}",
     num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once.")] = None,
@@ -70,7 +83,7 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    names = _names(inputs) or input_names(loaded, set(read_rows(trainset)[0]))
+    names = listed(inputs) or input_names(loaded, set(read_rows(trainset)[0]))
     train = read_examples(trainset, names)
     held_out = read_examples(valset, names) if valset else None
     judged_by = load_metric(metric) if metric else None
@@ -177,23 +190,24 @@ def _warnings(report: Any) -> Iterator[str]:
         yield f"Stopped early: {report.stopped}. With a higher --max-usd and --overwrite the same command goes on."
 
 
-def _names(inputs: str | None) -> list[str]:
-    return [name.strip() for name in (inputs or "").split(",") if name.strip()]
-
-
 def _teaching(teacher: Any) -> dict[str, Any]:
     import dspy
 
     return {"teacher_lm" if isinstance(teacher, dspy.BaseLM) else "teacher": teacher}
 
 
-def _give_student(program: "dspy.Module", model: str | None, max_tokens: int) -> None:
+def _give_student(program: "dspy.Module", model: str | None, max_tokens: int | None) -> None:
     from ..signatures import predictors
 
-    if model is not None:
-        program.set_lm(load_student_lm(model, max_tokens=max_tokens))
-    elif any(predictor.lm is None for predictor in predictors(program).values()):
+    if model is None and any(predictor.lm is None for predictor in predictors(program).values()):
         raise ConfigError(
             "The program has no language model to train.",
             hint="Pass --student dspyc/tiny, a folder or a Hugging Face id, or call set_lm in the module.",
         )
+    if max_tokens is not None and (model is None or is_reference(model)):
+        raise ConfigError(
+            f"--max-tokens is {max_tokens}, and the student is made by {model or 'the program'}, with its own limit.",
+            hint="Leave it out, or name a model with --student.",
+        )
+    if model is not None:
+        program.set_lm(load_student_lm(model, max_tokens=max_tokens or _MAX_TOKENS))

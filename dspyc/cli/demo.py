@@ -1,12 +1,15 @@
 """dspyc demo: a support desk, from an expert's answers to weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .failures import explained, interrupted
 from .output import console, emit, quiet, summary
+
+if TYPE_CHECKING:
+    from ..demo import DemoResult
 
 _TICKET = '{"ticket": "Hello, where is my parcel? My order number is A-48213. This is urgent."}'
 
@@ -18,8 +21,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Compile a support desk into the bundled student: about two minutes on two cores, no network."""
-    screen = console(as_json)
-    screen.print("Compiling a support desk (14 intents, 1,000 training tickets) into dspyc/tiny …")
+    console(as_json).print("Compiling a support desk (14 intents, 1,000 training tickets) into dspyc/tiny …")
     from ..demo import run_demo
 
     quiet()
@@ -27,6 +29,11 @@ def demo(
         result = run_demo(seed=seed, out=out)
     except KeyboardInterrupt:
         raise interrupted(out / "run") from None
+    _tell(result, as_json)
+
+
+def _tell(result: "DemoResult", as_json: bool) -> None:
+    screen = console(as_json)
     screen.print(result.report.table())
     screen.print("The score is the share of unseen tickets with intent, urgency, queue and order number all right.")
     screen.print(summary(result.calls, result.seconds))

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from ..errors import ProgramError
 from .artifacts import load_artifact
 from .failures import INTERRUPTED, explained
-from .inputs import input_names
+from .inputs import input_names, listed
 from .loading import load_metric, read_examples, read_rows
 from .output import console, emit, quiet
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     import dspy
 
     from ..compiler import Trace
-
-_SHOWN = 300  # characters of a reason
 
 
 @explained
@@ -34,10 +31,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Score a compiled program. An example that fails counts as 0."""
+    from ..compiler.failures import reasons
+
     judged_by = load_metric(metric)
     rows = read_rows(devset)
     loaded = load_artifact(artifact, program)
-    names = [name.strip() for name in inputs.split(",")] if inputs else input_names(loaded, set(rows[0]))
+    names = listed(inputs) or input_names(loaded, set(rows[0]))
     examples = read_examples(devset, names)
     started = time.monotonic()
     quiet()
@@ -45,14 +44,14 @@ def evaluate(
         runs = _runs(loaded, examples, judged_by, num_threads)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    failed, reasons = sum(run.error is not None for run in runs), _reasons(runs)
+    failed, why = sum(run.error is not None for run in runs), "\n".join(reasons(runs))
     if failed == len(runs):
         raise ProgramError(
-            f"All {failed} examples failed:\n{reasons}",
+            f"All {failed} examples failed:\n{why}",
             hint="Run one of them by hand: dspyc --debug run DIR --input '{…}'.",
         )
-    if reasons:
-        typer.secho(reasons, fg=typer.colors.YELLOW, err=True)
+    if why:
+        typer.secho(why, fg=typer.colors.YELLOW, err=True)
     mean = sum(run.score or 0.0 for run in runs) / len(runs)
     seconds = round(time.monotonic() - started, 1)
     console(as_json).print(f"Score: {mean:.3f} on {len(runs):,} examples, {failed} of them failed, in {seconds} s.")
@@ -68,9 +67,3 @@ def _runs(program: "dspy.Module", examples: "list[dspy.Example]", metric: Any, n
     subject = observe(program, "artifact", identity=program_fingerprint(program), traced=False)
     with tempfile.TemporaryDirectory(prefix="dspyc-eval-") as folder, Ledger(Path(folder)) as ledger:
         return bootstrap(subject, examples, metric=metric, ledger=ledger, num_threads=num_threads)
-
-
-def _reasons(runs: "list[Trace]") -> str:
-    """Why runs failed: the most frequent reasons, one a line; empty where none did."""
-    kinds = Counter(f"{run.blame} raised {run.error}" for run in runs if run.error is not None)
-    return "\n".join(f"{count:,} × {text[:_SHOWN]}" for text, count in kinds.most_common(3))

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     import dspy
 
 
+def listed(names: str | None) -> list[str]:
+    """The names in `a,b`."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
 def input_names(program: "dspy.Module", fields: Collection[str]) -> list[str]:
     """The inputs of `program` among `fields`, the names that the rows have.
 

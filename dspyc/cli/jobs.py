@@ -1,4 +1,4 @@
-"""dspyc jobs: training at providers, from any process: list, status, wait, cancel, events, forget."""
+"""dspyc jobs: training at providers, from any process: list, status, wait, cancel, stop-endpoint, events, forget."""
 
 import time
 from dataclasses import asdict
@@ -89,6 +89,20 @@ def cancel(id: _Id, as_json: _Json = False) -> None:
         raise typer.Exit(1)
 
 
+@jobs.command("stop-endpoint")
+@explained
+def stop_endpoint(id: _Id, as_json: _Json = False) -> None:
+    """End what serves a job's model, and its cost; the same order, or the job's result, serves it again."""
+    from ..providers import attach
+
+    job = attach(id)
+    job.stop_endpoint()
+    if as_json:
+        emit(asdict(job.record))
+    else:
+        typer.echo(f"Nothing serves the model of {job.id} any more.")
+
+
 @jobs.command()
 @explained
 def events(id: _Id, as_json: _Json = False) -> None:
@@ -108,7 +122,9 @@ def events(id: _Id, as_json: _Json = False) -> None:
 @explained
 def forget(
     id: _Id,
-    yes: Annotated[bool, typer.Option("--yes", help="Forget it though it may go on, and cost.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Forget it though it or its endpoint may go on, and cost.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Let the same order start another job, where this one's model was deleted; nothing changes at the provider."""
@@ -118,7 +134,9 @@ def forget(
     if as_json:
         emit(asdict(record))
     else:
-        typer.echo(f"{record.id} ({record.remote_id}) is forgotten: the same order starts another job.")
+        endpoint = record.facts.get("endpoint")
+        left = f" Its endpoint may be up, and cost, until you end it at the provider: {endpoint}." if endpoint else ""
+        typer.echo(f"{record.id} ({record.remote_id}) is forgotten: the same order starts another job.{left}")
 
 
 def _show(job: "RemoteJob", as_json: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DspycError
 from ..training.formats import read_objects
 
 if TYPE_CHECKING:
@@ -77,18 +77,29 @@ def load_student_lm(model: str, **settings: Any) -> "dspy.LM":
     """The LM that will be trained: a reference to one, a local folder, `dspyc/tiny`, a Hugging Face id, or a provider's model.
 
     Raises:
-        ConfigError: A reference that leads to something other than an LM.
+        ConfigError: A reference that leads to something other than an LM, or settings that DSPy refuses for the model.
         ModelError: No such model.
     """
+    from dspy.utils.exceptions import LMConfigurationError
+
     from ..providers import LM, LocalLM
     from ..providers.catalog import provider_name
 
     if not is_reference(model):
-        elsewhere = provider_name(model) is not None and not Path(model).is_dir()
-        return LM(model, **settings) if elsewhere else LocalLM(model, **settings)
+        if provider_name(model) is None or Path(model).is_dir():
+            return LocalLM(model, **settings)
+        try:
+            return LM(model, **settings)
+        except LMConfigurationError as error:
+            raise ConfigError(
+                f"--student {model} cannot be had with {settings}: {error}", hint="Pass what it takes, by --max-tokens."
+            ) from error
     found = load_lm_or_program(model)
     if not _is_lm(found):
-        raise ConfigError(f"--student {model} is a {type(found).__name__}; a language model is allowed.")
+        raise ConfigError(
+            f"--student {model} is a {type(found).__name__}; a language model is allowed.",
+            hint="Name a dspy.LM or a function that makes one. The program to compile is the first argument.",
+        )
     return found
 
 
@@ -97,10 +108,11 @@ def load_teacher(model: str) -> Any:
 
     Raises:
         ConfigError: A reference that leads to something else.
+        ModelError: No such folder.
     """
     if is_reference(model):
         return load_lm_or_program(model)
-    if model == "dspyc/tiny" or Path(model).is_dir():
+    if model == "dspyc/tiny" or Path(model).is_dir() or model.startswith((".", "/", "~")):
         from ..providers import LocalLM
 
         return LocalLM(model)
@@ -172,10 +184,12 @@ def _made(found: Any, reference: str) -> Any:
         return found
     try:
         return found()
-    except TypeError as error:
+    except DspycError:
+        raise
+    except Exception as error:  # whatever the user's own function raises
         raise ConfigError(
-            f"{reference} cannot be called without arguments: {error}.",
-            hint="Name a program, or a function without arguments that makes one.",
+            f"Calling {reference} without arguments failed: {type(error).__name__}: {error}",
+            hint="Name a program, or a function without arguments that makes one; `dspyc --debug …` shows where it failed.",
         ) from error
 
 

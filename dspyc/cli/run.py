@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, ProgramError
+from ..errors import DataError, DspycError, ProgramError
 from .artifacts import load_artifact
 from .failures import explained
 from .inputs import expected_inputs, required_inputs
@@ -53,6 +53,12 @@ def _answer(program: "dspy.Module", inputs: dict[str, Any]) -> dict[str, Any]:
         raise ProgramError(
             f"The model's reply cannot be read as {list(error.signature.output_fields)}: {error.lm_response!r}",
             hint="Its training did not teach it this input: compare with `dspyc eval`.",
+        ) from error
+    except DspycError:
+        raise
+    except Exception as error:  # whatever the program or its language model raises
+        raise ProgramError(
+            f"The program raised {type(error).__name__}: {error}", hint="Run `dspyc --debug run …` to see where."
         ) from error
     return dict(prediction.items())
 

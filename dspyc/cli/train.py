@@ -3,8 +3,6 @@
 import json
 import shlex
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,30 +155,15 @@ def _in_several(launcher: Launcher | None, num_processes: int | None, config: Pa
 
 def _merged(result: "TrainingResult", out: Path) -> Path:
     """The adapter and its base as one model that transformers loads, made where it is not there yet."""
+    from ..models.weights import quiet
     from ..training.merging import merge
 
     folder = out / _MERGED
     if not folder.exists():
-        with _quietly():
+        with quiet(), warnings.catch_warnings():  # as in training: what goes wrong is an error
+            warnings.simplefilter("ignore")
             merge(result.path, folder, base=result.base)
     return folder
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without PEFT's warnings and transformers' own bars, as in training: what goes wrong is an error."""
-    from transformers.utils import logging
-
-    bars: Any = logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
 
 
 def _tell(result: "TrainingResult", out: Path, merged: Path | None, as_json: bool) -> None:

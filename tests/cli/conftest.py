@@ -1,9 +1,13 @@
 """A folder with a program, a metric and data, as a user would have them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
+
+from .commands import compile_shop
 
 MODULE = """
 import os
@@ -67,6 +71,12 @@ def proud():
     return made
 
 
+class Green(Shop):
+    # As no student answers: right but for one thing, whose colour is none that is allowed.
+    def forward(self, thing):
+        return dspy.Prediction(colour="green") if thing.endswith(" 3") else dspy.Prediction(**expert({"thing": thing}))
+
+
 class Strict(Shop):
     def forward(self, thing):
         if thing.endswith(" 3"):
@@ -83,11 +93,34 @@ def paid():
 """
 
 
+def write_shop(folder: Path) -> None:
+    (folder / "shop.py").write_text(MODULE)
+    rows = [{"thing": f"a {colour} thing {i}", "colour": colour} for i, colour in enumerate(["red", "blue"] * 6)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, made the current one."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shop.py").write_text(MODULE)
-    rows = [{"thing": f"a {colour} thing {i}", "colour": colour} for i, colour in enumerate(["red", "blue"] * 6)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_shop(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """An artifact of the shop that labels taught, and what its compile said."""
+    folder = tmp_path_factory.mktemp("compiled")
+    write_shop(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = compile_shop()
+    assert result.exit_code == 0, result.stderr
+    return folder / "built", result
+
+
+@pytest.fixture
+def built(shop: Path, compiled_once: tuple[Path, Result]) -> Path:
+    """The shop's own copy of that artifact, which it finds as `built`."""
+    shutil.copytree(compiled_once[0], shop / "built")
+    return shop / "built"

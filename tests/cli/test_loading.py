@@ -13,11 +13,17 @@ from dspyc.cli.loading import (
     load_metric,
     load_program,
     load_reference,
+    load_student_lm,
+    load_teacher,
     read_examples,
     read_object,
     read_rows,
 )
-from dspyc.errors import ConfigError, DataError
+from dspyc.errors import ConfigError, DataError, ModelError
+from dspyc.providers import LocalLM, LocalProvider
+from dspyc.providers.openai import OpenAIProvider
+
+from ..training import small
 
 
 @pytest.mark.parametrize("text", ["desk.py:program", "a/b/desk.py:program", "package.desk:program", "desk:program"])
@@ -69,7 +75,8 @@ def test_programs_classes_and_functions_all_give_a_program(shop: Path) -> None:
         ("no_such_module_here:program", "no module 'no_such_module_here'"),
         ("shop.py:programm", "It has: program"),
         ("shop.py:number", "is a int"),
-        ("shop.py:needs", "cannot be called without arguments"),
+        ("shop.py:needs", "Calling shop.py:needs without arguments failed: TypeError: needs() missing 1 required"),
+        ("shop.py:paid", "Calling shop.py:paid without arguments failed: KeyError: 'SERVER'"),
         ("broken.py:program", "SyntaxError"),
         ("failing.py:program", "ZeroDivisionError"),
     ],
@@ -82,9 +89,65 @@ def test_a_bad_program_reference_says_why(shop: Path, reference: str, said: str)
     assert said in f"{raised.value.message} {raised.value.hint}"
 
 
+def test_an_error_of_ours_in_a_program_is_said_as_it_is(shop: Path) -> None:
+    (shop / "lost.py").write_text("import dspyc\n\n\ndef program():\n    return dspyc.LocalLM('./no-folder')\n")
+    with pytest.raises(ModelError, match="does not exist"):
+        load_program("lost.py:program")
+
+
 def test_a_metric_must_be_callable(shop: Path) -> None:
     with pytest.raises(ConfigError, match=r"shop\.py:number is a int"):
         load_metric("shop.py:number")
+
+
+@pytest.mark.parametrize("folder", ["./mine", "mine", "openai/gpt-4.1-mini-2025-04-14"])
+def test_a_folder_is_a_local_model_whatever_its_name(shop: Path, folder: str) -> None:
+    small.folder(shop / folder)
+    student, teacher = load_student_lm(folder, max_tokens=9), load_teacher(folder)
+    assert student.model == teacher.model == LocalLM(shop / folder).model
+    assert isinstance(student.provider, LocalProvider)
+    assert student.kwargs["max_tokens"] == 9
+
+
+def test_the_bundled_student_can_learn_and_teach() -> None:
+    assert load_student_lm("dspyc/tiny").model == load_teacher("dspyc/tiny").model == LocalLM("dspyc/tiny").model
+
+
+def test_a_providers_model_is_trained_by_it_and_teaches_as_any_other() -> None:
+    student = load_student_lm("openai/gpt-4.1-mini-2025-04-14", max_tokens=9)
+    assert isinstance(student.provider, OpenAIProvider)
+    assert student.kwargs["max_tokens"] == 9
+    teacher = load_teacher("openai/gpt-5-mini")
+    assert (type(teacher), teacher.model) == (dspy.LM, "openai/gpt-5-mini")
+
+
+def test_a_setting_that_dspy_refuses_for_a_model_is_explained() -> None:
+    with pytest.raises(
+        ConfigError, match=r"openai/gpt-5-mini cannot be had with .*'max_tokens': 9.* max_tokens >= 16000"
+    ):
+        load_student_lm("openai/gpt-5-mini", max_tokens=9)
+
+
+def test_a_reference_leads_to_what_it_names(shop: Path) -> None:
+    assert load_student_lm("shop.py:teacher").model == load_teacher("shop.py:teacher").model == "scripted/expert"
+    assert isinstance(load_teacher("shop.py:Shop"), dspy.Module)
+
+
+@pytest.mark.parametrize("model", ["./no-folder", "/no-folder", "~/no-folder"])
+def test_a_folder_that_is_not_there_is_said_before_anything_is_asked(shop: Path, model: str) -> None:
+    for load in (load_student_lm, load_teacher):
+        with pytest.raises(ModelError, match="does not exist"):
+            load(model)
+
+
+def test_a_reference_to_what_cannot_learn_or_teach_is_refused(shop: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--student shop\.py:program is a Predict; a language model is allowed"):
+        load_student_lm("shop.py:program")
+    for load in (load_student_lm, load_teacher):
+        with pytest.raises(
+            ConfigError, match=r"shop\.py:number is a int; a language model or a dspy\.Module is allowed"
+        ):
+            load("shop.py:number")
 
 
 @pytest.mark.parametrize(
