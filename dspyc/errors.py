@@ -82,9 +82,11 @@ class ProviderError(DspycError):
 
 
 class TransientError(ProviderError):
-    """A fault that may pass. `retry_after`: the seconds that the provider asks to wait, where it does."""
+    """A fault that may pass. `retry_after`: the seconds that the provider asks to wait, where it does. `borne`: the seconds for
+    which it was waited out already."""
 
     retry_after: float | None = None
+    borne: float = 0.0
 
 
 class TrainingError(DspycError):

@@ -9,6 +9,7 @@ A folder is written in `.writing-<8 hex digits>-<name>/` beside its place. While
 What a killed writer left is cleared by whoever comes next: an `old` goes back where nothing stands, the rest is removed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -163,10 +164,16 @@ def _give_up(old: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file, or a folder's list of names, is on the disk; for a folder only where the system can."""
+    folder, windows = path.is_dir(), os.name == "nt"
+    if folder and windows:
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems'
+            raise
     finally:
         os.close(handle)
 

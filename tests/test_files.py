@@ -11,49 +11,35 @@ import pytest
 
 from dspyc.files import clear_unfinished, numbered_lines, settle, whole_folder, write_bytes
 
-# Python tells an audit hook of every file that is opened, made, renamed or removed, before it is: there the writer dies.
+REPOSITORY = Path(__file__).parents[1]
+
 DYING = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from dspyc.files import whole_folder
+from tests.dying import deaths
+
+root, how, old = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "old"
 
 def write(folder, text):
     for name in ("a", "b/c"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
-def die_at(moment, path, how):
-    left = moment
-    def hook(event, arguments):
-        nonlocal left
-        if event == "open" or event.startswith(("os.", "shutil.", "sqlite3.")):
-            left -= 1
-            if left == 0:
-                if how == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise KeyboardInterrupt
-    sys.addaudithook(hook)
-    with whole_folder(path) as folder:
-        write(folder, "new")
-    os._exit(0 if left > 0 else 1)  # 0: no moment is left to die at
-
-root, how, old = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "old"
-moment = 0
-while True:
-    moment += 1
+def prepare(moment):
     path = root / str(moment) / "thing"
     path.parent.mkdir()
     if old:
         path.mkdir()
         write(path, "old")
-    child = os.fork()
-    if child == 0:
-        try:
-            die_at(moment, path, how)
-        finally:
-            os._exit(1)
-    if os.waitpid(child, 0)[1] == 0:
-        break
+    return path
+
+def replace(path):
+    with whole_folder(path) as folder:
+        write(folder, "new")
+
+for path in deaths(prepare, replace, ("open", "os.", "shutil.", "sqlite3."), how):
+    pass
 """
 
 
@@ -66,7 +52,8 @@ def state(path: Path) -> set[str]:
 
 def killed(root: Path, how: str, old: str) -> list[Path]:
     """The place of a folder, for every moment at which its writer was killed."""
-    done = subprocess.run([sys.executable, "-c", DYING, str(root), how, old], capture_output=True, text=True)
+    command = [sys.executable, "-c", DYING, str(root), how, old]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [folder / "thing" for folder in root.iterdir()]
 

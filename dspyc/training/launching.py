@@ -81,7 +81,7 @@ def _kept(rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, A
     with guarded("start training", folder):
         given.mkdir(parents=True, exist_ok=True)
         for name, part in (("rows", rows), ("validation", validation)):
-            lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in part)
+            lines = "".join(json.dumps(dict(row), default=str) + "\n" for row in part)
             write_bytes(given / f"{name}.jsonl", lines.encode())
     held_out = ["--validation", str(given / "validation.jsonl")] if validation else ["--validation-fraction", "0"]
     return ["--data", str(given / "rows.jsonl"), *held_out]

@@ -240,12 +240,13 @@ class _InChunks(torch.autograd.Function):
                 else:
                     for gradient, more in zip(gradients[1:], rest, strict=True):
                         gradient += more
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         return total
 
     @staticmethod
     def backward(ctx: Any, above: torch.Tensor) -> Any:
-        of_states, *rest = (gradient * above for gradient in ctx.saved_tensors)
+        gradients, ctx.gradients = ctx.gradients, None  # good once: scaled where they are, for copies would be the peak
+        of_states, *rest = (gradient.mul_(above) for gradient in gradients)
         return None, None, of_states, None, None, *rest
 
 

@@ -100,14 +100,14 @@ class _Run:
         self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
         self.show = show_progress and processes.is_main()
-        check_method(config, self.device)
-        check_trackers(config)
         self.division = division.asked()
         if self.division is not None and config.method == "qlora":
             raise ConfigError(
                 "method='qlora' and a model that is divided among processes do not go together.",
                 hint="Launch processes that hold whole models: 4 bits are an eighth of the memory. Or use method='lora'.",
             )
+        check_method(config, self.device)
+        check_trackers(config)
         if adapter is not None and config.method == "full":
             raise ConfigError(
                 f"adapter is {adapter}, and the method is 'full'.",

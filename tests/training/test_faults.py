@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, TrainingResult, train
@@ -133,12 +134,55 @@ def test_weights_that_give_no_number_are_no_good_checkpoint(tmp_path: Path) -> N
         assert [p.name for p in (out / "checkpoints").iterdir()] == ["diverged-1"]
 
 
-def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale(tmp_path: Path) -> None:
-    base = small.folder(tmp_path / "model")
-    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "epochs": 30, "learning_rate": 1e-2}))
-    result = train(str(base), small.rows(20), config=config, output_dir=tmp_path / "out")
-    assert (result.train_loss or 9.0) < 3.0
-    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{result.steps}" / "scaler.json").exists()
+class Overflow(Callback):
+    """Gradients that are infinite at one step; and once, at another, an error that ends the run."""
+
+    def __init__(self, step: int, stop: int | None = None) -> None:
+        self.step, self.stop, self.done = step, stop, 0
+        self.scales: dict[int, dict[str, Any]] = {}
+        self.weights: dict[int, bytes] = {}
+
+    def __call__(self, module: Any, _: Any, output: Any) -> None:
+        if self.done == self.step - 1 and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+
+    def on_save(self, checkpoint: Path) -> None:
+        self.done = int(checkpoint.name.split("-")[1])
+        self.scales[self.done] = json.loads((checkpoint / "scaler.json").read_text())
+        self.weights[self.done] = (checkpoint / "model.safetensors").read_bytes()
+        if self.done == self.stop:
+            raise RuntimeError("stopped here")
+
+
+def half_precision(base: Path, out: Path, seen: Overflow) -> TrainingResult:
+    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "save_steps": 1, "learning_rate": 1e-2}))
+    hook = register_module_forward_hook(seen)
+    try:
+        return train(str(base), small.rows(20), config=config, output_dir=out, callbacks=[seen], device="cpu")
+    finally:
+        hook.remove()
+
+
+def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale_which_a_resume_keeps(tmp_path: Path) -> None:
+    base, whole = small.folder(tmp_path / "model"), Overflow(4)
+    result = half_precision(base, tmp_path / "whole", whole)
+    assert result.steps == 9
+    assert (result.train_loss or 9.0) < 4.5  # from 5.6
+    assert {step: whole.scales[step]["scale"] / whole.scales[1]["scale"] for step in (3, 4, 9)} == {
+        3: 1,
+        4: 0.5,
+        9: 0.5,
+    }
+    assert [step for step in range(2, 10) if whole.weights[step] == whole.weights[step - 1]] == [4]
+    norms = {e["step"]: e["grad_norm"] for e in read_events(tmp_path / "whole" / "events.jsonl") if "grad_norm" in e}
+    assert [step for step, norm in norms.items() if norm is None] == [4]
+
+    with pytest.raises(RuntimeError, match="stopped here"):
+        half_precision(base, tmp_path / "out", Overflow(4, stop=6))
+    resumed = Overflow(0)
+    half_precision(base, tmp_path / "out", resumed)
+    assert sorted(resumed.scales) == [7, 8, 9]
+    assert (resumed.scales[9], resumed.weights[9]) == (whole.scales[9], whole.weights[9])
 
 
 def test_the_norm_of_gradients_that_overflowed_is_null(tmp_path: Path) -> None:

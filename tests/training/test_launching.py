@@ -88,3 +88,10 @@ def test_what_processes_could_not_be_given_is_refused(base: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="early_stopping_patience"):  # found here, before anything is started
         train(str(base), small.rows(9), config=TrainingConfig(early_stopping_patience=2), **common)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuning_by_its_lm_checks_the_number_too(base: Path, tmp_path: Path) -> None:
+    settings = {"output_dir": str(tmp_path / "out"), "num_processes": 0}
+    job = dspyc.LocalLM(base, device="cpu").finetune(small.rows(9), "chat", settings)
+    assert isinstance(job.result(), ConfigError)
+    assert "num_processes is 0" in str(job.result())

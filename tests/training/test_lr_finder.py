@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from dspyc.errors import ConfigError
+from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import LearningRates, TrainingConfig, find_learning_rate, train
 
 from . import small
@@ -55,3 +56,12 @@ def test_the_jumps_of_the_first_batches_are_no_fall(seed: int) -> None:
 def test_a_range_that_is_none_is_refused(range_: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="lowest, highest and steps"):
         find_learning_rate("dspyc/tiny", small.rows(2), **range_)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_number_from_the_start_is_an_error(tmp_path: Path) -> None:
+    weights = small.folder(tmp_path / "model") / "model.safetensors"
+    spoiled = {name: tensor * math.nan for name, tensor in load_file(weights).items()}
+    save_file(spoiled, weights, {"format": "pt"})
+    config = TrainingConfig(method="full", precision="fp32")
+    with pytest.raises(TrainingError, match=r"no number from the lowest rates on.*Use a smaller lowest="):
+        find_learning_rate(str(weights.parent), small.rows(4), config=config)

@@ -3,7 +3,6 @@
 Processes that are killed are forked from one that has loaded everything, which is what takes a process its time.
 """
 
-import multiprocessing
 import os
 import random
 import resource
@@ -23,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import Callback, Progress, TrainingConfig, train
 from dspyc.training.events import read_events
+from tests.forks import FORKS
 
 from . import small
 
@@ -37,8 +37,6 @@ SETTINGS: dict[str, Any] = {
     "early_stopping_patience": 50,
 }
 STEPS = 35
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["dspyc.training.run", __name__])
 
 
 class Signal(Callback):
@@ -65,7 +63,7 @@ def start(
 ) -> tuple[int | None, str]:
     """(exit code, stderr) of a process that does `first`, then trains until a signal at `step`."""
     said = out.with_name(f"{out.name}.stderr")
-    process = FORKED.Process(target=_started, args=(base, out, method, step, signal_number, first, said))
+    process = FORKS.Process(target=_started, args=(base, out, method, step, signal_number, first, said))
     process.start()
     process.join()
     return process.exitcode, said.read_text()
