@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -130,9 +131,14 @@ def left_to_main() -> Iterator[None]:
 
 
 def _leave() -> None:
-    """End the threads that exchange tensors while Python still runs: one that lets go of a tensor later aborts the process."""
+    """End the threads that exchange tensors while Python still runs: one that lets go of a tensor later aborts the process.
+
+    After a divided model PyTorch's caches keep the group, and the group its threads: these get the time to let go of the
+    last tensors, for which each needs the interpreter's lock.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        time.sleep(0.1)
 
 
 @contextmanager

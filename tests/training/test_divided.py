@@ -112,6 +112,7 @@ def together(base: Path, out: Path) -> None:
     (out / f"compared-{rank}.json").write_text(json.dumps(found))
     made = small.model()
     limit_memory(made, 60 if rank == 1 else 10_000)
+    sys.setswitchinterval(10)  # gloo's threads let go of tensors late: none may do so after Python's end
     try:
         trainer(made, out / f"memory-{rank}", divided=Division(True)).train()
     except TrainingError as error:
