@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import dspy
@@ -274,8 +275,12 @@ def _readable(value: Any) -> Any:
         return {str(k): _readable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_readable(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_readable, value), key=str)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if isinstance(value, (Integral, Real)):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     if hasattr(value, "model_dump"):
         try:
             return value.model_dump(mode="json")

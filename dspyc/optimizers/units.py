@@ -149,9 +149,9 @@ def _train_here(
 
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
-    from ..training.launching import check_count
+    from ..training.launching import check_processes
 
-    check_count(unit.train_kwargs.get("num_processes", 1))
+    check_processes(unit.train_kwargs.get("num_processes", 1))
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
     return TrainingConfig.from_kwargs({"seed": seed, **settings})

@@ -64,7 +64,7 @@ def train_in_processes(
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)  # a copy of the rows, which nothing reads any more
 
 
-def check_count(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:
+def check_processes(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:
     """Raises ConfigError where `count` is no number of processes, or where they could not be given what a call asks for."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(f"num_processes is {count!r}.", hint="Pass a whole number from 1.")

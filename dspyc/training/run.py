@@ -29,7 +29,7 @@ from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import guarded, sums
 from .folder import CHECKPOINTS, claimed, digest, finished
-from .launching import check_count, train_in_processes
+from .launching import check_processes, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
 from .precision import autocast_dtype
@@ -77,7 +77,7 @@ def train(
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
     config = config or TrainingConfig()
-    check_count(num_processes, callbacks=callbacks, adapter=adapter)
+    check_processes(num_processes, callbacks=callbacks, adapter=adapter)
     run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress)
     return run.carry_out(rows, validation, num_processes)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pydantic
 import pytest
 
@@ -204,9 +205,19 @@ def test_what_a_program_made_of_its_predictors_outputs_is_read_by_their_types(tm
         fitted_to([loaded], dict(program.named_predictors()))
 
 
-@pytest.mark.parametrize("value", [dspy.Audio(data="AAAA", audio_format="wav"), dspy.File(file_data="data:;base64,AA")])
-def test_files_of_other_kinds_come_back_as_well(tmp_path: Path, value: Any) -> None:
-    program = dspy.Predict(dspy.Signature("given -> answer").with_updated_fields("given", type_=type(value)))
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (dspy.Audio, dspy.Audio(data="AAAA", audio_format="wav")),
+        (dspy.File, dspy.File(file_data="data:;base64,AA")),
+        (set[str], {"red", "green", "blue"}),
+        (dict[str, frozenset[int]], {"primes": frozenset({2, 11, 3})}),
+        (list[int], [np.int64(3)]),
+        (float, np.float32(0.5)),
+    ],
+)
+def test_values_of_other_kinds_come_back_as_well(tmp_path: Path, kind: Any, value: Any) -> None:
+    program = dspy.Predict(dspy.Signature("given -> answer").with_updated_fields("given", type_=kind))
     program.set_lm(dspyc.ScriptedLM(lambda inputs: {"answer": "yes"}))
     examples = [dspy.Example(given=value).with_inputs("given")]
     with Ledger(tmp_path / "run") as ledger:
