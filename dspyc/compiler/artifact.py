@@ -21,7 +21,7 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 
 from .. import models
-from ..errors import ArtifactError, public
+from ..errors import ArtifactError, ModelError, public
 from ..files import settle, whole_folder
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
@@ -287,7 +287,13 @@ def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, d
     options["constrained"] = entry.get("constrained", True)
     if entry["adapter"]:
         model = base or (str(path / entry["base"]) if entry.get("base") else entry["model"])
-        lm = LocalLM(model, adapter=weights, **options)
+        try:
+            lm = LocalLM(model, adapter=weights, **options)
+        except ModelError as error:
+            raise ArtifactError(
+                f"The base model of the LoRA weights in {path} cannot be read: {error.message}",
+                hint="Pass base='its folder' to dspyc.load, or save with include_base=True where it is.",
+            ) from error
     else:
         lm = LocalLM(str(weights or entry["model"]), **options)
     if lm.engine.identity != entry["identity"]:
