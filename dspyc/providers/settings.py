@@ -18,7 +18,7 @@ def refuse_secrets(train_kwargs: Mapping[str, Any], credentials: str) -> None:
         named = is_secret_name(name) and not _COUNTS.search(name) and value is not None
         if named or (isinstance(value, str) and redact(value) != value):
             raise ConfigError(
-                f"`{path}` in train_kwargs is a secret, by its name or its look: settings are kept on the disk, and in artifacts.",
+                f"`{path}` in train_kwargs is a secret by its name or look: settings are kept on the disk, and in artifacts.",
                 hint=credentials,
             )
 
