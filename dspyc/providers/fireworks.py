@@ -140,6 +140,7 @@ class FireworksProvider(RemoteProvider):
         Raises:
             ProviderError: There is no model yet, Fireworks refused, or the deployment failed.
         """
+        self.keep(record)  # reads what other processes kept since
         if "model" not in record.facts:
             raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
         if record.facts.get("endpoint") and self._is_gone(record):
@@ -153,6 +154,7 @@ class FireworksProvider(RemoteProvider):
 
     def stop_endpoint(self, record: JobRecord) -> None:
         """End the deployment, and its cost, though it is in use; none is no error."""
+        self.keep(record)  # reads what other processes kept since
         if not record.facts.get("endpoint"):
             return
         forced = {"ignoreChecks": True, "hard": True}

@@ -155,7 +155,6 @@ class RemoteJob(TrainingJob):
 
     def start_endpoint(self) -> str:
         """Start what serves the tuned model; the model string, which is the result's from now on."""
-        self._read()
         tuned = self._patiently(lambda: self.provider.start_endpoint(self.record))
         self.provider.store.update(self.record, tuned=tuned)
         return tuned
@@ -163,7 +162,6 @@ class RemoteJob(TrainingJob):
     def stop_endpoint(self) -> None:
         """End what serves the tuned model, and its cost. Whoever orders or attaches for its result next has it served again, as
         the settings say."""
-        self._read()
         self._patiently(lambda: self.provider.stop_endpoint(self.record), _RETRIES)
         self.provider.store.update(self.record, tuned=None)
 
@@ -230,10 +228,6 @@ class RemoteJob(TrainingJob):
         if (look.status.value, look.error) != (self.record.status, self.record.error):
             self.provider.store.update(self.record, status=look.status.value, error=look.error)
         return look
-
-    def _read(self) -> None:
-        """What other processes kept since."""
-        self.provider.store.update(self.record)
 
     def _patiently(self, ask: Callable[[], _T], retries: int | None = None, end: float | None = None) -> _T:
         return patiently(self.provider, ask, retries, end)
