@@ -1,7 +1,7 @@
 """The async counterpart of a `LocalEngine`: tasks wait for the same batches that threads do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from dspy import lm15
@@ -27,7 +27,7 @@ class AsyncLocalEngine:
         if Choices.of(request) is not None:
             return await asyncio.to_thread(engine.complete, request)
         with canonical_errors():
-            job = await asyncio.to_thread(self._take, engine, request)  # the first one loads the tokenizer
+            job = await _begun(lambda: candidates.take(request, lambda count: engine._submit(request, count)))
             reply = await asyncio.wrap_future(job.reply)
             return engine._response(request, job, reply)
 
@@ -46,7 +46,7 @@ class AsyncLocalEngine:
                 loop.call_soon_threadsafe(written.put_nowait, ids)
 
         with canonical_errors():
-            job = (await asyncio.to_thread(engine._submit, request, 1, put))[0]
+            job = await _begun(lambda: engine._submit_stream(request, put))
         job.reply.add_done_callback(lambda _: put(None))
         try:
             yield lm15.StreamStartEvent(model=request.model)
@@ -61,10 +61,6 @@ class AsyncLocalEngine:
         finally:
             job.reply.cancel()
 
-    @staticmethod
-    def _take(engine: LocalEngine, request: lm15.Request) -> Job:
-        return candidates.take(request, lambda count: engine._submit(request, count))
-
     async def aclose(self) -> None:
         await asyncio.to_thread(self.engine.close)
 
@@ -77,3 +73,23 @@ class AsyncLocalEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AsyncLocalEngine":
         return self
+
+
+async def _begun(begin: Callable[[], Job]) -> Job:
+    """The job that `begin` gives, called in a thread: it may load a tokenizer first. A cancelled task wants none any more."""
+    jobs: list[Job] = []
+    unwanted = False
+
+    def begun() -> Job:
+        jobs.append(begin())
+        if unwanted:
+            jobs[0].reply.cancel()
+        return jobs[0]
+
+    try:
+        return await asyncio.to_thread(begun)
+    except asyncio.CancelledError:
+        unwanted = True
+        for job in jobs:
+            job.reply.cancel()
+        raise

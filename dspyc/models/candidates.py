@@ -21,11 +21,11 @@ class CandidatesLM(dspy.LM):
     """A `dspy.LM` over a `LocalEngine`, whose `n` candidates are written together."""
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        with _expected(kwargs.get("n") or self.kwargs.get("n")):
+        with expected(kwargs.get("n") or self.kwargs.get("n")):
             return super().__call__(prompt, messages=messages, **kwargs)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        with _expected(kwargs.get("n") or self.kwargs.get("n")):
+        with expected(kwargs.get("n") or self.kwargs.get("n")):
             return await super().acall(prompt, messages=messages, **kwargs)
 
 
@@ -36,17 +36,27 @@ class Candidates:
         self._count = count
         self._request: lm15.Request | None = None
         self._begun: list[Job] = []
+        self._streamed = 0
+        self._over = False
+
+    def stream(self) -> int:
+        """Which one a stream is, the next: 0 is the first. Each begins when it is read."""
+        self._streamed += 1
+        return self._streamed - 1
 
     def take(self, request: lm15.Request, submit: Submit) -> Job:
         """The next candidate; `submit` begins so many of them at the first call, and one more where all are taken."""
         if self._request is None:
             self._request, self._begun = request, list(submit(self._count))
+            if self._over:  # while they began, in another thread
+                self.cancel()
         if self._begun and self._request == request:
             return self._begun.pop(0)
         return submit(1)[0]
 
     def cancel(self) -> None:
         """End the work on those that nobody asked for."""
+        self._over = True
         for job in self._begun:
             job.reply.cancel()
 
@@ -57,8 +67,15 @@ def take(request: lm15.Request, submit: Submit) -> Job:
     return expected.take(request, submit) if expected is not None else submit(1)[0]
 
 
+def stream() -> int:
+    """Which of the expected candidates a stream is; 0 where none are expected."""
+    expected = _current.get()
+    return expected.stream() if expected is not None else 0
+
+
 @contextmanager
-def _expected(count: Any) -> Iterator[None]:
+def expected(count: Any) -> Iterator[None]:
+    """While a call asks for so many candidates."""
     candidates = Candidates(count) if isinstance(count, int) and count > 1 else None
     token = _current.set(candidates)
     try:

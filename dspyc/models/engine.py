@@ -139,7 +139,7 @@ class LocalEngine:
             return
         written: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
         with canonical_errors():
-            job = self._submit(request, 1, on_tokens=written.put)[0]
+            job = self._submit_stream(request, written.put)
         job.reply.add_done_callback(lambda _: written.put(None))
         try:
             yield lm15.StreamStartEvent(model=request.model)
@@ -201,15 +201,19 @@ class LocalEngine:
     def __repr__(self) -> str:
         return f"LocalEngine({self.model_string!r})"
 
-    def _submit(
-        self, request: lm15.Request, count: int, on_tokens: Callable[[list[int]], None] | None = None
-    ) -> list[Job]:
+    def _submit(self, request: lm15.Request, count: int) -> list[Job]:
         """Begin so many answers to a request. With a seed, each further one draws by a seed of its own."""
-        jobs = [self._job(request, at, on_tokens) for at in range(count)]
+        jobs = [self._job(request, at) for at in range(count)]
         self._loaded.submit(*jobs)
         return jobs
 
-    def _job(self, request: lm15.Request, candidate: int, on_tokens: Callable[[list[int]], None] | None) -> Job:
+    def _submit_stream(self, request: lm15.Request, on_tokens: Callable[[list[int]], None]) -> Job:
+        """Begin an answer that is read while it is written, the next of those that the call expects."""
+        job = self._job(request, candidates.stream(), on_tokens)
+        self._loaded.submit(job)
+        return job
+
+    def _job(self, request: lm15.Request, candidate: int, on_tokens: Callable[[list[int]], None] | None = None) -> Job:
         validate_request(request)
         _refuse_unsupported(request)
         messages, tools = messages_of(request)

@@ -99,6 +99,7 @@ class LoadedModel:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            memory.let_go()
 
     def leave(self) -> None:
         """End the thread after the step that it is computing; what is queued gets no answer. For the end of the process."""

@@ -1,5 +1,6 @@
 """What a model takes of a device's memory: planned before its weights are read, and reported while it runs."""
 
+import gc
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -47,6 +48,8 @@ def plan(path: Path, device: str, dtype: str) -> MemoryPlan:
     Raises:
         ModelError: Its weights alone are larger than that memory.
     """
+    if weights.device_of(device).type == "cuda":
+        let_go()
     needed, free = weight_bytes(path, weights.dtype_of(dtype, device)), free_bytes(weights.device_of(device))
     if needed > free:
         raise ModelError(
@@ -74,6 +77,13 @@ def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         return dict(json.loads(opened.read(length)))
+
+
+def let_go() -> None:
+    """Free what only cycles hold, as models and trainers do, and give back what torch keeps of a GPU for itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

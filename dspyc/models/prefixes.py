@@ -33,6 +33,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def used(self) -> int:
+        """The bytes of those that rows stand behind."""
+        return sum(prefix.bytes for prefix, _ in self._kept.values() if prefix.users)
+
     def match(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
         """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts."""
         best: Prefix | None = None

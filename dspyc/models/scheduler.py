@@ -162,7 +162,7 @@ class Scheduler:
                 if like is None:
                     others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
                     prefix, shared = self._prefix(generation, ids, others)
-                if not self._fits(len(ids) - shared + min(generation.left, _AHEAD)):
+                if not self._fits(adapter, len(ids) - shared + min(generation.left, _AHEAD)):
                     self._waiting.extendleft(reversed(joining[at:]))
                     break
                 self._batch_of(adapter).add(generation, prefix, shared, like)
@@ -181,7 +181,7 @@ class Scheduler:
         generation.cached = min(shared, len(generation.job.ids))  # what a format fixes may be in a prefix too
         for length in (shared_length(ids, others, shared), 0):
             length = length or long_length(ids, shared)
-            if not length:
+            if not length or self._prefixes.used + length * self._token_bytes > self._plan.prefixes:
                 break
             try:
                 found = self._batch_of(adapter).prefix(ids[:length].tolist(), adapter, found, shared)
@@ -194,13 +194,15 @@ class Scheduler:
             self._prefixes.keep(found)
         return found, shared
 
-    def _fits(self, tokens: int) -> bool:
-        """Whether a row of so many tokens of its own may join now.
+    def _fits(self, adapter: str | None, tokens: int) -> bool:
+        """Whether a row of so many tokens of its own, under an adapter, may join now.
 
         Raises:
             ModelError: It does not fit into the memory that is planned for batches, even alone.
         """
-        wanted = self._mixed.room(1, tokens) * self._token_bytes
+        joined = self._batch_of(adapter)
+        others = [batch for batch in (self._mixed, *self._alone.values()) if batch is not joined]
+        wanted = (joined.room(1, tokens) + sum(batch.room(0, 0) for batch in others)) * self._token_bytes
         if wanted <= self._plan.batch:
             return True
         if self._generations:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
 from ..files import sha256_of, whole_folder, write_bytes, write_json
+from ..models import memory
 from ..models.chat import ChatTokenizer
 from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
@@ -156,8 +157,12 @@ class _Run:
             if found.too_long and processes.is_main():
                 shown = ", ".join(f"row {r.index} ({r.length} tokens)" for r in found.too_long[:_SHOWN])
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
-        with _one_at_a_time, _undisturbed(), division.carried_out_here():
-            return self._train(tokenizer, encoded, held_out, report, held_report)
+        try:
+            with _one_at_a_time, _undisturbed(), division.carried_out_here():
+                return self._train(tokenizer, encoded, held_out, report, held_report)
+        finally:
+            if self.device.type == "cuda":
+                memory.let_go()
 
     def _key(self, rows: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
         """What is trained on what and how: two runs of one key give the same weights."""

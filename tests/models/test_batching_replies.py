@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
 from dspyc.models import AsyncLocalEngine, ChatTokenizer, LocalEngine, identity, load_tokenizer
+from dspyc.models.candidates import CandidatesLM, expected
 from dspyc.models.generation import Ending, Generation, Job
 from dspyc.models.memory import MemoryPlan, plan
 from dspyc.models.opening import Opening
@@ -182,6 +183,31 @@ def test_text_is_streamed_while_it_is_written(llama: Path) -> None:
     assert lm15.materialize_response(iter(asyncio.run(collect())), asked).text == whole.text
 
 
+def test_streamed_candidates_draw_by_seeds_of_their_own(llama: Path) -> None:
+    """DSPy streams the candidates of a call one after another."""
+    engine = LocalEngine(llama)
+    lm = CandidatesLM(engine.model_string, engine=engine, cache=False, temperature=1.5, max_tokens=10)
+    asked = request(engine, max_tokens=10, temperature=1.5, seed=7)
+    whole = lm(messages=[{"role": "user", "content": "Hello"}], n=3, seed=7)
+
+    def streamed() -> list[str]:
+        return ["".join(e.delta.text for e in engine.stream(asked) if e.type == "delta") for _ in range(3)]
+
+    async def each() -> list[str]:
+        texts = []
+        for _ in range(3):
+            events = [event async for event in AsyncLocalEngine(engine).stream(asked)]
+            texts.append("".join(event.delta.text for event in events if event.type == "delta"))
+        return texts
+
+    with expected(3):
+        assert streamed() == whole
+    with expected(3):
+        assert asyncio.run(each()) == whole
+    assert len(set(whole)) == 3
+    assert len(set(streamed())) == 1  # of three calls
+
+
 def test_a_stream_that_is_closed_ends_its_work(llama: Path) -> None:
     engine = LocalEngine(llama)
     events: Iterator[object] = engine.stream(request(engine, max_tokens=1500, temperature=2.0, seed=2))
@@ -201,6 +227,33 @@ def test_a_task_that_is_cancelled_ends_its_work(llama: Path) -> None:
             await asyncio.wait_for(
                 AsyncLocalEngine(engine).complete(request(engine, max_tokens=1900, temperature=2.0, seed=2)), seconds
             )
+
+    asyncio.run(give_up())
+    engine.complete(request(engine, max_tokens=2))
+    assert engine._loaded._scheduler.live == 0
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_task_that_is_cancelled_before_its_work_begins_ends_it(llama: Path, streams: bool) -> None:
+    """A first request waits for its tokenizer, and a new signature for its grammar."""
+    engine = LocalEngine(llama)
+    engine.complete(request(engine, max_tokens=2))
+    asked = request(engine, max_tokens=1900, temperature=2.0, seed=2)
+
+    async def ask() -> None:
+        with expected(3):
+            if streams:
+                assert [event async for event in AsyncLocalEngine(engine).stream(asked)]
+            else:
+                await AsyncLocalEngine(engine).complete(asked)
+
+    async def give_up() -> None:
+        with engine._loaded._condition:  # what has begun cannot be submitted
+            task = asyncio.create_task(ask())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     asyncio.run(give_up())
     engine.complete(request(engine, max_tokens=2))
@@ -267,14 +320,14 @@ def test_a_model_that_does_not_fit_is_refused_with_figures(tmp_path: Path) -> No
         plan(tmp_path, "cpu", "float32")
 
 
-def within(folder: Path, tokens: int, *jobs: Job) -> float:
-    """Have jobs that come together answered where the keys and values of so many tokens are planned for batches; the most of
-    that which was held, as a share."""
+def within(folder: Path, tokens: int, *jobs: Job, prefixes: int = 0) -> float:
+    """Have jobs that come together answered where the keys and values of so many tokens are planned for batches, and of so many
+    for prefixes; the most of the former that was held, as a share."""
     model, chat = load_model(folder, "cpu", "float32"), ChatTokenizer(load_tokenizer(folder))
     heads, whole = model.config.num_key_value_heads, model.config.hidden_size // model.config.num_attention_heads
     size = getattr(model.config, "head_dim", None) or whole
     a_token = 2 * model.config.num_hidden_layers * heads * size * model.dtype.itemsize
-    planned = MemoryPlan(free=1 << 20, weights=0, prefixes=0, batch=tokens * a_token)
+    planned = MemoryPlan(free=1 << 20, weights=0, prefixes=prefixes * a_token, batch=tokens * a_token)
     ending = Ending(chat.stop_ids, chat.decode, chat.opening)
     scheduler = Scheduler(model, ending, chat.tokenizer.pad_token_id, planned, lambda identity, folder: None)
     scheduler.submit(jobs)
@@ -283,6 +336,7 @@ def within(folder: Path, tokens: int, *jobs: Job) -> float:
         assert scheduler.live
         scheduler.step()
         most = max(most, scheduler.memory.batch)
+        assert scheduler.memory.prefixes <= planned.prefixes
     assert not scheduler.live
     return most / planned.batch
 
@@ -293,6 +347,30 @@ def test_long_texts_of_longrope_keep_to_the_planned_memory(tmp_path: Path) -> No
     jobs = [single.greedy(ids, 10) for ids in asked]
     assert 0.4 < within(folder, 250, *jobs) <= 1  # two at a time
     assert [job.reply.result().text for job in jobs] == [single.answer(folder, ids, 10) for ids in asked]
+
+
+def test_long_prompts_keep_to_the_planned_memory(llama: Path) -> None:
+    """Each of them is worth a prefix, of which one fits; the others wait for room of their own."""
+    asked = [[5 + i, *range(20, 170)] for i in range(6)]
+    jobs = [single.greedy(ids, 10) for ids in asked]
+    assert 0.4 < within(llama, 400, *jobs, prefixes=200) < 1.5  # buffers grow by half
+    assert [job.reply.result().text for job in jobs] == [single.answer(llama, ids, 10) for ids in asked]
+
+
+def test_adapters_with_a_batch_of_their_own_keep_to_the_planned_memory(llama: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(load_model(llama, "cpu", "float32"), LoraConfig(target_modules=["q_proj"], use_dora=True))
+    for name in ("one", "other"):
+        torch.nn.init.normal_(
+            wrapped.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight")
+        )
+        wrapped.save_pretrained(tmp_path / name)
+    worn = [(identity(llama, tmp_path / name), tmp_path / name) for name in ("one", "other")]
+    jobs = [Job([5 + i, *range(20, 80)], Sampling(10), adapter) for i in range(6) for adapter in [*worn, None]]
+    assert 0.4 < within(llama, 200, *jobs) < 1.5  # buffers grow by half
+    expected = [single.answer(llama, job.ids, 10, job.adapter and job.adapter[1]) for job in jobs]
+    assert [job.reply.result().text for job in jobs] == expected
 
 
 def test_a_prompt_that_does_not_fit_the_planned_memory_is_refused(llama: Path) -> None:
