@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ArtifactError, ConfigError
 from .failures import explained, interrupted
-from .inputs import input_names, listed
+from .inputs import input_names, listed, required_inputs
 from .loading import (
     is_reference,
     load_metric,
@@ -83,16 +83,17 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    names = listed(inputs) or input_names(loaded, set(read_rows(trainset)[0]))
-    train = read_examples(trainset, names)
-    held_out = read_examples(valset, names) if valset else None
+    names = listed(inputs) or input_names(loaded, set().union(*read_rows(trainset)))
+    needed = names if inputs else required_inputs(loaded)
+    train = read_examples(trainset, names, needed)
+    held_out = read_examples(valset, names, needed) if valset else None
     judged_by = load_metric(metric) if metric else None
     settings = read_object(train_kwargs, "--train-kwargs")
     if max_usd is not None and not yes:
         settings["max_usd"] = max_usd
     taught_by = _teaching(load_teacher(teacher)) if teacher else {}
     _give_student(loaded, student, max_tokens)
-    kept_in = run_dir if run_dir is not None else out.with_name(f"{out.name}.run")
+    kept_in = run_dir if run_dir is not None else out.parent / f"{out.name}.run"
 
     from ..compiler import save
     from ..optimizers import BootstrapFinetune

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -140,23 +140,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_objects(path)]
 
 
-def read_examples(path: Path, inputs: Sequence[str]) -> "list[dspy.Example]":
-    """The rows of a JSONL file as examples with their inputs named.
+def read_examples(path: Path, inputs: Sequence[str], needed: Collection[str] = ()) -> "list[dspy.Example]":
+    """The rows of a JSONL file as examples with their inputs named; `needed` are those that have no default, if not all.
 
     Raises:
-        DataError: A row lacks an input.
+        DataError: A row lacks an input that it needs.
     """
     import dspy
 
     rows = read_rows(path)
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in inputs if name not in row]
+        missing = [name for name in needed or inputs if name not in row]
         if missing:
             raise DataError(
                 f"{path}, example {number} has no {', '.join(map(repr, missing))}; it has {sorted(row)}.",
                 hint="Name the fields that the program takes with --inputs a,b, or mend the file.",
             )
-    return [dspy.Example(**row).with_inputs(*inputs) for row in rows]
+    return [dspy.Example(**row).with_inputs(*(name for name in inputs if name in row)) for row in rows]
 
 
 def read_object(text: str, option: str) -> dict[str, Any]:

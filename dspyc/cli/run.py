@@ -60,7 +60,7 @@ def _answer(program: "dspy.Module", inputs: dict[str, Any]) -> dict[str, Any]:
         raise ProgramError(
             f"The program raised {type(error).__name__}: {error}", hint="Run `dspyc --debug run …` to see where."
         ) from error
-    return dict(prediction.items())
+    return dict(prediction.items()) if hasattr(prediction, "items") else {"answer": prediction}
 
 
 def _table(answer: dict[str, Any]) -> Any:

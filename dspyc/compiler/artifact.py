@@ -103,6 +103,10 @@ def stands_at(path: str | Path) -> bool:
         ArtifactError: Something else is there, which `save` would refuse.
     """
     path = Path(path)
+    if path.resolve() == Path.cwd():
+        raise ArtifactError(
+            f"{path.resolve()} is the folder that this process works in.", hint="Save to a folder within it, as ./desk."
+        )
     if (path / "artifact.json").exists():
         return True
     if path.exists() and (path.is_file() or any(path.iterdir())):

@@ -77,6 +77,16 @@ class Green(Shop):
         return dspy.Prediction(colour="green") if thing.endswith(" 3") else dspy.Prediction(**expert({"thing": thing}))
 
 
+class Told(Shop):
+    def forward(self, thing, told=None):
+        return dspy.Prediction(colour=told or "green")
+
+
+class Bare(Shop):
+    def forward(self, thing):
+        return "blue"
+
+
 class Strict(Shop):
     def forward(self, thing):
         if thing.endswith(" 3"):

@@ -1,5 +1,6 @@
 """The commands themselves, run as a user runs them."""
 
+import json
 import os
 import re
 import subprocess
@@ -108,6 +109,12 @@ def test_an_artifact_is_replaced_only_where_that_is_said(built: Path) -> None:
     assert not built.with_name("built.run").exists()
 
 
+def test_the_folder_that_one_works_in_is_no_place_for_an_artifact(shop: Path) -> None:
+    refused = compile_shop("--out", ".")
+    assert refused.exit_code == 1
+    assert "is the folder that this process works in" in refused.stderr
+
+
 @pytest.mark.parametrize("thing", ["file", "folder"])
 def test_an_out_that_cannot_be_written_is_found_before_anything_is_asked(shop: Path, thing: str) -> None:
     if thing == "folder":
@@ -197,6 +204,20 @@ def test_a_program_that_is_passed_runs_in_the_place_of_the_one_that_was_compiled
     facts = last_object(dspyc(*scored, *passed))
     assert facts == {"score": 11 / 12, "examples": 12, "failed": 0, "seconds": facts["seconds"]}
     assert last_object(dspyc(*scored))["score"] != 11 / 12
+
+
+def test_an_input_with_a_default_is_passed_where_a_row_has_it(built: Path) -> None:
+    rows = [{"thing": "a", "colour": "green"}, {"thing": "b", "colour": "red", "told": "red"}]
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = ("eval", "built", "--json", "--devset", "some.jsonl", "--metric", "shop.py:metric", "--program")
+    assert last_object(dspyc(*scored, "shop.py:Told"))["score"] == 1.0
+    Path("some.jsonl").write_text(json.dumps(rows[1]) + "\n" + json.dumps({"colour": "red", "told": "red"}) + "\n")
+    assert "example 2 has no 'thing'" in dspyc(*scored, "shop.py:Told").stderr
+
+
+def test_an_answer_that_is_no_prediction_is_told_as_it_is(built: Path) -> None:
+    asked = ("run", "built", "--json", "--input", '{"thing": "a blue thing"}', "--program", "shop.py:Bare")
+    assert last_object(dspyc(*asked)) == {"answer": "blue"}
 
 
 def test_what_a_program_raises_is_explained(built: Path) -> None:
