@@ -16,6 +16,7 @@ import pytest
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.compiler.threads import Threads
+from dspyc.errors import BudgetError
 from dspyc.signatures import program_fingerprint
 from tests.optimizers import desk
 
@@ -204,3 +205,5 @@ def test_threads_run_what_is_submitted_in_order_and_forget_what_has_not_begun() 
     threads.end(abandon=False)
     assert slow.done()
     assert waiting.cancelled()
+    with pytest.raises(BudgetError, match="The run was stopped"):
+        threads.submit(json.dumps, 2)

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ def student(lm: dspy.LM) -> dspy.Predict:
 
 def search(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFewShotWithRandomSearch:
     return dspyc.BootstrapFewShotWithRandomSearch(**{**SETTINGS, "run_dir": tmp_path, **settings})
+
+
+def added(inputs: dict[str, str]) -> dict[str, Any]:
+    """The right answer to one of the questions."""
+    return {"answer": str(sum(map(int, inputs["question"].split("+"))))}
 
 
 def chosen(program: dspy.Module) -> list[dict[str, Any]]:
@@ -76,6 +83,28 @@ def test_the_arguments_are_left_as_they_were(tmp_path: Path) -> None:
     compiled = search(tmp_path).compile(program, trainset=TRAIN, valset=VALIDATION)
     assert (TRAIN, VALIDATION, program_fingerprint(program)) == before
     assert compiled.lm is program.lm
+
+
+def test_a_score_that_is_enough_ends_the_search_while_candidates_are_being_made(tmp_path: Path) -> None:
+    def slow(inputs: dict[str, str]) -> dict[str, Any]:
+        time.sleep(0.05)
+        return added(inputs)
+
+    def compile() -> None:
+        found.append(
+            search(tmp_path, race=False, stop_at_score=80, num_threads=2).compile(
+                student(dspyc.ScriptedLM(added)),
+                teacher=student(dspyc.ScriptedLM(slow)),
+                trainset=TRAIN,
+                valset=VALIDATION[:4],
+            )
+        )
+
+    found: list[dspy.Module] = []
+    compiling = threading.Thread(target=compile, daemon=True)
+    compiling.start()
+    compiling.join(timeout=30)
+    assert [program.report.winner for program in found] == [-3]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the race
