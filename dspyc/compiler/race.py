@@ -27,7 +27,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError, DspycError
 from ..evaluation.estimates import student_quantile
 from .failures import too_many
 from .pool import Pool
@@ -256,8 +256,8 @@ class Race:
             errors = [trace for place, trace in lane.failed.items() if place < look]
             if len(errors) >= self.max_errors:
                 self._leave(lane, f"{len(errors)} of its runs failed, the first: {errors[0].error}", lane.seen)
-                if not self.running:
-                    raise too_many(errors, lane.seen, self.max_errors, errors[0].role)
+        if not self.running:
+            raise self._all_out()
         if self.rule is None and (early := self._stopped_early()) is not None:
             return early
         if self.refused is not None:
@@ -266,6 +266,14 @@ class Race:
             if (winner := self._compare(self.looks[self._look])) is not None or self._first is not None:
                 return winner
         return None
+
+    def _all_out(self) -> DspycError:
+        """What to raise once nobody is left: the runs that failed say more than a candidate that was never made."""
+        failed = [trace for lane in self.lanes for trace in lane.failed.values()]
+        if self.refused is not None and not failed:
+            return self.refused
+        finished = sum(int(np.count_nonzero(~np.isnan(lane.scores))) for lane in self.lanes)
+        return too_many(failed, finished, self.max_errors, failed[0].role)
 
     def _compare(self, seen: int) -> Lane | None:
         """One look. It waits, with `_first` set, where the leader may have reached `stop_at_score`."""

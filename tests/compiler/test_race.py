@@ -16,7 +16,7 @@ from dspyc.compiler.bootstrap import example_keys
 from dspyc.compiler.pool import Pool
 from dspyc.compiler.race import Race, Rule, Withdrawn, percent, schedule
 from dspyc.compiler.trace import Subject
-from dspyc.errors import BootstrapError, ConfigError
+from dspyc.errors import BootstrapError, BudgetError, ConfigError
 from dspyc.evaluation.estimates import mean_interval, student_quantile
 
 EXAMPLES = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(100)]
@@ -113,6 +113,22 @@ def test_a_candidate_that_fails_too_often_is_out_and_the_race_goes_on(tmp_path: 
 def test_a_race_in_which_all_fail_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BootstrapError, match="it broke"):
         run(tmp_path, [-1.0, -1.0], max_errors=5)
+
+
+@pytest.mark.parametrize("reason", [Withdrawn("not made"), BudgetError("The budget is spent.")])
+def test_a_race_in_which_the_last_is_not_made_once_the_others_failed_is_an_error(
+    tmp_path: Path, reason: Exception
+) -> None:
+    never: Future[Subject] = Future()
+
+    def give_up(race: Race) -> None:
+        if race.lanes[0].left is not None and not never.done():
+            never.set_exception(reason)
+
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=metric, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=5, watch=give_up)
+        with pytest.raises(BootstrapError, match=r"runs of the candidate failed, and `max_errors` is 5: .*it broke"):
+            race.run({0: made(entrant(-1.0)), 1: never})
 
 
 def test_candidates_may_join_late_or_not_at_all(tmp_path: Path) -> None:
