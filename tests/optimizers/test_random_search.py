@@ -17,6 +17,7 @@ import dspyc
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.ledger import Ledger
 from dspyc.errors import BootstrapError, ConfigError, DataError
+from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
 from .simulated import questions, right, share, simulated_lm
@@ -357,6 +358,24 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert len(lm.engine.asked) <= calls
     finished = search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION)
     assert finished.report.stopped is None
+
+
+def test_a_teacher_without_budget_leaves_the_runs_that_cost_nothing(tmp_path: Path) -> None:
+    def mostly(inputs: dict[str, str]) -> dict[str, Any]:
+        return added(inputs) if share("known", inputs["question"]) < 0.7 else {"answer": "?"}
+
+    compiled = search(tmp_path, race=False, budget=Budget(calls=6)).compile(
+        student(dspyc.ScriptedLM(mostly, provider=LocalProvider())),
+        teacher=student(simulated_lm()),
+        trainset=TRAIN,
+        valset=VALIDATION,
+        testset=TEST,
+    )
+    assert "6 calls" in compiled.report.stopped
+    made = [candidate for candidate in compiled.report.candidates if not candidate.ended.startswith("not made")]
+    assert {-3, -2} <= {candidate.number for candidate in made} < set(range(-3, 6))
+    assert {candidate.score.examples for candidate in made} == {len(VALIDATION)}
+    assert compiled.report.final.examples == len(TEST)
 
 
 def test_a_finished_search_makes_no_call_again(tmp_path: Path) -> None:
