@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 
 import dspyc
@@ -179,6 +180,17 @@ def test_without_a_testset_training_examples_that_had_no_part_in_the_winner_are_
     assert set(final) <= {example.question for example in TRAIN} - demos
     assert len(set(final)) == len(final) >= 30
     assert "training examples that had no part in it" in compiled.report.final_on
+
+
+def test_training_examples_may_hold_arrays(tmp_path: Path) -> None:
+    def held(examples: list[dspy.Example]) -> list[dspy.Example]:
+        return [dspy.Example(weights=np.arange(3), **example).with_inputs("question") for example in examples]
+
+    compiled = search(tmp_path).compile(
+        student(simulated_lm()), trainset=held(TRAIN), valset=held(VALIDATION), restrict=[-2]
+    )
+    assert len(compiled.demos) == 4
+    assert compiled.report.final.examples == len(TRAIN) - 4
 
 
 def test_where_all_training_examples_had_a_part_there_is_no_final_score(tmp_path: Path) -> None:
