@@ -89,6 +89,12 @@ class Run:
             self._seen[request] += 1
             return self._seen[request] - 1
 
+    def unanswered(self, request: str, nth: int) -> None:
+        """Let the next such request have this number, if it was the last: a resume would ask for what has no answer."""
+        with self._lock:
+            if self._seen[request] == nth + 1:
+                self._seen[request] = nth
+
 
 def call_key(example: dspy.Example, repeat: str = "") -> str:
     """Names an example for its calls: by its inputs, whatever its labels, and by `repeat` among equal examples."""
@@ -319,6 +325,7 @@ class _Pending:
         ledger = self.run.ledger
         _paying.reset(self.within)
         if kind is not None:
+            self.run.unanswered(self.call.request, self.call.nth)
             if self.paid:
                 ledger.meter.release()
             if ledger.stopped and isinstance(error, DspycError):

@@ -43,6 +43,7 @@ class Commits:
 
         Raises:
             sqlite3.Error: The commit failed, and with it every write that it held.
+            ValueError: One of them holds what the database cannot.
         """
         write = _Write(work)
         with self._door:
@@ -76,7 +77,7 @@ class Commits:
             for write in batch:
                 write.result = write.work(self._db)
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             self._undo()
             for write in batch:
                 write.error, write.done = error, True
@@ -108,5 +109,5 @@ class _Write:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.result: Any = None
-        self.error: sqlite3.Error | None = None
+        self.error: Exception | None = None
         self.done = False

@@ -271,7 +271,7 @@ class Ledger:
     def _guard(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
             raise self._fail(
                 f"Could not {verb} the ledger in run folder {self.run_dir}: {error}.", advice(error)
             ) from error

@@ -47,6 +47,9 @@ class Pool:
         A run that is going on is not begun twice: whoever submits it gets the same future, which any of them may cancel.
         What goes wrong with the example is in the trace. The future raises LedgerError where nothing can be recorded, and
         BudgetError where a call is not allowed.
+
+        Raises:
+            BudgetError: The pool was left.
         """
         content, _, repeat = key.partition("#")
         trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, content)

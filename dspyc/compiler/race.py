@@ -27,7 +27,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError, DspycError
 from ..evaluation.estimates import student_quantile
 from .failures import too_many
 from .pool import Pool
@@ -148,7 +148,8 @@ class Race:
             random.Random(f"race {seed}").shuffle(self.order)
             self.looks = schedule(len(examples))
         self.usage = Usage()
-        self.refused: BudgetError | None = None  # why the race ended before all were compared
+        self.refused: BudgetError | None = None  # why not all were compared
+        self.spent = False  # a run was refused, so no other is begun; candidates may be refused while runs cost nothing
         self.lanes: list[Lane] = []
         self._rank: list[Lane] = []  # the best first
         self._look = 0  # the index of the next one
@@ -194,7 +195,7 @@ class Race:
 
     def _fill(self) -> None:
         """Give the pool so much more work than it has threads that none of them waits for this one."""
-        while self.refused is None and self._going < self.pool.num_threads + max(2, self.pool.num_threads // 4):
+        while not self.spent and self._going < self.pool.num_threads + max(2, self.pool.num_threads // 4):
             if (lane := self._next()) is None:
                 return
             self._begin(lane, lane.begun)
@@ -242,7 +243,7 @@ class Race:
         try:
             trace = run.result()
         except BudgetError as error:
-            self.refused = error
+            self.refused, self.spent = error, True
             return
         lane.keep(place, trace)
         self.usage.add(trace)
@@ -256,16 +257,24 @@ class Race:
             errors = [trace for place, trace in lane.failed.items() if place < look]
             if len(errors) >= self.max_errors:
                 self._leave(lane, f"{len(errors)} of its runs failed, the first: {errors[0].error}", lane.seen)
-                if not self.running:
-                    raise too_many(errors, lane.seen, self.max_errors, errors[0].role)
+        if not self.running:
+            raise self._all_out()
         if self.rule is None and (early := self._stopped_early()) is not None:
             return early
-        if self.refused is not None:
-            return None if self._going or self._unmade else self._best_so_far(self.refused)
+        if self.spent:
+            return None if self._going or self._unmade else self._best_so_far()
         while not self._unmade and all(lane.seen >= self.looks[self._look] for lane in self.running):
             if (winner := self._compare(self.looks[self._look])) is not None or self._first is not None:
                 return winner
         return None
+
+    def _all_out(self) -> DspycError:
+        """What to raise once nobody is left: the runs that failed say more than a candidate that was never made."""
+        failed = [trace for lane in self.lanes for trace in lane.failed.values()]
+        if self.refused is not None and not failed:
+            return self.refused
+        finished = sum(int(np.count_nonzero(~np.isnan(lane.scores))) for lane in self.lanes)
+        return too_many(failed, finished, self.max_errors, failed[0].role)
 
     def _compare(self, seen: int) -> Lane | None:
         """One look. It waits, with `_first` set, where the leader may have reached `stop_at_score`."""
@@ -295,12 +304,14 @@ class Race:
                 return self._end(lane, 0) if lane.seen == len(self.order) else None
         return None
 
-    def _best_so_far(self, refused: BudgetError) -> Lane:
-        """The leader on the examples that all that have met any have seen."""
-        met = [lane for lane in self.running if lane.seen]
-        if not met:
-            raise refused
-        seen = min(lane.seen for lane in met)
+    def _best_so_far(self) -> Lane:
+        """The leader at the last look that all who met any examples reached; before the first, of those who came furthest."""
+        reached = [lane.seen for lane in self.running if lane.seen]
+        if not reached:
+            assert self.refused is not None
+            raise self.refused
+        seen = max((look for look in self.looks if look <= min(reached)), default=min(self.looks[0], max(reached)))
+        met = [lane for lane in self.running if lane.seen >= seen]
         winner = min(met, key=lambda lane: (-lane.scores[:seen].mean(), lane.number))
         for lane in self.running:
             if lane is not winner:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from .limiter import stop_error
+
 T = TypeVar("T")
 _GRACE = 1.0  # seconds that what is under way has to end after Ctrl-C
 
@@ -23,12 +25,19 @@ class Threads:
         self._waiting: set[Future[Any]] = set()
         self._threads: list[threading.Thread] = []
         self._idle = threading.Semaphore(0)
+        self._ended = False
         self._lock = threading.Lock()
 
     def submit(self, task: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """The future result of `task(*arguments)`."""
+        """The future result of `task(*arguments)`.
+
+        Raises:
+            BudgetError: They were ended: nothing would run it.
+        """
         future: Future[T] = Future()
         with self._lock:
+            if self._ended:
+                raise stop_error()
             self._waiting.add(future)
             self._work.put((future, lambda: task(*arguments)))
             if not self._idle.acquire(blocking=False) and len(self._threads) < self._number:
@@ -43,6 +52,7 @@ class Threads:
         Threads that wait for others' runs are ended after those, with no grace of their own: Ctrl-C takes one moment in all.
         """
         with self._lock:
+            self._ended = True
             waiting, self._waiting = list(self._waiting), set()
         for future in waiting:
             future.cancel()

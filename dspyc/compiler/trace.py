@@ -181,7 +181,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
     try:
         trace.prediction = subject.program(**example.inputs())
     except Exception as error:  # a bad example is an event, not the end
-        trace.error, trace.blame = _describe(error), "program"
+        trace.error, trace.blame = described(error), "program"
         return
     if metric is None:
         return
@@ -190,7 +190,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         taken = list(trace.taken) if subject.traced else None
         trace.score = call_metric(metric, example, trace.prediction, taken)
     except Exception as error:
-        trace.error, trace.blame = _describe(error), "metric"
+        trace.error, trace.blame = described(error), "metric"
 
 
 class _Observed(PredictorMixin):
@@ -237,7 +237,7 @@ class _Recorder:
         try:
             yield step
         except BaseException as error:
-            step.error = _describe(error)
+            step.error = described(error)
             raise
         finally:
             _current_step.reset(token)
@@ -256,8 +256,9 @@ def _finish(step: Step | None, outputs: Any) -> None:
 _current_step: ContextVar[Step | None] = ContextVar("dspyc_current_step", default=None)
 
 
-def _describe(error: BaseException) -> str:
-    return redact(f"{type(error).__name__}: {error}")[:2000]
+def described(error: BaseException) -> str:
+    """An error as a trace keeps it: without secrets, and without half characters, which no database or file would take."""
+    return redact(f"{type(error).__name__}: {error}")[:2000].encode("utf-8", "backslashreplace").decode()
 
 
 def _snapshot(value: Any) -> Any:

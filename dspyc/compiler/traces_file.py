@@ -22,12 +22,12 @@ from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYP
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from ..errors import ConfigError, DataError, redact
+from ..errors import ConfigError, DataError
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..files import numbered_lines
 from .calls import Call
-from .trace import Step, Trace
+from .trace import Step, Trace, described
 
 _VERSION = 1
 
@@ -46,7 +46,8 @@ def save_traces(traces: Iterable[Trace | Mapping[str, Any]], path: str | PathLik
     unfinished = target.with_name(f".{target.name}.unfinished")
     count = 0
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        # Half a character, of which a reply may consist, is written as JSON's own escape.
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for trace in traces:
                 record = _whole(trace) if isinstance(trace, Trace) else trace
                 file.write(json.dumps({"version": _VERSION, **record}, ensure_ascii=False, default=str) + "\n")
@@ -140,7 +141,7 @@ def _rescored(
     try:
         return replace(trace, score=call_metric(metric, example, trace.prediction, taken), error=None, blame=None)
     except Exception as error:  # a bad example is an event, not the end
-        return replace(trace, score=None, error=redact(f"{type(error).__name__}: {error}")[:2000], blame="metric")
+        return replace(trace, score=None, error=described(error), blame="metric")
 
 
 class _Reader:

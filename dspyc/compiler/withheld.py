@@ -40,14 +40,15 @@ class _Withholding(PredictorMixin):
         if example is None:
             return every
         hidden = dict(example.items())
-        return [demo for demo in every if not _same(dict(demo.items()), hidden)]
+        return [demo for demo in every if not same(dict(demo.items()), hidden)]
 
     @demos.setter
     def demos(self, demos: list[Any]) -> None:
         vars(self)["demos"] = demos
 
 
-def _same(demo: Mapping[str, Any], hidden: Mapping[str, Any]) -> bool:
+def same(demo: Mapping[str, Any], hidden: Mapping[str, Any]) -> bool:
+    """Whether a demo has the fields of an example, and their values."""
     return demo.keys() == hidden.keys() and all(_equal(value, hidden[field]) for field, value in demo.items())
 
 

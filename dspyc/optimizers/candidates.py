@@ -16,6 +16,7 @@ from ..compiler.demos import spread
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
 from ..compiler.trace import Subject, Trace
+from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
@@ -91,7 +92,7 @@ class CandidateMaker:
         named = predictors(self.programs[number], frozen=False)
         shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
         tried = self._tried.get(number, set())
-        left = [e for e in self.train if id(e) not in tried and dict(e.items()) not in shown]
+        left = [e for e in self.train if id(e) not in tried and not any(same(demo, dict(e.items())) for demo in shown)]
         return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
 
     def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:

@@ -176,11 +176,11 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                     watch=watch,
                 )
                 winner = race.run({number: _start(makers, maker, number, pool) for number in numbers})
-                if race.refused is None and (failure := all_failed(_failures(race), "validation runs")):
+                if not race.spent and (failure := all_failed(_failures(race), "validation runs")):
                     raise failure
                 if self.rule is not None and not folds.final:
                     folds = maker.with_final(folds, winner.number)
-                final = _run_all(winner, folds.final, pool) if race.refused is None else []
+                final = _run_all(winner, folds.final, pool) if not race.spent else []
             for trace in [*maker.runs, *final]:
                 race.usage.add(trace)
             report = SearchReport(
@@ -318,7 +318,7 @@ def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
 def _final_name(folds: Folds, final: list[Trace], race: Race) -> str:
     if final:
         return folds.final_name
-    if race.refused is not None:
+    if race.spent:
         return "the budget was spent"
     return "every training example had a part in it; pass a `testset`" if race.rule is not None else "pass a `testset`"
 

@@ -239,6 +239,16 @@ def test_a_ledger_that_another_program_locks_is_named(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
 
 
+def test_a_record_that_cannot_be_written_takes_none_of_the_later_ones_with_it(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.record_trace("t", "teacher", None, "half a character: \ud83d", {})
+        with pytest.raises(LedgerError, match=r"Could not write .* surrogates not allowed"):
+            keep(ledger, key())
+        assert keep(ledger, key(nth=1)) == ANSWER
+    with Ledger(tmp_path) as ledger:
+        assert ledger.recall(key(nth=1)) == ANSWER
+
+
 def test_a_person_can_read_it_with_sqlite(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.event("bad example", error="boom")

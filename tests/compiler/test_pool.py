@@ -1,5 +1,6 @@
 """Runs of examples: what a kill, an interrupt and a changed program, metric or data leave to be asked again."""
 
+import asyncio
 import json
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.compiler.threads import Threads
+from dspyc.errors import BudgetError
 from dspyc.signatures import program_fingerprint
 from tests.optimizers import desk
 
@@ -117,6 +120,55 @@ def test_equal_examples_have_answers_of_their_own(tmp_path: Path) -> None:
     assert run(tmp_path, examples=twice)[0] == 0
 
 
+class Insists(dspy.Module):
+    """Asks again where a call fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        try:
+            return self.answer(question=question)
+        except Exception:
+            return self.answer(question=question)
+
+    async def aforward(self, question: str) -> Any:
+        try:
+            return await self.answer.acall(question=question)
+        except Exception:
+            return await self.answer.acall(question=question)
+
+
+class InsistsInALoop(Insists):
+    def forward(self, question: str) -> Any:
+        return asyncio.run(self.aforward(question))
+
+
+@pytest.mark.parametrize("kind", [Insists, InsistsInALoop])
+def test_what_a_program_asks_again_after_a_failure_is_not_asked_on_a_resume(
+    tmp_path: Path, kind: Callable[[], dspy.Module]
+) -> None:
+    failures = [RuntimeError("out of order")]
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return {"answer": "yes"}
+
+    made = []
+    for _ in range(2):
+        lm = dspyc.ScriptedLM(answer)
+        program = kind()
+        program.set_lm(lm)
+        examples = [dspy.Example(question="q").with_inputs("question")]
+        with Ledger(tmp_path) as ledger:
+            (trace,) = bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+        assert trace.error is None
+        made.append(lm.engine.calls)
+    assert made == [2, 0]
+
+
 def test_another_model_or_setting_is_another_call(tmp_path: Path) -> None:
     examples = [dspy.Example(question="q").with_inputs("question")]
     made = []
@@ -204,3 +256,5 @@ def test_threads_run_what_is_submitted_in_order_and_forget_what_has_not_begun() 
     threads.end(abandon=False)
     assert slow.done()
     assert waiting.cancelled()
+    with pytest.raises(BudgetError, match="The run was stopped"):
+        threads.submit(json.dumps, 2)

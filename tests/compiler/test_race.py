@@ -13,10 +13,11 @@ import pytest
 import dspyc
 from dspyc.compiler import Ledger, observe
 from dspyc.compiler.bootstrap import example_keys
+from dspyc.compiler.budget import Budget
 from dspyc.compiler.pool import Pool
 from dspyc.compiler.race import Race, Rule, Withdrawn, percent, schedule
 from dspyc.compiler.trace import Subject
-from dspyc.errors import BootstrapError, ConfigError
+from dspyc.errors import BootstrapError, BudgetError, ConfigError
 from dspyc.evaluation.estimates import mean_interval, student_quantile
 
 EXAMPLES = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(100)]
@@ -46,7 +47,7 @@ def entrant(share: float, *, noise: int = 0) -> Subject:
             return said if right else dspy.Prediction(label="y")
 
     program = Candidate()
-    program.set_lm(dspyc.ScriptedLM(answer))
+    program.set_lm(dspyc.ScriptedLM(answer, model=f"scripted/{share} {noise}"))
     return observe(program, "candidate", identity=f"{share} {noise}", traced=False)
 
 
@@ -57,8 +58,9 @@ def made(subject: Subject) -> "Future[Subject]":
 
 
 def run(folder: Path, shares: list[float], threads: int = 4, **options: Any) -> tuple[Race, int]:
+    budget = options.pop("budget", None)
     options = {"rule": Rule(), "max_errors": 10, **options}
-    with Ledger(folder) as ledger, Pool(ledger, metric=metric, num_threads=threads) as pool:
+    with Ledger(folder, budget=budget) as ledger, Pool(ledger, metric=metric, num_threads=threads) as pool:
         race = Race(EXAMPLES, example_keys(EXAMPLES), pool, **options)
         winner = race.run({i: made(entrant(share, noise=i)) for i, share in enumerate(shares)})
     return race, winner.number
@@ -103,6 +105,23 @@ def test_without_a_rule_all_meet_all(tmp_path: Path) -> None:
     assert [len(lane.judged) for lane in race.lanes] == [100, 100, 100]
 
 
+@pytest.mark.parametrize(
+    ("rule", "shares", "calls", "judged", "best"),
+    [
+        (None, [0.1, 0.6, 0.5, 1.0], 302, [100, 100, 100, 2], 1),
+        (None, [0.1, 0.6, 0.5, 1.0], 37, [37, 0, 0, 0], 0),
+        (Rule(), [0.1, 0.6, 0.5, 1.0], 50, [16, 16, 16, 2], 1),
+        (Rule(), [0.1, 0.6, 0.5, 1.0], 7, [7, 0, 0, 0], 0),
+        (Rule(), [0.6, 0.7], 38, [16, 20], 1),
+    ],
+)
+def test_a_spent_budget_leaves_those_to_compare_who_came_far_enough(
+    tmp_path: Path, rule: Rule | None, shares: list[float], calls: int, judged: list[int], best: int
+) -> None:
+    race, winner = run(tmp_path, shares, 1, rule=rule, budget=Budget(calls=calls))
+    assert (winner, [len(lane.judged) for lane in race.lanes]) == (best, judged)
+
+
 def test_a_candidate_that_fails_too_often_is_out_and_the_race_goes_on(tmp_path: Path) -> None:
     race, winner = run(tmp_path, [0.5, -1.0], max_errors=5)
     assert winner == 0
@@ -113,6 +132,35 @@ def test_a_candidate_that_fails_too_often_is_out_and_the_race_goes_on(tmp_path: 
 def test_a_race_in_which_all_fail_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BootstrapError, match="it broke"):
         run(tmp_path, [-1.0, -1.0], max_errors=5)
+
+
+@pytest.mark.parametrize("reason", [Withdrawn("not made"), BudgetError("The budget is spent.")])
+def test_a_race_in_which_the_last_is_not_made_once_the_others_failed_is_an_error(
+    tmp_path: Path, reason: Exception
+) -> None:
+    never: Future[Subject] = Future()
+
+    def give_up(race: Race) -> None:
+        if race.lanes[0].left is not None and not never.done():
+            never.set_exception(reason)
+
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=metric, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=5, watch=give_up)
+        with pytest.raises(BootstrapError, match=r"runs of the candidate failed, and `max_errors` is 5: .*it broke"):
+            race.run({0: made(entrant(-1.0)), 1: never})
+
+
+def test_candidates_that_are_never_made_for_want_of_budget_stop_no_run(tmp_path: Path) -> None:
+    refused: Future[Subject] = Future()
+    refused.set_exception(BudgetError("The budget is spent."))
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=metric, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=5)
+        assert race.run({0: made(entrant(0.5)), 1: refused}).number == 0
+        assert race.refused is not None
+        assert [len(lane.judged) for lane in race.lanes] == [100, 0]
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=5)
+        with pytest.raises(BudgetError, match="The budget is spent"):
+            race.run({0: refused, 1: refused})
 
 
 def test_candidates_may_join_late_or_not_at_all(tmp_path: Path) -> None:

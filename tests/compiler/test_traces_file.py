@@ -13,7 +13,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, load_traces, observe, read_run, save_traces
-from dspyc.compiler.traces_file import fitted_to
+from dspyc.compiler.traces_file import fitted_to, rescored
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from tests.optimizers import desk
 
@@ -39,6 +39,36 @@ def test_traces_come_back_whole(recorded: tuple[Path, list[Any]], tmp_path: Path
             assert [call.messages for call in trace.calls] == [call.messages for call in live.calls]
             assert [call.replies for call in trace.calls] == [call.replies for call in live.calls]
             assert trace.prediction.toDict() == live.prediction.toDict()
+
+
+def test_half_a_character_in_a_reply_is_one_bad_example(tmp_path: Path) -> None:
+    half = "\ud83d"
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any] | str:
+        return (
+            {"answer": half} if inputs["question"] == "1" else half if inputs["question"] == "2" else {"answer": "yes"}
+        )
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        if example.question == "3":
+            raise ValueError(f"no judgement {half}")
+        return True
+
+    program = dspy.Predict("question -> answer")
+    program.set_lm(dspyc.ScriptedLM(answer))
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(6)]
+    with Ledger(tmp_path) as ledger:
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, examples, metric=metric, ledger=ledger, num_threads=1)
+    assert [trace.blame for trace in traces] == [None, None, "program", "metric", None, None]
+    assert traces[3].error == r"ValueError: no judgement \ud83d"
+    save_traces(read_run(tmp_path).traces("teacher"), tmp_path / "teacher.jsonl")
+    loaded = load_traces(tmp_path / "teacher.jsonl")
+    assert [trace.to_record() for trace in loaded] == [trace.to_record() for trace in traces]
+    assert loaded[1].prediction.answer == half
+    keys = {trace.example: example for trace, example in zip(traces, examples, strict=True)}
+    (again,) = rescored([loaded[3]], keys, metric, {"self": program})
+    assert again.error == traces[3].error
 
 
 def test_a_loaded_bootstrap_makes_the_demos_that_it_made(recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:

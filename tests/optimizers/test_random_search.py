@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 
 import dspyc
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.ledger import Ledger
 from dspyc.errors import BootstrapError, ConfigError, DataError
+from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
 from .simulated import questions, right, share, simulated_lm
@@ -31,6 +35,11 @@ def student(lm: dspy.LM) -> dspy.Predict:
 
 def search(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFewShotWithRandomSearch:
     return dspyc.BootstrapFewShotWithRandomSearch(**{**SETTINGS, "run_dir": tmp_path, **settings})
+
+
+def added(inputs: dict[str, str]) -> dict[str, Any]:
+    """The right answer to one of the questions."""
+    return {"answer": str(sum(map(int, inputs["question"].split("+"))))}
 
 
 def chosen(program: dspy.Module) -> list[dict[str, Any]]:
@@ -76,6 +85,28 @@ def test_the_arguments_are_left_as_they_were(tmp_path: Path) -> None:
     compiled = search(tmp_path).compile(program, trainset=TRAIN, valset=VALIDATION)
     assert (TRAIN, VALIDATION, program_fingerprint(program)) == before
     assert compiled.lm is program.lm
+
+
+def test_a_score_that_is_enough_ends_the_search_while_candidates_are_being_made(tmp_path: Path) -> None:
+    def slow(inputs: dict[str, str]) -> dict[str, Any]:
+        time.sleep(0.05)
+        return added(inputs)
+
+    def compile() -> None:
+        found.append(
+            search(tmp_path, race=False, stop_at_score=80, num_threads=2).compile(
+                student(dspyc.ScriptedLM(added)),
+                teacher=student(dspyc.ScriptedLM(slow)),
+                trainset=TRAIN,
+                valset=VALIDATION[:4],
+            )
+        )
+
+    found: list[dspy.Module] = []
+    compiling = threading.Thread(target=compile, daemon=True)
+    compiling.start()
+    compiling.join(timeout=30)
+    assert [program.report.winner for program in found] == [-3]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the race
@@ -149,6 +180,17 @@ def test_without_a_testset_training_examples_that_had_no_part_in_the_winner_are_
     assert set(final) <= {example.question for example in TRAIN} - demos
     assert len(set(final)) == len(final) >= 30
     assert "training examples that had no part in it" in compiled.report.final_on
+
+
+def test_training_examples_may_hold_arrays(tmp_path: Path) -> None:
+    def held(examples: list[dspy.Example]) -> list[dspy.Example]:
+        return [dspy.Example(weights=np.arange(3), **example).with_inputs("question") for example in examples]
+
+    compiled = search(tmp_path).compile(
+        student(simulated_lm()), trainset=held(TRAIN), valset=held(VALIDATION), restrict=[-2]
+    )
+    assert len(compiled.demos) == 4
+    assert compiled.report.final.examples == len(TRAIN) - 4
 
 
 def test_where_all_training_examples_had_a_part_there_is_no_final_score(tmp_path: Path) -> None:
@@ -328,6 +370,24 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert len(lm.engine.asked) <= calls
     finished = search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION)
     assert finished.report.stopped is None
+
+
+def test_a_teacher_without_budget_leaves_the_runs_that_cost_nothing(tmp_path: Path) -> None:
+    def mostly(inputs: dict[str, str]) -> dict[str, Any]:
+        return added(inputs) if share("known", inputs["question"]) < 0.7 else {"answer": "?"}
+
+    compiled = search(tmp_path, race=False, budget=Budget(calls=6)).compile(
+        student(dspyc.ScriptedLM(mostly, provider=LocalProvider())),
+        teacher=student(simulated_lm()),
+        trainset=TRAIN,
+        valset=VALIDATION,
+        testset=TEST,
+    )
+    assert "6 calls" in compiled.report.stopped
+    made = [candidate for candidate in compiled.report.candidates if not candidate.ended.startswith("not made")]
+    assert {-3, -2} <= {candidate.number for candidate in made} < set(range(-3, 6))
+    assert {candidate.score.examples for candidate in made} == {len(VALIDATION)}
+    assert compiled.report.final.examples == len(TEST)
 
 
 def test_a_finished_search_makes_no_call_again(tmp_path: Path) -> None:
