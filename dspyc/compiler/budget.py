@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, ConfigError
@@ -70,6 +71,11 @@ class Spent:
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
 
+    def beyond(self, known: "Spent") -> "Spent":
+        """What is not in `known`."""
+        calls, tokens, usd = self.calls - known.calls, self.tokens - known.tokens, self.usd - known.usd
+        return Spent(max(0, calls), max(0, tokens), max(0.0, usd))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -78,18 +84,19 @@ class Meter:
     """Counts what a run spends, and refuses what its budget does not allow. Threads share it.
 
     A run within another one, whose meter is `counted_by`, spends from the budgets of both. `spent` begins with what
-    earlier sittings have paid.
+    earlier sittings have paid; `run_dir` is the folder that has their record.
     """
 
-    def __init__(self, budget: Budget | None, spent: Spent) -> None:
+    def __init__(self, budget: Budget | None, spent: Spent, run_dir: Path | None = None) -> None:
         self.budget, self.spent = budget, spent
         self.exhausted: str | None = None  # the limit that was reached, in words
         self._outer = _outer.get()
-        if self._outer is not None:
-            self._outer._add(spent)
+        self._inner: dict[Path, Meter] = {}  # the last of each folder
         self._under_way = 0
         self._started = time.monotonic()
         self._lock = threading.Condition()
+        if self._outer is not None:
+            self._outer._add(self, run_dir)
 
     @property
     def wants_prices(self) -> bool:
@@ -152,9 +159,15 @@ class Meter:
         if self._outer is not None:
             self._outer.release()
 
-    def _add(self, spent: Spent) -> None:
+    def _add(self, inner: "Meter", run_dir: Path | None) -> None:
+        """Count what a run within this one has paid before, but for what this meter saw an earlier run of its folder pay."""
         with self._lock:
-            self.spent += spent
+            paid = inner.spent
+            if run_dir is not None:
+                known = self._inner.get(run_dir.resolve())
+                paid = paid if known is None else paid.beyond(known.spent)
+                self._inner[run_dir.resolve()] = inner
+            self.spent += paid
 
     def _is_held(self, budget: Budget) -> bool:
         return budget.calls is not None and self.spent.calls < budget.calls <= self.spent.calls + self._under_way
