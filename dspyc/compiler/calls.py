@@ -110,8 +110,12 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
     """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
-    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins."""
+    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins. An LM that
+    it holds itself, as dspy.TwoStepAdapter does, is durable too."""
     copied = copy.copy(adapter)
+    for name, value in vars(adapter).items():
+        if isinstance(value, dspy.BaseLM):
+            setattr(copied, name, durable(value))
     copied.__class__ = _asking_class(type(adapter))
     return copied
 
