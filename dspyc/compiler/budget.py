@@ -3,7 +3,7 @@
     optimizer = dspyc.BootstrapFinetune(metric=exact, teacher_lm=teacher, budget=dspyc.Budget(usd=5, seconds=3600))
 
 A limit is on the whole run, over all its sittings; only `seconds` begin anew with each. What the ledger answers costs
-nothing, and neither do what DSPy's cache answers and models that run on this machine.
+nothing, and neither do what DSPy's cache answers and models that run on this machine, which only `seconds` limit.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Budget:
         calls: Answers of language models elsewhere.
         tokens: Their prompts and replies together, as their providers count them.
         usd: Their price. A model whose price is unknown is refused.
-        seconds: Wall time of a sitting, after which no call begins.
+        seconds: Wall time of a sitting, after which no call begins, of a model on this machine neither.
 
     Raises:
         ConfigError: A limit is not a positive number, or there is none.
@@ -131,6 +131,21 @@ class Meter:
                 self._outer.release()
             raise
 
+    def check_time(self) -> None:
+        """Allow one call that costs nothing but time.
+
+        Raises:
+            BudgetError: The limit in seconds is reached.
+        """
+        if self._outer is not None:
+            try:
+                self._outer.check_time()
+            except BudgetError:
+                self.exhausted = self._outer.exhausted
+                raise
+        if self.budget is not None:
+            self._refuse(self._out_of_time(self.budget))
+
     @property
     def is_held(self) -> bool:
         """Whether only the calls under way leave no room."""
@@ -178,7 +193,9 @@ class Meter:
                 f"The price of {model!r} is unknown, so Budget(usd={budget.usd:g}) cannot be kept.",
                 hint="Limit `calls` or `tokens` instead.",
             )
-        reached = self._reached(budget)
+        self._refuse(self._reached(budget))
+
+    def _refuse(self, reached: str | None) -> None:
         if reached is not None:
             self.exhausted = reached
             raise BudgetError(
@@ -193,6 +210,9 @@ class Meter:
             return f"{self.spent.tokens:,} tokens of {budget.tokens:,}"
         if budget.usd is not None and self.spent.usd >= budget.usd:
             return f"{self.spent.usd:.4g} USD of {budget.usd:g}"
+        return self._out_of_time(budget)
+
+    def _out_of_time(self, budget: Budget) -> str | None:
         if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
             return f"{budget.seconds:g} seconds"
         return None

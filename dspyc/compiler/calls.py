@@ -312,6 +312,8 @@ class _Pending:
             if self.paid:
                 priced = ledger.meter.wants_prices and price_of(self.lm) is not None
                 ledger.meter.admit(self.lm.model, priced=priced, stopped=self.stopped if _may_wait() else None)
+            else:
+                ledger.meter.check_time()
         except DspycError as error:
             self.run.refusal = error
             raise
