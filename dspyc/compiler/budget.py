@@ -3,7 +3,7 @@
     optimizer = dspyc.BootstrapFinetune(metric=exact, teacher_lm=teacher, budget=dspyc.Budget(usd=5, seconds=3600))
 
 A limit is on the whole run, over all its sittings; only `seconds` begin anew with each. What the ledger answers costs
-nothing, and neither do what DSPy's cache answers and models that run on this machine.
+nothing, and neither do what DSPy's cache answers and models that run on this machine, which only `seconds` limit.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, ConfigError
@@ -31,7 +32,7 @@ class Budget:
         calls: Answers of language models elsewhere.
         tokens: Their prompts and replies together, as their providers count them.
         usd: Their price. A model whose price is unknown is refused.
-        seconds: Wall time of a sitting, after which no call begins.
+        seconds: Wall time of a sitting, after which no call begins, of a model on this machine neither.
 
     Raises:
         ConfigError: A limit is not a positive number, or there is none.
@@ -70,6 +71,11 @@ class Spent:
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
 
+    def beyond(self, known: "Spent") -> "Spent":
+        """What is not in `known`."""
+        calls, tokens, usd = self.calls - known.calls, self.tokens - known.tokens, self.usd - known.usd
+        return Spent(max(0, calls), max(0, tokens), max(0.0, usd))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -78,18 +84,19 @@ class Meter:
     """Counts what a run spends, and refuses what its budget does not allow. Threads share it.
 
     A run within another one, whose meter is `counted_by`, spends from the budgets of both. `spent` begins with what
-    earlier sittings have paid.
+    earlier sittings have paid; `run_dir` is the folder that has their record.
     """
 
-    def __init__(self, budget: Budget | None, spent: Spent) -> None:
+    def __init__(self, budget: Budget | None, spent: Spent, run_dir: Path | None = None) -> None:
         self.budget, self.spent = budget, spent
         self.exhausted: str | None = None  # the limit that was reached, in words
         self._outer = _outer.get()
-        if self._outer is not None:
-            self._outer._add(spent)
+        self._inner: dict[Path, Meter] = {}  # the last of each folder
         self._under_way = 0
         self._started = time.monotonic()
         self._lock = threading.Condition()
+        if self._outer is not None:
+            self._outer._add(self, run_dir)
 
     @property
     def wants_prices(self) -> bool:
@@ -124,6 +131,21 @@ class Meter:
                 self._outer.release()
             raise
 
+    def check_time(self) -> None:
+        """Allow one call that costs nothing but time.
+
+        Raises:
+            BudgetError: The limit in seconds is reached.
+        """
+        if self._outer is not None:
+            try:
+                self._outer.check_time()
+            except BudgetError:
+                self.exhausted = self._outer.exhausted
+                raise
+        if self.budget is not None:
+            self._refuse(self._out_of_time(self.budget))
+
     @property
     def is_held(self) -> bool:
         """Whether only the calls under way leave no room."""
@@ -152,9 +174,15 @@ class Meter:
         if self._outer is not None:
             self._outer.release()
 
-    def _add(self, spent: Spent) -> None:
+    def _add(self, inner: "Meter", run_dir: Path | None) -> None:
+        """Count what a run within this one has paid before, but for what this meter saw an earlier run of its folder pay."""
         with self._lock:
-            self.spent += spent
+            paid = inner.spent
+            if run_dir is not None:
+                known = self._inner.get(run_dir.resolve())
+                paid = paid if known is None else paid.beyond(known.spent)
+                self._inner[run_dir.resolve()] = inner
+            self.spent += paid
 
     def _is_held(self, budget: Budget) -> bool:
         return budget.calls is not None and self.spent.calls < budget.calls <= self.spent.calls + self._under_way
@@ -165,7 +193,9 @@ class Meter:
                 f"The price of {model!r} is unknown, so Budget(usd={budget.usd:g}) cannot be kept.",
                 hint="Limit `calls` or `tokens` instead.",
             )
-        reached = self._reached(budget)
+        self._refuse(self._reached(budget))
+
+    def _refuse(self, reached: str | None) -> None:
         if reached is not None:
             self.exhausted = reached
             raise BudgetError(
@@ -180,6 +210,9 @@ class Meter:
             return f"{self.spent.tokens:,} tokens of {budget.tokens:,}"
         if budget.usd is not None and self.spent.usd >= budget.usd:
             return f"{self.spent.usd:.4g} USD of {budget.usd:g}"
+        return self._out_of_time(budget)
+
+    def _out_of_time(self, budget: Budget) -> str | None:
         if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
             return f"{budget.seconds:g} seconds"
         return None

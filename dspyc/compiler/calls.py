@@ -55,7 +55,7 @@ class Workers(Protocol):
     """Processes elsewhere that make requests for this one."""
 
     def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The replies of a call of `lm`, and its `usage` and `cost`. The request is made once.
+        """The replies of a call of `lm`, its `usage` and `cost`, and whether DSPy's cache answered. The request is made once.
 
         Raises:
             ConfigError: The language model or the request cannot be sent.
@@ -116,8 +116,12 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
     """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
-    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins."""
+    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins. An LM that
+    it holds itself, as dspy.TwoStepAdapter does, is durable too."""
     copied = copy.copy(adapter)
+    for name, value in vars(adapter).items():
+        if isinstance(value, dspy.BaseLM):
+            setattr(copied, name, durable(value))
     copied.__class__ = _asking_class(type(adapter))
     return copied
 
@@ -314,6 +318,8 @@ class _Pending:
             if self.paid:
                 priced = ledger.meter.wants_prices and price_of(self.lm) is not None
                 ledger.meter.admit(self.lm.model, priced=priced, stopped=self.stopped if _may_wait() else None)
+            else:
+                ledger.meter.check_time()
         except DspycError as error:
             self.run.refusal = error
             raise
@@ -333,7 +339,7 @@ class _Pending:
             return
         entry = _last_entry.get() or {}
         usage = dict(entry.get("usage") or {})  # empty where DSPy's cache answered
-        cached = not usage and _is_cached(entry.get("response"))
+        cached = was_cached(entry)
         prompt, reply = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         tokens, cost = prompt + reply, entry.get("cost") if usage else None
         if cost is None and ledger.meter.wants_prices and (price := price_of(self.lm)) is not None:
@@ -365,6 +371,11 @@ def _may_wait() -> bool:
     except RuntimeError:
         return not _paying.get()
     return False
+
+
+def was_cached(entry: dict[str, Any]) -> bool:
+    """Whether DSPy's cache answered a call, by what the history says of it, or by what a worker says of its own."""
+    return not entry.get("usage") and bool(entry.get("cached") or _is_cached(entry.get("response")))
 
 
 def _is_cached(response: Any) -> bool:

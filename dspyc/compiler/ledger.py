@@ -90,7 +90,7 @@ class Ledger:
             except BaseException:
                 self._door.close()
                 raise
-        self.meter = Meter(budget, Spent(*(value or 0 for value in spent)))
+        self.meter = Meter(budget, Spent(*(value or 0 for value in spent)), run_dir)
 
     def recall(self, key: CallKey) -> Answer | None:
         """What such a call was answered, if it ever was."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import dspy
 
 from ..errors import ConfigError, TransientError, needing, redact
-from .calls import Workers, asked, durable, plain
+from .calls import Workers, asked, durable, plain, was_cached
 from .ledger import Ledger
 from .limiter import retry_after_of
 
@@ -64,7 +64,7 @@ class RayWorkers:
         self._lock = threading.Lock()
 
     def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The replies of a call of `lm`, and its `usage` and `cost`.
+        """The replies of a call of `lm`, its `usage` and `cost`, and whether the worker's cache answered (`cached`).
 
         Raises:
             ConfigError: The language model or its request cannot be sent, or not be read there.
@@ -157,7 +157,8 @@ class _Worker:
             replies, entry = asked(self._lms[name], prompt, messages, kwargs)
         except Exception as error:
             return _faults(error)
-        return json.dumps(replies, default=str), {key: entry.get(key) for key in ("usage", "cost")}
+        facts = {"usage": entry.get("usage"), "cost": entry.get("cost"), "cached": was_cached(entry)}
+        return json.dumps(replies, default=str), facts
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,26 @@ _COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
 
 @dataclass
 class Usage:
-    """What runs used: calls, those that the ledger answered instead, and USD where the providers say."""
+    """What runs used: calls, those that an earlier sitting paid for, and USD where the providers say.
+
+    A call that several runs share, as candidates share a teacher's, counts once.
+    """
 
     calls: int = 0
     replayed: int = 0
     cost: float | None = None
+    _seen: dict[tuple[str, str, str, int], bool] = field(default_factory=dict)  # whether each was only replayed
 
     def add(self, trace: Trace) -> None:
         for call in trace.calls:
-            self.calls += 1
-            self.replayed += call.replayed
-            if call.cost is not None:
-                self.cost = (self.cost or 0.0) + call.cost
+            key = (trace.role, trace.asked, call.request, call.nth)  # the ledger's
+            known = self._seen.get(key)
+            if known is None:
+                self.calls += 1
+                if call.cost is not None:
+                    self.cost = (self.cost or 0.0) + call.cost
+            self._seen[key] = call.replayed and known is not False
+            self.replayed += self._seen[key] - bool(known)
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ class BootstrapFinetune(Teleprompter):
     def compile(
         self,
         student: dspy.Module,
-        *,
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        *,
         valset: Sequence[dspy.Example] | None = None,
         traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
         **unknown: Any,
@@ -202,9 +202,9 @@ class BootstrapFinetune(Teleprompter):
     def plan(
         self,
         student: dspy.Module,
-        *,
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        *,
         valset: Sequence[dspy.Example] | None = None,
         traces: Sequence[Trace] | str | os.PathLike[str] | None = None,
     ) -> Plan:

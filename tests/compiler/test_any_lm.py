@@ -1,5 +1,6 @@
 """Language models that no predictor holds when a run begins: their calls are recorded, counted and replayed like all others."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,31 @@ def test_a_judge_in_the_metric_is_recorded_and_counts_against_the_budget(tmp_pat
         bootstrap(subject, examples, metric=agree, ledger=ledger, num_threads=1, show_progress=False)
         assert len(judge.engine.asked) == 4
         assert ledger.meter.spent.calls == 8
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_lm_that_the_shared_adapter_holds_is_recorded_and_counts_against_the_budget(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    class Adds(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return asyncio.run(self.add.acall(question=question)) if asynchronous else self.add(question=question)
+
+    student = dspyc.ScriptedLM(lambda inputs: {"text": "in words"})
+    extractor = dspyc.ScriptedLM(lambda inputs: {"answer": "right"}, model="scripted/extractor")
+    adapter = dspy.TwoStepAdapter(extractor)
+    for _ in range(2):
+        with dspy.context(lm=student, adapter=adapter), Ledger(tmp_path, budget=dspyc.Budget(calls=20)) as ledger:
+            subject = observe(Adds(), "student", identity="the same")
+            bootstrap(subject, questions(0, 5), metric=None, ledger=ledger, num_threads=2, show_progress=False)
+            assert ledger.calls() == {"student": 10}
+            assert ledger.meter.spent.calls == 10
+        assert (student.engine.calls, extractor.engine.calls) == (5, 5)
+    assert adapter.extraction_model is extractor
 
 
 def test_a_teacher_s_forward_chooses_its_own_lm(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
-from dspyc.compiler.budget import Budget, Meter, Spent
+from dspyc.compiler.budget import Budget, Meter, Spent, counted_by
 from dspyc.errors import BudgetError, ConfigError
+from dspyc.providers.local import LocalProvider
 from tests.optimizers import desk
 
 
@@ -182,6 +184,38 @@ def test_a_call_within_a_call_does_not_wait_for_itself(tmp_path: Path) -> None:
 def test_time_stops_the_next_call(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="1e-06 seconds"):
         run(tmp_path, Budget(seconds=1e-6))
+
+
+def test_time_stops_models_on_this_machine_too(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any]:
+        asked.append(inputs["question"])
+        if len(asked) == 12:
+            time.sleep(2.1)
+        return {"answer": "yes"}
+
+    program = dspy.Predict("question -> answer")
+    program.set_lm(dspyc.ScriptedLM(answer, provider=LocalProvider()))
+    examples = [dspy.Example(question=str(i), answer="yes").with_inputs("question") for i in range(40)]
+    settings: dict[str, Any] = {"num_threads": 1, "num_candidate_programs": 2, "show_progress": False}
+    search = dspyc.BootstrapFewShotWithRandomSearch(
+        dspy.evaluate.answer_exact_match, budget=Budget(seconds=2), run_dir=tmp_path, **settings
+    )
+    report = search.compile(program, trainset=examples[:20], valset=examples[20:]).report
+    assert "2 seconds" in report.stopped
+    assert 0 < len(asked) <= 12
+    assert report.spent["calls"] == 0
+
+
+def test_the_time_of_a_sequence_stops_its_steps() -> None:
+    outer = Meter(Budget(seconds=1e-6), Spent())
+    with counted_by(outer):
+        inner = Meter(None, Spent())
+    for meter in (inner, outer):
+        with pytest.raises(BudgetError, match="1e-06 seconds"):
+            meter.check_time()
+        assert meter.exhausted == "1e-06 seconds"
 
 
 def test_usd_needs_a_known_price(tmp_path: Path) -> None:

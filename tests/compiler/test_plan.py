@@ -1,5 +1,6 @@
 """Plans: what is said before anything is spent, beside what was spent."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,24 @@ def test_a_spent_budget_leaves_the_best_so_far_and_says_so(tmp_path: Path) -> No
         optimizer(tmp_path / "none", budget=dspyc.Budget(calls=1))[0].compile(
             desk.student(), trainset=desk.examples(10)
         )
+
+
+def test_time_that_is_over_leaves_what_was_learned_to_be_compared_in_the_next_sitting(tmp_path: Path) -> None:
+    made, teacher_lm = optimizer(tmp_path, budget=dspyc.Budget(seconds=4))
+
+    def slow(inputs: dict[str, str]) -> dict[str, Any]:
+        if teacher_lm.engine.calls == 12:
+            time.sleep(4.1)
+        return desk.expert(inputs)
+
+    teacher_lm.engine.answer = slow
+    report = made.compile(desk.student(), trainset=desk.examples(10)).report
+    assert (report.stopped, report.verdict) == ("4 seconds", None)
+    assert set(report.calls) == {"teacher"}
+    assert report.rows
+    made, teacher_lm = optimizer(tmp_path)
+    report = made.compile(desk.student(), trainset=desk.examples(10)).report
+    assert (report.stopped, report.verdict.examples) == (None, 2)
 
 
 def test_prices_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def address() -> Iterator[str]:
 
 def program(address: str, **settings: Any) -> dspy.Predict:
     made = dspy.Predict("question -> answer: bool")
-    made.set_lm(dspy.LM("openai/m", api_base=address, api_key=KEY, cache=False, engine="lm15", **settings))
+    made.set_lm(dspy.LM("openai/m", api_base=address, api_key=KEY, engine="lm15", **{"cache": False, **settings}))
     return made
 
 
@@ -173,6 +173,15 @@ def test_a_budget_is_kept_to_the_call(cluster: str, address: str, tmp_path: Path
     report = limited.compile(program(address), **DATA).report
     assert sum(Server.answered.values()) == 11
     assert "11 calls" in report.stopped
+
+
+def test_what_the_cache_of_the_workers_answers_is_no_call(cluster: str, address: str, tmp_path: Path) -> None:
+    first, second = (
+        search(tmp_path / name, "ray").compile(program(address, cache=True), **DATA).report for name in ("one", "two")
+    )
+    assert first.spent["calls"] == sum(Server.answered.values())
+    assert second.spent["calls"] == 0
+    assert second.calls == first.calls
 
 
 def test_a_compile_that_was_ended_asks_nothing_again(cluster: str, address: str, tmp_path: Path) -> None:

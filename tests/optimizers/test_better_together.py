@@ -290,3 +290,24 @@ def test_a_budget_is_one_for_the_whole_sequence(tmp_path: Path) -> None:
         assert len(asked) == needed - calls
     with pytest.raises(BudgetError, match="2 calls"):
         compiled(2, tmp_path / "too little")
+
+
+def test_a_step_that_goes_on_in_a_folder_of_its_own_pays_once(tmp_path: Path) -> None:
+    """An optimizer with a `run_dir` has one ledger for all its steps."""
+    asked: list[dict[str, str]] = []
+
+    def counted(inputs: dict[str, str]) -> dict[str, Any]:
+        asked.append(inputs)
+        return answer(inputs)
+
+    program = counter()
+    program.set_lm(dspy.LM("openai/paid", engine=dspyc.ScriptedLM(counted).engine, cache=False))
+    few = dspyc.BootstrapFewShot(right, max_labeled_demos=0, num_threads=1, run_dir=tmp_path / "few")
+    for _ in range(2):  # the second time all is known
+        compiled = together(a=few, b=Learn(+1)).compile(
+            program,
+            **{"trainset": numbers(8), "valset": numbers(4), "strategy": "a -> b -> a"},
+            budget=dspyc.Budget(calls=100),
+            run_dir=tmp_path / "whole",
+        )
+        assert compiled.report.spent["calls"] == len(asked)

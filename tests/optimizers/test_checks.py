@@ -1,11 +1,13 @@
 """Settings that several optimizers take: each refuses what it cannot use when it is made, in the same words."""
 
+import inspect
 import json
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import dspy
+import dspy.teleprompt
 import numpy as np
 import pytest
 
@@ -13,6 +15,14 @@ import dspyc
 from dspyc.errors import ConfigError
 from tests.optimizers.simulated import questions, right, simulated_lm
 
+EVERY = [
+    dspyc.BetterTogether,
+    dspyc.BootstrapFewShot,
+    dspyc.BootstrapFewShotWithRandomSearch,
+    dspyc.BootstrapFinetune,
+    dspyc.KNNFewShot,
+    dspyc.LabeledFewShot,
+]
 SEARCHES = [dspyc.BootstrapFewShot, dspyc.BootstrapFewShotWithRandomSearch, dspyc.BootstrapFinetune]
 BAD = [
     ({"metric": "exact"}, "`metric` is a str; a function of"),
@@ -40,6 +50,19 @@ def test_a_threshold_is_a_number_of_any_type(kind: Callable[..., Any]) -> None:
     for given in (np.float32(0.5), Fraction(1, 2), 0.5):
         assert json.dumps(kind(right, metric_threshold=given).metric_threshold) == "0.5"
     assert kind(right).metric_threshold is None
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_arguments_without_names_are_dspys(kind: Any) -> None:
+    theirs = getattr(dspy.teleprompt, kind.__name__)
+    for called in ("__init__", "compile"):
+        expected = by_place(getattr(theirs, called))
+        assert by_place(getattr(kind, called))[: len(expected)] == expected
+    assert by_place(kind.plan) == by_place(kind.compile)
+
+
+def by_place(called: Callable[..., Any]) -> list[str]:
+    return [one.name for one in inspect.signature(called).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
 
 
 TAUGHT = [

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -397,6 +398,30 @@ def test_a_finished_search_makes_no_call_again(tmp_path: Path) -> None:
     assert second.engine.asked == []
     assert one.report.candidates == two.report.candidates
     assert two.report.replayed > 100
+
+
+class Priced(dspy.BaseLM):  # type: ignore[misc]
+    """Every answer is a quarter of a dollar."""
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        message = SimpleNamespace(content="[[ ## answer ## ]]\n1\n\n[[ ## completed ## ]]", tool_calls=None)
+        choices = [SimpleNamespace(message=message, finish_reason="stop")]
+        usage = {"prompt_tokens": 7, "completion_tokens": 3}
+        return SimpleNamespace(
+            model=self.model, choices=choices, usage=usage, _hidden_params={"response_cost": 0.25}, cache_hit=False
+        )
+
+
+def test_runs_that_candidates_share_count_once(tmp_path: Path) -> None:
+    """A teacher without demos of its own runs the same for every candidate."""
+
+    def compiled() -> Any:
+        chosen = search(tmp_path, max_labeled_demos=0, max_bootstrapped_demos=2, race=False, metric=lambda *_: True)
+        return chosen.compile(student(Priced("priced/one")), trainset=TRAIN[:8], valset=VALIDATION[:4]).report
+
+    report = compiled()
+    assert (report.cost, report.replayed) == (report.spent["usd"], 0)
+    assert compiled().replayed == sum(report.calls.values())
 
 
 @pytest.mark.parametrize("race", [True, False])
