@@ -16,8 +16,8 @@ import torch
 
 from ..errors import ModelError
 
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
+KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
 _BEYOND = (
     "use_dora",
     "modules_to_save",
@@ -26,6 +26,7 @@ _BEYOND = (
     "lora_bias",
     "use_qalora",
     "use_bdlora",
+    "alora_invocation_tokens",
 )
 
 
@@ -126,7 +127,7 @@ class Adapters:
         device, dtype = self._model.device, self._model.dtype
         halves: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-            match = _KEY.fullmatch(key)
+            match = KEY.fullmatch(key)
             if match is None or match[1] not in modules:
                 raise _misfit(folder, self._model, f"the base has no layer for {key}")
             halves.setdefault(match[1], {})[match[2]] = tensor.to(device, dtype)
@@ -150,12 +151,12 @@ def is_plain(folder: Path) -> bool:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if any(config.get(name) for name in _BEYOND) or config.get("bias", "none") != "none":
         return False
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
         return False
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-        return all(_KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+        return all(KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
 
 
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
@@ -168,8 +169,7 @@ def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, torch's or GPT-2's, whatever peft has put around it."""
-    module = getattr(module, "base_layer", module)
+    """(inputs, outputs) of a linear layer, torch's or GPT-2's."""
     if isinstance(module, torch.nn.Linear):
         return module.in_features, module.out_features
     weight = getattr(module, "weight", None)

@@ -119,18 +119,16 @@ def gpt2(folder: Path, *, seed: int = 0) -> Path:
     return _save(GPT2LMHeadModel, config, words, folder, seed)
 
 
-def lora(base: Path, folder: Path, *, seed: int) -> Path:
-    """A LoRA adapter for `base` whose weights are far from nothing."""
+def lora(base: Path, folder: Path, *, seed: int, **settings: Any) -> Path:
+    """A LoRA adapter for `base` whose weights are far from nothing; `settings` are LoraConfig's."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    wrapped = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    )
-    for name, weight in wrapped.named_parameters():
-        if "lora_" in name:
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings})
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for weight in wrapped.parameters():
+        if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.5)
     wrapped.save_pretrained(folder)
     return folder
