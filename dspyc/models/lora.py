@@ -162,7 +162,7 @@ def is_plain(folder: Path) -> bool:
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
     alpha = float(config.get("lora_alpha") or rank)
     for pattern, other in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?{pattern}", path):
+        if re.match(rf"(.*\.)?({pattern})$", path):  # as peft reads it
             alpha = float(other)
             break
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
