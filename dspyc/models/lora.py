@@ -48,9 +48,10 @@ class Adapters:
         self.bytes = 0
         self._model = model
         self._layers: dict[str, dict[str, Pair]] = {}  # layer -> adapter -> its factors
-        self._hooks: dict[str, Any] = {}
+        self._hooks: dict[str, list[Any]] = {}
         self._names: set[str] = set()
         self._routes: list[tuple[str, torch.Tensor | None]] = []
+        self._kept: torch.Tensor | None = None  # the tokens that the output projection reads; None for all
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -70,8 +71,7 @@ class Adapters:
             self._layers.setdefault(path, {})[name] = pair
             self.bytes += pair.bytes
             if path not in self._hooks:
-                hook = self._hook(path)
-                self._hooks[path] = self._model.get_submodule(path).register_forward_hook(hook)
+                self._hooks[path] = self._hook(path)
         self._names.add(name)
 
     def drop(self, name: str) -> None:
@@ -82,7 +82,8 @@ class Adapters:
             self.bytes -= pair.bytes if pair is not None else 0
             if not layer:
                 del self._layers[path]
-                self._hooks.pop(path).remove()
+                for hook in self._hooks.pop(path):
+                    hook.remove()
 
     @contextmanager
     def routed(self, owners: Sequence[tuple[str | None, int]]) -> Iterator[None]:
@@ -106,18 +107,30 @@ class Adapters:
         finally:
             self._routes = []
 
-    def _hook(self, path: str) -> Any:
+    def _hook(self, path: str) -> list[Any]:
+        layer = self._model.get_submodule(path)
+        is_output = layer is self._model.get_output_embeddings()
+
         def add(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             for name, tokens in self._routes:
                 pair = self._layers[path].get(name)
                 if pair is None:
                     continue
-                given = args[0] if tokens is None else args[0][0, tokens]
-                added = (given @ pair.down.T @ pair.up.T).to(output.dtype)
-                output = output + added if tokens is None else output.index_add(1, tokens, added[None])
+                if tokens is None:
+                    output = output + _added(pair, args[0], output.dtype)
+                    continue
+                if is_output and self._kept is not None:
+                    tokens = torch.isin(self._kept, tokens).nonzero()[:, 0]
+                # Some layers read (tokens, size), most of them (1, tokens, size).
+                given, rows = args[0].flatten(0, -2)[tokens], output.flatten(0, -2)
+                output = rows.index_add(0, tokens, _added(pair, given, output.dtype)).view(output.shape)
             return output
 
-        return add
+        def note(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._kept = kwargs.get("logits_to_keep")
+
+        noting = [self._model.register_forward_pre_hook(note, with_kwargs=True)] if is_output else []
+        return [layer.register_forward_hook(add), *noting]
 
     def _read(self, folder: Path) -> dict[str, Pair]:
         from safetensors.torch import load_file
@@ -157,6 +170,10 @@ def is_plain(folder: Path) -> bool:
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
         return all(KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+
+
+def _added(pair: Pair, given: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (given @ pair.down.T @ pair.up.T).to(dtype)
 
 
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
