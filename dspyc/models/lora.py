@@ -16,8 +16,8 @@ import torch
 
 from ..errors import ModelError
 
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
+KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
 _BEYOND = (
     "use_dora",
     "modules_to_save",
@@ -26,6 +26,7 @@ _BEYOND = (
     "lora_bias",
     "use_qalora",
     "use_bdlora",
+    "alora_invocation_tokens",
 )
 
 
@@ -47,9 +48,10 @@ class Adapters:
         self.bytes = 0
         self._model = model
         self._layers: dict[str, dict[str, Pair]] = {}  # layer -> adapter -> its factors
-        self._hooks: dict[str, Any] = {}
+        self._hooks: dict[str, list[Any]] = {}
         self._names: set[str] = set()
         self._routes: list[tuple[str, torch.Tensor | None]] = []
+        self._kept: torch.Tensor | None = None  # the tokens that the output projection reads; None for all
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -69,8 +71,7 @@ class Adapters:
             self._layers.setdefault(path, {})[name] = pair
             self.bytes += pair.bytes
             if path not in self._hooks:
-                hook = self._hook(path)
-                self._hooks[path] = self._model.get_submodule(path).register_forward_hook(hook)
+                self._hooks[path] = self._hook(path)
         self._names.add(name)
 
     def drop(self, name: str) -> None:
@@ -81,7 +82,8 @@ class Adapters:
             self.bytes -= pair.bytes if pair is not None else 0
             if not layer:
                 del self._layers[path]
-                self._hooks.pop(path).remove()
+                for hook in self._hooks.pop(path):
+                    hook.remove()
 
     @contextmanager
     def routed(self, owners: Sequence[tuple[str | None, int]]) -> Iterator[None]:
@@ -105,18 +107,30 @@ class Adapters:
         finally:
             self._routes = []
 
-    def _hook(self, path: str) -> Any:
+    def _hook(self, path: str) -> list[Any]:
+        layer = self._model.get_submodule(path)
+        is_output = layer is self._model.get_output_embeddings()
+
         def add(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             for name, tokens in self._routes:
                 pair = self._layers[path].get(name)
                 if pair is None:
                     continue
-                given = args[0] if tokens is None else args[0][0, tokens]
-                added = (given @ pair.down.T @ pair.up.T).to(output.dtype)
-                output = output + added if tokens is None else output.index_add(1, tokens, added[None])
+                if tokens is None:
+                    output = output + _added(pair, args[0], output.dtype)
+                    continue
+                if is_output and self._kept is not None:
+                    tokens = torch.isin(self._kept, tokens).nonzero()[:, 0]
+                # Some layers read (tokens, size), most of them (1, tokens, size).
+                given, rows = args[0].flatten(0, -2)[tokens], output.flatten(0, -2)
+                output = rows.index_add(0, tokens, _added(pair, given, output.dtype)).view(output.shape)
             return output
 
-        return add
+        def note(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._kept = kwargs.get("logits_to_keep")
+
+        noting = [self._model.register_forward_pre_hook(note, with_kwargs=True)] if is_output else []
+        return [layer.register_forward_hook(add), *noting]
 
     def _read(self, folder: Path) -> dict[str, Pair]:
         from safetensors.torch import load_file
@@ -126,7 +140,7 @@ class Adapters:
         device, dtype = self._model.device, self._model.dtype
         halves: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-            match = _KEY.fullmatch(key)
+            match = KEY.fullmatch(key)
             if match is None or match[1] not in modules:
                 raise _misfit(folder, self._model, f"the base has no layer for {key}")
             halves.setdefault(match[1], {})[match[2]] = tensor.to(device, dtype)
@@ -150,26 +164,29 @@ def is_plain(folder: Path) -> bool:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if any(config.get(name) for name in _BEYOND) or config.get("bias", "none") != "none":
         return False
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
         return False
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-        return all(_KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+        return all(KEY.fullmatch(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+
+
+def _added(pair: Pair, given: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (given @ pair.down.T @ pair.up.T).to(dtype)
 
 
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
     alpha = float(config.get("lora_alpha") or rank)
     for pattern, other in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?{pattern}", path):
+        if re.match(rf"(.*\.)?({pattern})$", path):  # as peft reads it
             alpha = float(other)
             break
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, torch's or GPT-2's, whatever peft has put around it."""
-    module = getattr(module, "base_layer", module)
+    """(inputs, outputs) of a linear layer, torch's or GPT-2's."""
     if isinstance(module, torch.nn.Linear):
         return module.in_features, module.out_features
     weight = getattr(module, "weight", None)

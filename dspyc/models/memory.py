@@ -63,12 +63,10 @@ def plan(path: Path, device: str, dtype: str) -> MemoryPlan:
 
 
 def weight_bytes(path: Path, dtype: torch.dtype) -> int:
-    """The bytes of all tensors in a folder's safetensors as `dtype`, from their headers."""
+    """The bytes of all tensors of the model in a folder as `dtype`, from its files' headers."""
     numbers = 0
-    for file in sorted(path.glob("*.safetensors")):
-        if not file.name.startswith("adapter_"):
-            tensors = _header(file)
-            numbers += sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+    for file in weights.weight_files(path):
+        numbers += sum(math.prod(tensor["shape"]) for name, tensor in _header(file).items() if name != "__metadata__")
     return numbers * dtype.itemsize
 
 

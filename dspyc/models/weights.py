@@ -37,6 +37,7 @@ _CONTENT = (
     "tokenizer_config.json",
     "vocab.*",
 )
+_UNREAD = "consolidated*"  # the same weights under other names, beside those that are loaded (Mistral)
 _ALLOWED = f"A model is a folder, a Hugging Face id such as 'Qwen/Qwen3-0.6B', or '{TINY}'."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
@@ -88,7 +89,23 @@ def refuse_changed(model: str, *, saved: str, now: str) -> None:
 
 def content_files(folder: Path) -> list[Path]:
     """The files in `folder` that decide what the model answers, by name."""
-    return sorted(f for f in folder.iterdir() if any(fnmatch.fnmatch(f.name, p) for p in _CONTENT))
+    named = [f for f in folder.iterdir() if any(fnmatch.fnmatch(f.name, p) for p in _CONTENT)]
+    return sorted(f for f in named if not fnmatch.fnmatch(f.name, _UNREAD))
+
+
+def weight_files(folder: Path, stem: str = "model") -> list[Path]:
+    """The safetensors files that loading reads: those of the index, or else the one; they may be missing.
+
+    Raises:
+        ModelError: The index cannot be read.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.exists():
+        return [folder / f"{stem}.safetensors"]
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{index} has no `weight_map`.", hint="Copy it again from where it came from.")
+    return [folder / name for name in sorted(set(shards.values()))]
 
 
 def check(model: str | Path, adapter: str | Path | None = None) -> None:
@@ -107,7 +124,8 @@ def check(model: str | Path, adapter: str | Path | None = None) -> None:
     for name in ("tokenizer.json", "generation_config.json"):
         if (folder / name).exists():
             _read_json(folder / name)
-    _check_weights(folder, "model")
+    for file in weight_files(folder):
+        _check_safetensors(file)
     if adapter is not None:
         _check_adapter(resolve(adapter))
 
@@ -219,15 +237,15 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = [*_CONTENT, "*.jinja", "*.txt"]
+    wanted: dict[str, Any] = {"allow_patterns": [*_CONTENT, "*.jinja", "*.txt"], "ignore_patterns": _UNREAD}
     try:
-        folder = Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True))
+        folder = Path(snapshot_download(model, **wanted, local_files_only=True))
         if any(f.suffix == ".safetensors" for f in folder.iterdir()):
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass  # not on this machine yet
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT))
+        return Path(snapshot_download(model, **wanted, etag_timeout=_HUB_TIMEOUT))
     except Exception as error:  # the hub client raises its own, the HTTP library's and the system's
         raise ModelError(
             f"The model {model!r} is no folder here and cannot be had from the Hugging Face hub: {_first_line(error)}",
@@ -235,23 +253,12 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _check_weights(folder: Path, stem: str) -> None:
-    index = folder / f"{stem}.safetensors.index.json"
-    names = [f"{stem}.safetensors"]
-    if index.exists():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ModelError(f"{index} has no `weight_map`.", hint="Copy it again from where it came from.")
-        names = sorted(set(shards.values()))
-    for name in names:
-        _check_safetensors(folder / name)
-
-
 def _check_adapter(folder: Path) -> None:
     kind = _read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise ModelError(f"The adapter in {folder} is of type {kind!r}; only LORA adapters can share a base.")
-    _check_weights(folder, "adapter_model")
+    for file in weight_files(folder, "adapter_model"):
+        _check_safetensors(file)
 
 
 def _check_safetensors(file: Path) -> None:

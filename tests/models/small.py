@@ -14,6 +14,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedTokenizerFast,
@@ -74,6 +76,13 @@ def qwen3(folder: Path, *, seed: int = 0) -> Path:
     return _save(Qwen3ForCausalLM, Qwen3Config(**_settings(words), head_dim=16), words, folder, seed)
 
 
+def opt(folder: Path, *, seed: int = 0) -> Path:
+    """An OPT of the same size, whose feed-forward layers read tokens without a batch dimension."""
+    words = tokenizer()
+    config = OPTConfig(**_settings(words), ffn_dim=64, word_embed_proj_dim=32, init_std=0.5)
+    return _save(OPTForCausalLM, config, words, folder, seed)
+
+
 def mistral(folder: Path, *, window: int, seed: int = 0) -> Path:
     """A Mistral of the same size, whose layers see so many tokens back and no more."""
     words = tokenizer()
@@ -119,20 +128,21 @@ def gpt2(folder: Path, *, seed: int = 0) -> Path:
     return _save(GPT2LMHeadModel, config, words, folder, seed)
 
 
-def lora(base: Path, folder: Path, *, seed: int) -> Path:
-    """A LoRA adapter for `base` whose weights are far from nothing."""
+def lora(base: Path, folder: Path, *, seed: int, embeddings: bool | str = "auto", **settings: Any) -> Path:
+    """A LoRA adapter for `base` whose weights are far from nothing; `settings` are LoraConfig's.
+
+    `embeddings` says whether those of the base are saved beside it.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    wrapped = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    )
-    for name, weight in wrapped.named_parameters():
-        if "lora_" in name:
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings})
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for weight in wrapped.parameters():
+        if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.5)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=embeddings)
     return folder
 
 

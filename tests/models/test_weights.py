@@ -10,6 +10,7 @@ import torch
 
 from dspyc.errors import ConfigError, ModelError
 from dspyc.models import LocalEngine, identity, load_model, load_tokenizer, resolve
+from dspyc.models.memory import weight_bytes
 
 
 @pytest.fixture
@@ -162,6 +163,21 @@ def test_dtypes_and_devices(llama: Path) -> None:
         LocalEngine(llama, device="tpu")
     with pytest.raises(ConfigError, match="no device 'cuda:99'"):
         LocalEngine(llama, device="cuda:99")
+
+
+def test_weights_that_are_there_twice_count_once(folder: Path) -> None:
+    before, size = identity(folder), weight_bytes(folder, torch.float32)
+    assert size == sum(tensor.nbytes for tensor in load_model(folder).parameters())
+    shutil.copyfile(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert weight_bytes(folder, torch.float32) == size
+    assert identity(folder) == before
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name in shards:
+        shutil.copyfile(folder / "model.safetensors", folder / name)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weight_bytes(folder, torch.float32) == 2 * size
 
 
 def test_a_model_is_loaded_ready_to_answer(llama: Path) -> None:
