@@ -7,9 +7,7 @@ These are the model's own probabilities (`models.choices`), not numbers that it 
 (`Choice`, `Noul`, `Score`) get them without asking: see `Evidence`.
 """
 
-import inspect
 import json
-import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, EnumMeta
@@ -132,10 +130,10 @@ class Evidence:
     @classmethod
     def of(cls, asked: Asked, lm: Any) -> "Evidence | None":
         """What a request asks for; None where that are no decisions, or their predictor's call is not to be seen."""
-        if not asked.decisions.types or (call := _call_of(asked.predictor)) is None:
+        if not asked.decisions.types or asked.call is None:
             return None
-        plain = _as_choices(asked.predictor, asked.decisions, call["demos"])
-        messages = prompt(plain, call["kwargs"], adapter=asked.adapter, lm=lm).messages
+        plain = _as_choices(asked.predictor, asked.decisions, asked.call["demos"])
+        messages = prompt(plain, asked.call["kwargs"], adapter=asked.adapter, lm=lm).messages
         return cls(messages, plain.signature, asked)
 
     @property
@@ -164,22 +162,6 @@ class Evidence:
 
 def _text(reply: Any) -> str:
     return str(reply["text"] if isinstance(reply, dict) else reply)
-
-
-_FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}
-
-
-def _call_of(predictor: dspy.Predict) -> dict[str, Any] | None:
-    """The `kwargs` (inputs) and `demos` of the predictor's call that is under way; None where it is not to be seen.
-
-    DSPy tells an LM only what it has made of them, so they are read where DSPy has them.
-    """
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        frame = caller
-        if frame.f_code in _FORWARDS and frame.f_locals.get("self") is predictor:
-            return dict(frame.f_locals)
-    return None
 
 
 def _told(field: Any, question: Mapping[str, Any]) -> str | None:

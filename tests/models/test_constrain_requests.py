@@ -126,6 +126,17 @@ def test_a_request_is_not_taken_for_the_predictors_when_it_is_not():
     assert engine.grammars() == [None, ["a"], None, None]
 
 
+def test_a_call_with_its_own_signature_is_free_though_its_prompt_is_the_same():
+    engine = Recorder("x")
+    predictor = dspy.Predict("q -> label: Literal['a', 'b']")
+    predictor.lm = lm_of(engine)
+    own = predictor.signature.with_updated_fields("label", type_=Literal["x", "y"])
+    with dspy.context(adapter=dspyc.TerseAdapter()):
+        assert predictor(q="?", signature=own).label == "x"
+        assert asyncio.run(predictor.acall(q="?", signature=own)).label == "x"
+    assert engine.grammars() == [None, None]
+
+
 def test_a_signature_with_more_inputs_asks_for_the_same_outputs():
     """As dspy.Refine does, which adds a hint to the signature inside the adapter."""
 
