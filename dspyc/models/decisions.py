@@ -94,7 +94,8 @@ def _predictor_of(program: Any) -> dspy.Predict:
 
 
 def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequence[Any]) -> dspy.Predict:
-    """The predictor with plain choices in the place of its decisions, in `demos` too.
+    """The predictor with plain choices in the place of its decisions, in `demos` too. Its signature keeps its name, which
+    TerseAdapter sends.
 
     Raises:
         ConfigError: A decision that DSPy cannot ask for either.
@@ -106,7 +107,9 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
     except ValueError as error:
         raise ConfigError(str(error)) from error
     plain = tuple((name, _plain(kind), _told(fields[name], questions[name])) for name, kind in types.items())
-    twin = dspy.Predict(retyped(signature, plain), **predictor.config)
+    retold = retyped(signature, plain)
+    retold.__name__ = signature.__name__
+    twin = dspy.Predict(retold, **predictor.config)
     twin.lm = predictor.lm
     twin.demos = [{**demo, **{name: _plain_value(demo[name]) for name in types if name in demo}} for demo in demos]
     adapt(twin, adapter_of(predictor))

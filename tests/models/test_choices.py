@@ -187,6 +187,25 @@ def test_a_decision_is_what_the_plain_choice_would_be(lm):
     assert found(q="?").x.probabilities == pytest.approx(dspyc.choice_probabilities(expected, q="?")["x"])
 
 
+def test_terse_adapter_names_the_signature_that_a_student_was_trained_on(lm):
+    def triage(kind):
+        class Triage(dspy.Signature):
+            ticket: str = dspy.InputField()
+            queue: kind = dspy.OutputField(desc="where it goes")
+
+        predictor = dspy.Predict(Triage)
+        predictor.lm = lm
+        return predictor
+
+    decided, plain = triage(Choice[("p", ""), ("q", "")]), triage(Literal["p", "q"])
+    with dspy.context(adapter=dspyc.TerseAdapter()):
+        expected = prompt(plain, {"ticket": "?"}, adapter=dspyc.TerseAdapter(), lm=lm).messages
+        found = decided(ticket="?").queue.probabilities
+        assert lm.history[-1]["messages"] == expected
+        assert found == pytest.approx(dspyc.choice_probabilities(plain, ticket="?")["queue"])
+    assert expected[0]["content"] == "Triage"
+
+
 @pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
 def test_generation_settings_do_not_change_how_sure_the_model_is(lm, config):
     predictor = dspy.Predict(Decide)
