@@ -109,6 +109,8 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
     plain = tuple((name, _plain(kind), _told(fields[name], questions[name])) for name, kind in types.items())
     retold = retyped(signature, plain)
     retold.__name__ = signature.__name__
+    for name in types:
+        retold.output_fields[name].metadata = []  # `Choice` beside a Literal makes it a decision
     twin = dspy.Predict(retold, **predictor.config)
     twin.lm = predictor.lm
     twin.demos = [{**demo, **{name: _plain_value(demo[name]) for name in types if name in demo}} for demo in demos]

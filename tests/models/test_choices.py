@@ -206,6 +206,22 @@ def test_terse_adapter_names_the_signature_that_a_student_was_trained_on(lm):
     assert expected[0]["content"] == "Triage"
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_a_literal_that_is_a_decision_is_asked_as_a_literal(lm, adapter):
+    def asking(kind):
+        predictor = dspy.Predict(
+            dspy.Signature({"q": (str, dspy.InputField()), "x": (kind, dspy.OutputField(desc="d"))})
+        )
+        predictor.demos = [dspy.Example(q="!", x="q")]
+        return predictor
+
+    plain = Literal["p", "q"]
+    expected = prompt(asking(plain), {"q": "?"}, adapter=adapter, lm=lm).messages
+    with dspy.context(adapter=adapter, lm=lm):
+        assert asking(Annotated[plain, Choice])(q="?").x in ("p", "q")
+    assert lm.history[-1]["messages"] == expected
+
+
 @pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
 def test_generation_settings_do_not_change_how_sure_the_model_is(lm, config):
     predictor = dspy.Predict(Decide)
