@@ -113,7 +113,10 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
         retold.output_fields[name].metadata = []  # `Choice` beside a Literal makes it a decision
     twin = dspy.Predict(retold, **predictor.config)
     twin.lm = predictor.lm
-    twin.demos = [{**demo, **{name: _plain_value(demo[name]) for name in types if name in demo}} for demo in demos]
+    twin.demos = [
+        {**demo, **{name: _plain_value(demo[name], kind) for name, kind in types.items() if name in demo}}
+        for demo in demos
+    ]
     adapt(twin, adapter_of(predictor))
     return twin
 
@@ -186,11 +189,15 @@ def _plain(kind: Any) -> Any:
     return kind.model_fields["value"].annotation
 
 
-def _plain_value(value: Any) -> Any:
-    """A decision, as the plain choice's value."""
-    if isinstance(value, Score):
-        return value.level if value.level is not None else round(value.value)
-    return value.value if isinstance(value, (Choice, Noul)) else value
+def _plain_value(value: Any, kind: Any) -> Any:
+    """A decision, as the plain choice's value. Demos that DSPy saved hold it as a dict."""
+    told = dict(value) if isinstance(value, (Choice, Noul, Score, Mapping)) else {}
+    if "value" not in told:
+        return value
+    if not issubclass(kind, Score):
+        return told["value"]
+    level = told.get("level")
+    return round(told["value"]) if level is None else level
 
 
 def _ask(

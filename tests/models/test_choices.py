@@ -1,6 +1,7 @@
 """Options scored exactly, against the model's own forward pass; and DSPy's decisions filled with them."""
 
 import asyncio
+import json
 import math
 from enum import Enum
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine, load_model
-from dspyc.signatures import prompt
+from dspyc.signatures import adapt, prompt
 from tests.models import small
 
 ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspyc.TerseAdapter()]
@@ -220,6 +221,24 @@ def test_a_literal_that_is_a_decision_is_asked_as_a_literal(lm, adapter):
     with dspy.context(adapter=adapter, lm=lm):
         assert asking(Annotated[plain, Choice])(q="?").x in ("p", "q")
     assert lm.history[-1]["messages"] == expected
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_demos_with_decisions_read_the_same_when_they_were_saved(lm, adapter):
+    predictor, again = dspy.Predict(Decide), dspy.Predict(Decide)
+    for each in (predictor, again):
+        adapt(each, adapter)
+    with dspy.context(lm=lm):
+        shown = predictor(ticket="Hello!").toDict()
+        unsure = {"anger": ANGER(value=1.8, confidence=0.5)}
+        predictor.demos = [dspy.Example(ticket="Hello!", **shown), dspy.Example(ticket="Hm.", **{**shown, **unsure})]
+        again.load_state(json.loads(json.dumps(predictor.dump_state())))
+        prompts = []
+        for each in (predictor, again):
+            each(ticket="Help!")
+            prompts.append(lm.history[-1]["messages"])
+    assert prompts[0] == prompts[1]
+    assert "confidence" not in str(prompts)
 
 
 @pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
