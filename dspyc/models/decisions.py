@@ -106,7 +106,7 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
         questions = {name: decisions._question(name, fields[name], kind) for name, kind in types.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    plain = tuple((name, _plain(kind), _told(fields[name], questions[name])) for name, kind in types.items())
+    plain = tuple((name, _plain(kind), _told(name, fields[name], questions[name])) for name, kind in types.items())
     retold = retyped(signature, plain)
     retold.__name__ = signature.__name__
     for name in types:
@@ -127,8 +127,9 @@ class Evidence:
 
     Here the model does not write them. It is asked as if decisions were plain choices (options, yes or no, a score's
     levels by their numbers), with the prompt of a signature that a student can be trained on; what an option is said to
-    mean is added to its field's description. It replies where there are other outputs to write, and behind that the
-    options are scored. The likeliest option's probability is the confidence of a `Choice` or a `Score`.
+    mean, and a predictor's own instructions, are added to the field's description. It replies where there are other
+    outputs to write, and behind that the options are scored. The likeliest option's probability is the confidence of a
+    `Choice` or a `Score`.
     """
 
     messages: list[dict[str, Any]]  # the prompt of the plain signature
@@ -172,13 +173,16 @@ def _text(reply: Any) -> str:
     return str(reply["text"] if isinstance(reply, dict) else reply)
 
 
-def _told(field: Any, question: Mapping[str, Any]) -> str | None:
-    """The description of a field whose options have meanings of their own; None where they have not."""
-    criteria = question.get("criteria")
+def _told(name: str, field: Any, question: Mapping[str, Any]) -> str | None:
+    """The description of a field that is told more than it declares: what options mean, or instructions of the predictor's
+    own; None for others."""
+    declared = field.json_schema_extra["desc"]
+    desc = "" if declared == f"${{{name}}}" else declared
+    criteria, instructions = question.get("criteria"), question["instructions"]
     meanings = list(criteria.values()) if isinstance(criteria, dict) else criteria or []
-    if not any(meanings):
+    if not any(meanings) and instructions in (desc, None):
         return None
-    return f"{field.json_schema_extra['desc']}\n{json.dumps(question, ensure_ascii=False, indent=2)}"
+    return f"{desc}\n{json.dumps(question, ensure_ascii=False, indent=2)}"
 
 
 def _plain(kind: Any) -> Any:

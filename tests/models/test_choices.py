@@ -241,6 +241,22 @@ def test_demos_with_decisions_read_the_same_when_they_were_saved(lm, adapter):
     assert "confidence" not in str(prompts)
 
 
+@pytest.mark.parametrize(("declared", "desc"), [("how it goes", "how it goes"), (None, "")])
+def test_instructions_of_the_predictors_own_are_told(lm, declared, desc):
+    def told():
+        predictor(q="?")
+        return lm.history[-1]["messages"][0]["content"]
+
+    output = dspy.OutputField(desc=declared) if declared else dspy.OutputField()
+    predictor = dspy.Predict(dspy.Signature({"q": (str, dspy.InputField()), "sure": (Noul, output)}))
+    predictor.lm = lm
+    predictor.fields["sure"] = {"instructions": "Is it certain?"}
+    assert f'1. `sure` (bool): {desc}\n{{\n  "instructions": "Is it certain?"' in told().replace("        ", "")
+    if declared:
+        predictor.fields["sure"] = {"instructions": declared}
+        assert "instructions" not in told()
+
+
 @pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
 def test_generation_settings_do_not_change_how_sure_the_model_is(lm, config):
     predictor = dspy.Predict(Decide)
