@@ -51,7 +51,9 @@ def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs
     predictor = _predictor_of(predictor)
     decisions = DecisionState(predictor.signature, predictor.fields)
     if decisions.types:
-        predictor = _as_choices(predictor, decisions, predictor.demos)
+        nearest = getattr(predictor, "nearest", None)
+        shown = predictor.demos if nearest is None else nearest.choose(predictor, inputs)
+        predictor = _as_choices(predictor, decisions, shown)
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     choices = {name: found for name in signature.output_fields if (found := _options(signature, name))}
     if not choices:

@@ -17,6 +17,7 @@ from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine, load_model
 from dspyc.signatures import adapt, prompt
+from dspyc.signatures.nearest import Nearest, choose_nearest
 from tests.models import small
 
 ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspyc.TerseAdapter()]
@@ -288,6 +289,20 @@ def test_decisions_are_choices_too(lm):
     assert found["urgent"][True] == pytest.approx(decided.urgent.probability)
     assert found["anger"] == pytest.approx(decided.anger.probabilities)
     assert set(found["kind"]) == {"a", "b"}
+
+
+def test_decisions_are_looked_at_behind_the_demos_that_a_call_would_choose(lm):
+    predictor = dspy.Predict("ticket -> sure: bool")
+    predictor.signature = predictor.signature.with_updated_fields("sure", type_=Noul, desc="sure")
+    predictor.lm = lm
+    predictor.demos = [dspy.Example(ticket=text, sure=True) for text in ("My card was lost", "Where is my parcel?")]
+    choose_nearest(predictor, Nearest(1))
+    expected = predictor(ticket="My card was stolen").sure.probability
+    called = lm.history[-1]["messages"]
+    found = dspyc.choice_probabilities(predictor, ticket="My card was stolen")
+    assert lm.history[-1]["messages"] == called
+    assert "parcel" not in str(called)
+    assert found["sure"][True] == pytest.approx(expected)
 
 
 def test_decisions_behind_reasoning_have_probabilities(lm):
