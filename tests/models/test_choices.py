@@ -364,6 +364,20 @@ def test_a_ledger_remembers_decisions(lm, tmp_path):
     assert found[0] == found[1] == (program(ticket="Help!").toDict(), metric())
 
 
+def test_a_ledger_keeps_decisions_behind_other_demos_apart(lm, tmp_path):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    examples = [dspy.Example(ticket="Help!").with_inputs("ticket")]
+    found = []
+    for demos in ([], [dspy.Example(ticket="!", queue="technical")], []):
+        predictor.demos = demos
+        with Ledger(tmp_path) as ledger, dspy.context(adapter=dspyc.TerseAdapter()):
+            subject = observe(predictor, "student", identity="one")
+            (trace,) = bootstrap(subject, examples, metric=lambda *_: 1.0, ledger=ledger, show_progress=False)
+        found.append(trace.prediction.queue.probabilities)
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_call_that_cannot_be_seen_is_answered_in_text(lm):
     class Own(dspy.Predict):
         def forward(self, **kwargs):
