@@ -271,7 +271,8 @@ class _Pending:
         self.call = Call(lm.model, messages or [{"role": "user", "content": prompt}], [])
         self.bodies = [_body(message) for message in self.call.messages]
         settings = public({k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _PLACE.match(k)})
-        asked = json.dumps([lm.model, settings], sort_keys=True, default=_name)
+        bound_by: Callable[..., list[Any]] = getattr(lm, "bound_by", lambda *_: [])  # models.constrained
+        asked = json.dumps([lm.model, settings, *bound_by(messages, kwargs)], sort_keys=True, default=_name)
         self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]
         self.call.nth = run.occurrence(self.call.request)
         self.key = CallKey(run.role, run.example, self.call.request, self.call.nth)

@@ -20,6 +20,8 @@ Submit = Callable[[int], Sequence[Job]]
 class CandidatesLM(dspy.LM):
     """A `dspy.LM` over a `LocalEngine`, whose `n` candidates are written together."""
 
+    constrained = False  # whether replies follow their signatures, see `ConstrainedLM`
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         with expected(kwargs.get("n") or self.kwargs.get("n")):
             return super().__call__(prompt, messages=messages, **kwargs)

@@ -27,6 +27,8 @@ class ConstrainedLM(CandidatesLM):
         ConfigError: In a call: an output's type has no grammar.
     """
 
+    constrained = True
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         evidence, settings = self._asked(messages, kwargs)
         if evidence is None:
@@ -41,6 +43,14 @@ class ConstrainedLM(CandidatesLM):
         blank = self._blank(kwargs)
         replies = await super().acall(messages=evidence.messages, **settings) if evidence.replies else blank
         return [evidence.put(reply, await answered_later(evidence.text(reply, self), self.acall)) for reply in replies]
+
+    def bound_by(self, messages: Any, kwargs: dict[str, Any]) -> list[Any]:
+        """What such a call's answer depends on beside its messages and settings: the grammar, and where decisions are asked
+        for the prompt that is read in the messages' place. Nothing where the reply is free."""
+        evidence, settings = self._asked(messages, kwargs)
+        if settings is kwargs:
+            return []
+        return [settings["metadata"][GRAMMAR], *(evidence.messages if evidence else [])]
 
     def _asked(self, messages: Any, kwargs: dict[str, Any]) -> tuple[Evidence | None, dict[str, Any]]:
         """The decisions that a call asks for, if any, and its settings with the grammar of the reply."""

@@ -7,9 +7,7 @@ These are the model's own probabilities (`models.choices`), not numbers that it 
 (`Choice`, `Noul`, `Score`) get them without asking: see `Evidence`.
 """
 
-import inspect
 import json
-import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, EnumMeta
@@ -53,7 +51,9 @@ def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs
     predictor = _predictor_of(predictor)
     decisions = DecisionState(predictor.signature, predictor.fields)
     if decisions.types:
-        predictor = _as_choices(predictor, decisions, predictor.demos)
+        nearest = getattr(predictor, "nearest", None)
+        shown = predictor.demos if nearest is None else nearest.choose(predictor, inputs)
+        predictor = _as_choices(predictor, decisions, shown)
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     choices = {name: found for name in signature.output_fields if (found := _options(signature, name))}
     if not choices:
@@ -96,7 +96,8 @@ def _predictor_of(program: Any) -> dspy.Predict:
 
 
 def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequence[Any]) -> dspy.Predict:
-    """The predictor with plain choices in the place of its decisions, in `demos` too.
+    """The predictor with plain choices in the place of its decisions, in `demos` too. Its signature keeps its name, which
+    TerseAdapter sends.
 
     Raises:
         ConfigError: A decision that DSPy cannot ask for either.
@@ -107,10 +108,17 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
         questions = {name: decisions._question(name, fields[name], kind) for name, kind in types.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    plain = tuple((name, _plain(kind), _told(fields[name], questions[name])) for name, kind in types.items())
-    twin = dspy.Predict(retyped(signature, plain), **predictor.config)
+    plain = tuple((name, _plain(kind), _told(name, fields[name], questions[name])) for name, kind in types.items())
+    retold = retyped(signature, plain)
+    retold.__name__ = signature.__name__
+    for name in types:
+        retold.output_fields[name].metadata = []  # `Choice` beside a Literal makes it a decision
+    twin = dspy.Predict(retold, **predictor.config)
     twin.lm = predictor.lm
-    twin.demos = [{**demo, **{name: _plain_value(demo[name]) for name in types if name in demo}} for demo in demos]
+    twin.demos = [
+        {**demo, **{name: _plain_value(demo[name], kind) for name, kind in types.items() if name in demo}}
+        for demo in demos
+    ]
     adapt(twin, adapter_of(predictor))
     return twin
 
@@ -121,8 +129,9 @@ class Evidence:
 
     Here the model does not write them. It is asked as if decisions were plain choices (options, yes or no, a score's
     levels by their numbers), with the prompt of a signature that a student can be trained on; what an option is said to
-    mean is added to its field's description. It replies where there are other outputs to write, and behind that the
-    options are scored. The likeliest option's probability is the confidence of a `Choice` or a `Score`.
+    mean, and a predictor's own instructions, are added to the field's description. It replies where there are other
+    outputs to write, and behind that the options are scored. The likeliest option's probability is the confidence of a
+    `Choice` or a `Score`.
     """
 
     messages: list[dict[str, Any]]  # the prompt of the plain signature
@@ -132,10 +141,10 @@ class Evidence:
     @classmethod
     def of(cls, asked: Asked, lm: Any) -> "Evidence | None":
         """What a request asks for; None where that are no decisions, or their predictor's call is not to be seen."""
-        if not asked.decisions.types or (call := _call_of(asked.predictor)) is None:
+        if not asked.decisions.types or asked.call is None:
             return None
-        plain = _as_choices(asked.predictor, asked.decisions, call["demos"])
-        messages = prompt(plain, call["kwargs"], adapter=asked.adapter, lm=lm).messages
+        plain = _as_choices(asked.predictor, asked.decisions, asked.call["demos"])
+        messages = prompt(plain, asked.call["kwargs"], adapter=asked.adapter, lm=lm).messages
         return cls(messages, plain.signature, asked)
 
     @property
@@ -166,29 +175,16 @@ def _text(reply: Any) -> str:
     return str(reply["text"] if isinstance(reply, dict) else reply)
 
 
-_FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}
-
-
-def _call_of(predictor: dspy.Predict) -> dict[str, Any] | None:
-    """The `kwargs` (inputs) and `demos` of the predictor's call that is under way; None where it is not to be seen.
-
-    DSPy tells an LM only what it has made of them, so they are read where DSPy has them.
-    """
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        frame = caller
-        if frame.f_code in _FORWARDS and frame.f_locals.get("self") is predictor:
-            return dict(frame.f_locals)
-    return None
-
-
-def _told(field: Any, question: Mapping[str, Any]) -> str | None:
-    """The description of a field whose options have meanings of their own; None where they have not."""
-    criteria = question.get("criteria")
+def _told(name: str, field: Any, question: Mapping[str, Any]) -> str | None:
+    """The description of a field that is told more than it declares: what options mean, or instructions of the predictor's
+    own; None for others."""
+    declared = field.json_schema_extra["desc"]
+    desc = "" if declared == f"${{{name}}}" else declared
+    criteria, instructions = question.get("criteria"), question["instructions"]
     meanings = list(criteria.values()) if isinstance(criteria, dict) else criteria or []
-    if not any(meanings):
+    if not any(meanings) and instructions in (desc, None):
         return None
-    return f"{field.json_schema_extra['desc']}\n{json.dumps(question, ensure_ascii=False, indent=2)}"
+    return f"{desc}\n{json.dumps(question, ensure_ascii=False, indent=2)}"
 
 
 def _plain(kind: Any) -> Any:
@@ -199,11 +195,15 @@ def _plain(kind: Any) -> Any:
     return kind.model_fields["value"].annotation
 
 
-def _plain_value(value: Any) -> Any:
-    """A decision, as the plain choice's value."""
-    if isinstance(value, Score):
-        return value.level if value.level is not None else round(value.value)
-    return value.value if isinstance(value, (Choice, Noul)) else value
+def _plain_value(value: Any, kind: Any) -> Any:
+    """A decision, as the plain choice's value. Demos that DSPy saved hold it as a dict."""
+    told = dict(value) if isinstance(value, (Choice, Noul, Score, Mapping)) else {}
+    if "value" not in told:
+        return value
+    if not issubclass(kind, Score):
+        return told["value"]
+    level = told.get("level")
+    return round(told["value"]) if level is None else level
 
 
 def _ask(

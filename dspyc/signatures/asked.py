@@ -4,10 +4,12 @@ An LM is called with messages only. DSPy keeps, for each call, the modules that 
 a context variable, so threads and tasks do not mix them up): the innermost is the predictor. Its adapter is the one in
 force, or the JSONAdapter that ChatAdapter falls back to. What is found so is believed only where the messages end with, or
 for TerseAdapter begin with, the very words in which that adapter asks for that signature's outputs. So a module that
-calls its LM itself, an adapter that rewrites signatures and a call with another `signature=` are never taken for what they
-are not: no grammar is found for them.
+calls its LM itself and an adapter that rewrites signatures are never taken for what they are not: no grammar is found for
+them, nor for a call with another `signature=`, which is seen where DSPy has it.
 """
 
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,12 +23,13 @@ from .terse import TerseAdapter, task_name
 
 class Asked(NamedTuple):
     """Whose outputs a request asks for, in which adapter's words, and as which signature: DSPy asks for the evidence of a
-    decision in the decision's place. `decisions` has these."""
+    decision in the decision's place. `decisions` has these. `call` is the predictor's (see `_call_of`)."""
 
     predictor: dspy.Predict
     adapter: dspy.Adapter
     signature: type[dspy.Signature]
     decisions: DecisionState
+    call: dict[str, Any] | None
 
 
 def asked(messages: Sequence[Any]) -> Asked | None:
@@ -34,12 +37,15 @@ def asked(messages: Sequence[Any]) -> Asked | None:
     modules = dspy.settings.caller_modules
     if not modules or not isinstance(modules[-1], dspy.Predict) or not messages:
         return None
+    call = _call_of(modules[-1])
+    if call is not None and call["signature"] is not modules[-1].signature:
+        return None
     decisions = DecisionState(modules[-1].signature, modules[-1].fields)
     evidence = tuple((name, evidence_type(kind), None) for name, kind in decisions.types.items())
     signature = retyped(modules[-1].signature, evidence)
     for adapter in _adapters(dspy.settings.adapter or dspy.ChatAdapter()):
         if _asks(adapter, signature, messages):
-            return Asked(modules[-1], adapter, signature, decisions)
+            return Asked(modules[-1], adapter, signature, decisions, call)
     return None
 
 
@@ -49,6 +55,22 @@ def retyped(signature: type[dspy.Signature], changes: tuple[tuple[str, Any, str 
     for name, kind, desc in changes:
         signature = signature.with_updated_fields(name, type_=kind, **({} if desc is None else {"desc": desc}))
     return signature
+
+
+_FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}
+
+
+def _call_of(predictor: dspy.Predict) -> dict[str, Any] | None:
+    """The `signature`, `kwargs` (inputs) and `demos` of the predictor's call under way; None where it is not to be seen.
+
+    DSPy tells an LM only what it has made of them, so they are read where DSPy has them.
+    """
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code in _FORWARDS and frame.f_locals.get("self") is predictor:
+            return dict(frame.f_locals)
+    return None
 
 
 def _adapters(adapter: dspy.Adapter) -> Iterator[dspy.Adapter]:

@@ -127,7 +127,8 @@ def _field_key(name: str, field: FieldInfo) -> list[Any]:
 
 def lm_key(lm: Any) -> list[Any]:
     kwargs = {k: v for k, v in getattr(lm, "kwargs", {}).items() if v is not None}
-    return [getattr(lm, "model", type(lm).__name__), getattr(lm, "model_type", None), stable(public(kwargs))]
+    free = ["free"] if getattr(lm, "constrained", None) is False else []  # a model of this machine that is left free
+    return [getattr(lm, "model", type(lm).__name__), getattr(lm, "model_type", None), stable(public(kwargs)), *free]
 
 
 def adapter_key(adapter: dspy.Adapter) -> list[Any]:

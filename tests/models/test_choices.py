@@ -1,6 +1,7 @@
 """Options scored exactly, against the model's own forward pass; and DSPy's decisions filled with them."""
 
 import asyncio
+import json
 import math
 from enum import Enum
 from typing import Annotated, Literal
@@ -15,7 +16,8 @@ import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.errors import ConfigError
 from dspyc.models import LocalEngine, load_model
-from dspyc.signatures import prompt
+from dspyc.signatures import adapt, prompt
+from dspyc.signatures.nearest import Nearest, choose_nearest
 from tests.models import small
 
 ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspyc.TerseAdapter()]
@@ -187,6 +189,75 @@ def test_a_decision_is_what_the_plain_choice_would_be(lm):
     assert found(q="?").x.probabilities == pytest.approx(dspyc.choice_probabilities(expected, q="?")["x"])
 
 
+def test_terse_adapter_names_the_signature_that_a_student_was_trained_on(lm):
+    def triage(kind):
+        class Triage(dspy.Signature):
+            ticket: str = dspy.InputField()
+            queue: kind = dspy.OutputField(desc="where it goes")
+
+        predictor = dspy.Predict(Triage)
+        predictor.lm = lm
+        return predictor
+
+    decided, plain = triage(Choice[("p", ""), ("q", "")]), triage(Literal["p", "q"])
+    with dspy.context(adapter=dspyc.TerseAdapter()):
+        expected = prompt(plain, {"ticket": "?"}, adapter=dspyc.TerseAdapter(), lm=lm).messages
+        found = decided(ticket="?").queue.probabilities
+        assert lm.history[-1]["messages"] == expected
+        assert found == pytest.approx(dspyc.choice_probabilities(plain, ticket="?")["queue"])
+    assert expected[0]["content"] == "Triage"
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_a_literal_that_is_a_decision_is_asked_as_a_literal(lm, adapter):
+    def asking(kind):
+        predictor = dspy.Predict(
+            dspy.Signature({"q": (str, dspy.InputField()), "x": (kind, dspy.OutputField(desc="d"))})
+        )
+        predictor.demos = [dspy.Example(q="!", x="q")]
+        return predictor
+
+    plain = Literal["p", "q"]
+    expected = prompt(asking(plain), {"q": "?"}, adapter=adapter, lm=lm).messages
+    with dspy.context(adapter=adapter, lm=lm):
+        assert asking(Annotated[plain, Choice])(q="?").x in ("p", "q")
+    assert lm.history[-1]["messages"] == expected
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_demos_with_decisions_read_the_same_when_they_were_saved(lm, adapter):
+    predictor, again = dspy.Predict(Decide), dspy.Predict(Decide)
+    for each in (predictor, again):
+        adapt(each, adapter)
+    with dspy.context(lm=lm):
+        shown = predictor(ticket="Hello!").toDict()
+        unsure = {"anger": ANGER(value=1.8, confidence=0.5)}
+        predictor.demos = [dspy.Example(ticket="Hello!", **shown), dspy.Example(ticket="Hm.", **{**shown, **unsure})]
+        again.load_state(json.loads(json.dumps(predictor.dump_state())))
+        prompts = []
+        for each in (predictor, again):
+            each(ticket="Help!")
+            prompts.append(lm.history[-1]["messages"])
+    assert prompts[0] == prompts[1]
+    assert "confidence" not in str(prompts)
+
+
+@pytest.mark.parametrize(("declared", "desc"), [("how it goes", "how it goes"), (None, "")])
+def test_instructions_of_the_predictors_own_are_told(lm, declared, desc):
+    def told():
+        predictor(q="?")
+        return lm.history[-1]["messages"][0]["content"]
+
+    output = dspy.OutputField(desc=declared) if declared else dspy.OutputField()
+    predictor = dspy.Predict(dspy.Signature({"q": (str, dspy.InputField()), "sure": (Noul, output)}))
+    predictor.lm = lm
+    predictor.fields["sure"] = {"instructions": "Is it certain?"}
+    assert f'1. `sure` (bool): {desc}\n{{\n  "instructions": "Is it certain?"' in told().replace("        ", "")
+    if declared:
+        predictor.fields["sure"] = {"instructions": declared}
+        assert "instructions" not in told()
+
+
 @pytest.mark.parametrize("config", [{"temperature": 1.0}, {"n": 3}, {"rollout_id": 3}, {"max_tokens": 700}])
 def test_generation_settings_do_not_change_how_sure_the_model_is(lm, config):
     predictor = dspy.Predict(Decide)
@@ -218,6 +289,20 @@ def test_decisions_are_choices_too(lm):
     assert found["urgent"][True] == pytest.approx(decided.urgent.probability)
     assert found["anger"] == pytest.approx(decided.anger.probabilities)
     assert set(found["kind"]) == {"a", "b"}
+
+
+def test_decisions_are_looked_at_behind_the_demos_that_a_call_would_choose(lm):
+    predictor = dspy.Predict("ticket -> sure: bool")
+    predictor.signature = predictor.signature.with_updated_fields("sure", type_=Noul, desc="sure")
+    predictor.lm = lm
+    predictor.demos = [dspy.Example(ticket=text, sure=True) for text in ("My card was lost", "Where is my parcel?")]
+    choose_nearest(predictor, Nearest(1))
+    expected = predictor(ticket="My card was stolen").sure.probability
+    called = lm.history[-1]["messages"]
+    found = dspyc.choice_probabilities(predictor, ticket="My card was stolen")
+    assert lm.history[-1]["messages"] == called
+    assert "parcel" not in str(called)
+    assert found["sure"][True] == pytest.approx(expected)
 
 
 def test_decisions_behind_reasoning_have_probabilities(lm):
@@ -277,6 +362,20 @@ def test_a_ledger_remembers_decisions(lm, tmp_path):
         calls.append(lm.engine.calls)
     assert calls[1] - calls[0] == 1  # the metric's own question, which is no call of the program
     assert found[0] == found[1] == (program(ticket="Help!").toDict(), metric())
+
+
+def test_a_ledger_keeps_decisions_behind_other_demos_apart(lm, tmp_path):
+    predictor = dspy.Predict(Decide)
+    predictor.lm = lm
+    examples = [dspy.Example(ticket="Help!").with_inputs("ticket")]
+    found = []
+    for demos in ([], [dspy.Example(ticket="!", queue="technical")], []):
+        predictor.demos = demos
+        with Ledger(tmp_path) as ledger, dspy.context(adapter=dspyc.TerseAdapter()):
+            subject = observe(predictor, "student", identity="one")
+            (trace,) = bootstrap(subject, examples, metric=lambda *_: 1.0, ledger=ledger, show_progress=False)
+        found.append(trace.prediction.queue.probabilities)
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_call_that_cannot_be_seen_is_answered_in_text(lm):

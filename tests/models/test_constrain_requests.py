@@ -9,8 +9,11 @@ import dspy
 import pytest
 
 import dspyc
+from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.errors import ConfigError
+from dspyc.models.candidates import CandidatesLM
 from dspyc.models.constrained import GRAMMAR, ConstrainedLM
+from dspyc.signatures.structure import program_fingerprint
 
 
 class Recorder:
@@ -126,6 +129,17 @@ def test_a_request_is_not_taken_for_the_predictors_when_it_is_not():
     assert engine.grammars() == [None, ["a"], None, None]
 
 
+def test_a_call_with_its_own_signature_is_free_though_its_prompt_is_the_same():
+    engine = Recorder("x")
+    predictor = dspy.Predict("q -> label: Literal['a', 'b']")
+    predictor.lm = lm_of(engine)
+    own = predictor.signature.with_updated_fields("label", type_=Literal["x", "y"])
+    with dspy.context(adapter=dspyc.TerseAdapter()):
+        assert predictor(q="?", signature=own).label == "x"
+        assert asyncio.run(predictor.acall(q="?", signature=own)).label == "x"
+    assert engine.grammars() == [None, None]
+
+
 def test_a_signature_with_more_inputs_asks_for_the_same_outputs():
     """As dspy.Refine does, which adds a hint to the signature inside the adapter."""
 
@@ -167,6 +181,45 @@ def test_the_cache_keeps_signatures_apart_that_look_alike_in_a_prompt():
     program = [dspy.Predict("q -> kind: Literal['card']"), dspy.Predict("q -> kind: str")]
     with dspy.context(adapter=dspyc.TerseAdapter(), lm=lm_of(engine, cache=True)):
         assert [predictor(q="alike?").kind for predictor in program] == ["card", "cash"]
+
+
+def asked_in_a_run(folder, lm, predictor, adapter):
+    """The answer of one example in the ledger of a folder."""
+    predictor.lm = lm
+    with Ledger(folder) as ledger, dspy.context(adapter=adapter):
+        subject = observe(predictor, "student", identity="one")
+        example = dspy.Example(q="?").with_inputs("q")
+        (trace,) = bootstrap(subject, [example], metric=lambda *_: 1.0, ledger=ledger, show_progress=False)
+    return trace.prediction.toDict()
+
+
+def test_a_ledger_keeps_constrained_and_free_answers_apart(tmp_path):
+    constrained, free = Recorder("[[ ## a ## ]]\n1"), Recorder("[[ ## a ## ]]\n2")
+    free_lm = CandidatesLM("local/recorder", engine=free, async_engine=AsyncRecorder(free), cache=False)
+    for _ in range(2):
+        for lm, answer in ((free_lm, 2), (lm_of(constrained), 1)):
+            found = asked_in_a_run(tmp_path, lm, dspy.Predict("q -> a: int"), dspy.ChatAdapter())
+            assert found == {"a": answer}
+    assert (len(constrained.requests), len(free.requests)) == (1, 1)
+
+
+def test_a_ledger_keeps_signatures_apart_that_look_alike_in_a_prompt(tmp_path):
+    engine = Recorder("a", "c")
+    for _ in range(2):
+        for options, answer in ((Literal["a", "b"], "a"), (Literal["a", "b", "c"], "c")):
+            signature = dspy.Signature("q -> kind").with_updated_fields("kind", type_=options)
+            found = asked_in_a_run(tmp_path, lm_of(engine), dspy.Predict(signature), dspyc.TerseAdapter())
+            assert found == {"kind": answer}
+    assert len(engine.requests) == 2
+
+
+def test_programs_with_a_constrained_and_a_free_model_have_names_of_their_own():
+    engine, names = Recorder(), set()
+    for kind in (dspy.LM, CandidatesLM, ConstrainedLM):
+        program = dspy.Predict("q -> a")
+        program.lm = kind("local/recorder", engine=engine)
+        names.add(program_fingerprint(program))
+    assert len(names) == 2  # what is constrained is named as before, so that its run folders are found
 
 
 def test_a_type_without_a_grammar_is_named_in_the_first_call():
