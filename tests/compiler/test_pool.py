@@ -44,7 +44,7 @@ def sitting(kill_after):
         subject = observe(program, "teacher", identity="x")
         traces = bootstrap(subject, examples, metric=desk.metric, ledger=ledger, num_threads=threads)
         assert [t.score for t in traces] == [1.0] * 10
-        print(sum(ledger.calls().values()), flush=True)
+        os.write(1, b"%d\\n" % sum(ledger.calls().values()))  # in one piece, or not at all
 
 for moment in sys.argv[3:]:
     child = os.fork()  # what costs a second to import is imported once
