@@ -19,7 +19,15 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 NAME = "dspyc_cascade"  # among transformers' attention implementations
-_IGNORED = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal"}
+_IGNORED = {
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",  # of mixtures of experts
+    "is_causal",
+}
 
 
 @dataclass(eq=False)

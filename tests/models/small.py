@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -74,6 +76,13 @@ def qwen3(folder: Path, *, seed: int = 0) -> Path:
     """A Qwen3 of the same size: normalised queries and keys, heads of a size of their own."""
     words = tokenizer()
     return _save(Qwen3ForCausalLM, Qwen3Config(**_settings(words), head_dim=16), words, folder, seed)
+
+
+def qwen3_moe(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen3 of which every token takes two of four experts."""
+    words = tokenizer()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return _save(Qwen3MoeForCausalLM, Qwen3MoeConfig(**_settings(words), head_dim=16, **experts), words, folder, seed)
 
 
 def opt(folder: Path, *, seed: int = 0) -> Path:

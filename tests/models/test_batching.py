@@ -17,7 +17,7 @@ from dspyc.models.generation import Job
 from dspyc.models.sampling import Sampling
 from tests.models import single, small
 
-KINDS = ("llama", "qwen3", "gpt2")
+KINDS = ("llama", "qwen3", "qwen3_moe", "gpt2")
 MORE = {"mistral": {"window": 12}, "mamba": {}}
 
 

@@ -53,6 +53,8 @@ def architecture(kind: str = "llama", **changes: Any) -> Any:
         return transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **(common | changes))
     if kind == "mistral":
         shape["sliding_window"] = 16
+    if kind == "qwen3_moe":
+        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     if kind not in ("phi", "granite"):
         shape |= {"num_key_value_heads": 1, "head_dim": 16}
     kinds = {
@@ -63,6 +65,7 @@ def architecture(kind: str = "llama", **changes: Any) -> Any:
         "phi": transformers.PhiConfig,
         "granite": transformers.GraniteConfig,
         "mistral": transformers.MistralConfig,
+        "qwen3_moe": transformers.Qwen3MoeConfig,
     }
     return kinds[kind](**(shape | common | changes))
 

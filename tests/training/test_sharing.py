@@ -49,7 +49,7 @@ def gradients(learner: Learner, trees: list[Tree]) -> tuple[float, dict[str, tor
     return total, {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
-KINDS = ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite"]
+KINDS = ["llama", "qwen3", "gpt2", "gemma", "gemma2", "phi", "mistral", "granite", "qwen3_moe"]
 HOW = [(kind, how) for kind in KINDS for how in ("eager", "sdpa", "in place")]
 IMPOSSIBLE = [("gemma2", "sdpa"), *((kind, "in place") for kind in OTHERS)]
 
