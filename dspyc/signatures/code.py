@@ -12,7 +12,6 @@ a module is what it was when it was first seen: a program may keep its memory in
 
 import dis
 import functools
-import hashlib
 import inspect
 import threading
 import types
@@ -24,6 +23,7 @@ import dspy
 from pydantic import BaseModel
 
 from .fingerprints import is_secret, public, signature_fingerprint, stable, type_key
+from .source import source
 
 _DEEPEST = 8
 _CACHED = functools._lru_cache_wrapper  # what functools.cache makes of a function
@@ -128,7 +128,7 @@ class _Reading:
         closed = [_contents(cell) for cell in function.__closure__ or ()]
         return [
             _name(function),
-            _source(function),
+            source(function),
             self.held([function.__defaults__, function.__kwdefaults__, closed]),
             [[name, self._of_module(value)] for name, value in _reads(function)],
         ]
@@ -196,28 +196,6 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     }
     read = frozenset(code.co_names).union(*(names for names, _ in inner))
     return read, frozenset(written).union(*(names for _, names in inner))
-
-
-def _source(function: types.FunctionType) -> str:
-    """Its text; the digest of its byte code where there is none, and for a lambda, whose text is that of the whole line."""
-    try:
-        if function.__name__ != "<lambda>":
-            return inspect.getsource(function.__code__)  # of itself, where it wraps another
-    except (OSError, TypeError):  # typed at a prompt
-        pass
-    return hashlib.sha256(repr(_code(function.__code__)).encode()).hexdigest()
-
-
-def _code(code: types.CodeType) -> list[Any]:
-    return [code.co_code, code.co_names, code.co_freevars, [_constant(constant) for constant in code.co_consts]]
-
-
-def _constant(constant: Any) -> Any:
-    if isinstance(constant, types.CodeType):
-        return _code(constant)
-    if isinstance(constant, frozenset):  # its order is that of the process
-        return sorted(map(repr, constant))
-    return [_constant(item) for item in constant] if isinstance(constant, tuple) else constant
 
 
 def _contents(cell: Any) -> Any:
