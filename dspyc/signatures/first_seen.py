@@ -24,3 +24,10 @@ def noted(owner: Any) -> Noted:
                 return {}
             _noted[id(owner)] = {}
         return _noted[id(owner)]
+
+
+def carry_over(copies: dict[int, Any]) -> None:
+    """What was noted of originals holds for their copies too. `copies` is by the `id` of the original, as in `deepcopy`."""
+    for original, copied in list(copies.items()):
+        for name, (value, described) in list(_noted.get(original, {}).items()):
+            noted(copied)[name] = copies.get(id(value), value), described
