@@ -15,7 +15,7 @@ from dspy.predict.parameter import Parameter
 
 from ..errors import ProgramError
 from .adapted import adapter_of
-from .code import settings_key
+from .code import code_key, settings_key
 from .digests import fingerprint
 from .fingerprints import adapter_key, lm_key, public, signature_fingerprint, stable, type_key
 from .first_seen import carry_over
@@ -238,7 +238,7 @@ def _copy_parts(value: Any, memo: dict[int, Any]) -> Any:
 def _predictor_key(predictor: dspy.Predict) -> list[Any]:
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     return [
-        _class_path(predictor),
+        [_class_path(predictor), code_key(written_class(type(predictor)))],
         [signature.__name__, signature_fingerprint(signature)],
         [stable(demo) for demo in predictor.demos],
         stable(public(predictor.config)),

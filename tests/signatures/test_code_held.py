@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from dspyc.evaluation import metric_fingerprint
 from dspyc.signatures import program_fingerprint
 
+from .programs import Spicy
 from .test_code import Program
 
 
@@ -154,6 +155,12 @@ class Private(Program):
     def __init__(self, k: int) -> None:
         super().__init__()
         self._k = k
+
+
+def test_the_code_of_a_users_predictor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = program_fingerprint(Spicy("q -> a"))
+    monkeypatch.setattr(Spicy, "flavour", "sweet")
+    assert program_fingerprint(Spicy("q -> a")) != before
 
 
 def test_private_attributes_count_where_they_are_plain() -> None:
