@@ -100,6 +100,8 @@ def _opaque(value: Any, depth: int) -> Any:
     name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
     if inspect.isroutine(value) or get_origin(value) is not None:
         return name if inspect.isroutine(value) else type_key(value)
+    if isinstance(value, re.Pattern):  # its `repr` ends after 200 characters
+        return ["Pattern", stable(value.pattern), value.flags]
     described = repr(value)
     if _ADDRESS.search(described) and hasattr(value, "__dict__"):
         return [type(value).__name__, stable(vars(value), depth)]

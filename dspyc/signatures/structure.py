@@ -15,9 +15,10 @@ from dspy.predict.parameter import Parameter
 
 from ..errors import ProgramError
 from .adapted import adapter_of
-from .code import class_key, held
+from .code import code_key, settings_key
 from .digests import fingerprint
 from .fingerprints import adapter_key, lm_key, public, signature_fingerprint, stable, type_key
+from .first_seen import carry_over
 from .mixins import written_class
 
 
@@ -47,10 +48,13 @@ def copy_program(program: dspy.Module, lms: Callable[[dspy.BaseLM], dspy.BaseLM]
     memo: dict[int, Any] = {}
     for lm in _language_models(program, set()):
         memo.setdefault(id(lm), lm if lms is None or not isinstance(lm, dspy.BaseLM) else lms(lm))
+    attempt = dict(memo)
     try:
-        return copy.deepcopy(program, dict(memo))
+        copied = copy.deepcopy(program, attempt)
     except Exception:  # any attribute may refuse to be copied, in any way
-        return _copy(program, memo)
+        copied, attempt = _copy(program, memo), memo
+    carry_over(attempt)
+    return copied
 
 
 def program_fingerprint(program: dspy.Module) -> str:
@@ -234,7 +238,7 @@ def _copy_parts(value: Any, memo: dict[int, Any]) -> Any:
 def _predictor_key(predictor: dspy.Predict) -> list[Any]:
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
     return [
-        _class_path(predictor),
+        [_class_path(predictor), code_key(written_class(type(predictor)))],
         [signature.__name__, signature_fingerprint(signature)],
         [stable(demo) for demo in predictor.demos],
         stable(public(predictor.config)),
@@ -252,19 +256,14 @@ def _class_path(module: dspy.Module) -> str:
 
 
 def _settings(module: Any, seen: set[int]) -> list[Any]:
-    """What the user's class does, and the attributes of a module and its sub-modules that are plain data or callables, such as
-    an agent's `max_iters` and its tools."""
+    """What the user's class does, and what a module and its sub-modules are set to, such as an agent's `max_iters` and its
+    tools."""
     if id(module) in seen or isinstance(module, dspy.Predict):
         return []
     seen.add(id(module))
-    plain = {
-        name: value
-        for name, value in vars(module).items()
-        if not (name.startswith("_") or name in _NOT_STRUCTURE or isinstance(value, dspy.Module))
-    }
     inner = [
         [path, _class_path(item), _settings(item, seen)]
         for path, item in _members(module)
         if isinstance(item, dspy.Module)
     ]
-    return [class_key(written_class(type(module))), held(plain), inner]
+    return [settings_key(module, written_class(type(module))), inner]
