@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ArtifactError, ConfigError
 from .failures import explained, interrupted
-from .inputs import input_names, listed, required_inputs
+from .inputs import chosen_inputs
 from .loading import (
     is_reference,
     load_metric,
@@ -83,8 +83,7 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    names = listed(inputs) or input_names(loaded, set().union(*read_rows(trainset)))
-    needed = names if inputs else required_inputs(loaded)
+    names, needed = chosen_inputs(loaded, inputs, read_rows(trainset))
     train = read_examples(trainset, names, needed)
     held_out = read_examples(valset, names, needed) if valset else None
     judged_by = load_metric(metric) if metric else None

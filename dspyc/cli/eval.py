@@ -10,7 +10,7 @@ import typer
 from ..errors import ProgramError
 from .artifacts import load_artifact
 from .failures import INTERRUPTED, explained
-from .inputs import input_names, listed, required_inputs
+from .inputs import chosen_inputs
 from .loading import load_metric, read_examples, read_rows
 from .output import console, emit, quiet
 
@@ -36,8 +36,7 @@ def evaluate(
     judged_by = load_metric(metric)
     rows = read_rows(devset)
     loaded = load_artifact(artifact, program)
-    names = listed(inputs) or input_names(loaded, set().union(*rows))
-    examples = read_examples(devset, names, names if inputs else required_inputs(loaded))
+    examples = read_examples(devset, *chosen_inputs(loaded, inputs, rows))
     started = time.monotonic()
     quiet()
     try:

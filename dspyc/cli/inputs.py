@@ -1,8 +1,8 @@
 """Which of a program's fields are its inputs."""
 
 import inspect
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 def listed(names: str | None) -> list[str]:
     """The names in `a,b`."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def chosen_inputs(
+    program: "dspy.Module", given: str | None, rows: Iterable[Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """The inputs that are `given` as `a,b`, or else those of `program` that rows have; and which of them no row may lack.
+
+    Raises:
+        ConfigError: Nothing in the rows is an input.
+    """
+    if names := listed(given):
+        return names, names
+    return input_names(program, set().union(*rows)), required_inputs(program)
 
 
 def input_names(program: "dspy.Module", fields: Collection[str]) -> list[str]:

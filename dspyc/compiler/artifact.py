@@ -254,7 +254,7 @@ def _described(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) ->
         return entry
     weights = f"weights/{index}"
     entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
-    entry["constrained"] = served or isinstance(lm, _class("constrained", "ConstrainedLM"))
+    entry["constrained"] = served or getattr(lm, "constrained", False)
     is_folder = Path(engine.model).is_dir()
     if is_folder and (base := made_from(Path(engine.model))) is not None:
         entry["made_from"] = base

@@ -280,7 +280,7 @@ def _readable(value: Any) -> Any:
         return sorted(map(_readable, value), key=str)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if isinstance(value, (Integral, Real)):  # numpy's
+    if isinstance(value, Real):  # numpy's
         return int(value) if isinstance(value, Integral) else float(value)
     if hasattr(value, "model_dump"):
         try:

@@ -6,7 +6,6 @@ from typing import Any
 
 from dspy import lm15
 
-from . import candidates
 from .choices import Choices
 from .engine import LocalEngine, canonical_errors
 from .generation import Job
@@ -27,7 +26,7 @@ class AsyncLocalEngine:
         if Choices.of(request) is not None:
             return await asyncio.to_thread(engine.complete, request)
         with canonical_errors():
-            job = await _begun(lambda: candidates.take(request, lambda count: engine._submit(request, count)))
+            job = await _begun(lambda: engine._take(request))
             reply = await asyncio.wrap_future(job.reply)
             return engine._response(request, job, reply)
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, EnumMeta
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
 
 import dspy
@@ -20,7 +21,7 @@ from dspy.adapters.types.decision import Choice, Noul, Score
 
 from ..errors import ConfigError
 from ..signatures.adapted import adapt, adapter_of
-from ..signatures.asked import Asked, retyped
+from ..signatures.asked import Asked, Retyping, retyped
 from ..signatures.grammar import written_value
 from ..signatures.render import prompt
 from .candidates import CandidatesLM
@@ -29,7 +30,7 @@ from .choices import Choices
 T = TypeVar("T")
 Asking: TypeAlias = Generator[
     lm15.Request, lm15.Response, T
-]  # gives out the requests to be made, and takes their responses
+]  # gives out requests to be made, and takes their responses
 
 
 def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs: Any) -> dict[str, dict[Any, float]]:
@@ -96,8 +97,7 @@ def _predictor_of(program: Any) -> dspy.Predict:
 
 
 def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequence[Any]) -> dspy.Predict:
-    """The predictor with plain choices in the place of its decisions, in `demos` too. Its signature keeps its name, which
-    TerseAdapter sends.
+    """The predictor with plain choices in the place of its decisions, in `demos` too.
 
     Raises:
         ConfigError: A decision that DSPy cannot ask for either.
@@ -109,11 +109,7 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
     except ValueError as error:
         raise ConfigError(str(error)) from error
     plain = tuple((name, _plain(kind), _told(name, fields[name], questions[name])) for name, kind in types.items())
-    retold = retyped(signature, plain)
-    retold.__name__ = signature.__name__
-    for name in types:
-        retold.output_fields[name].metadata = []  # `Choice` beside a Literal makes it a decision
-    twin = dspy.Predict(retold, **predictor.config)
+    twin = dspy.Predict(_as_plain(signature, plain), **predictor.config)
     twin.lm = predictor.lm
     twin.demos = [
         {**demo, **{name: _plain_value(demo[name], kind) for name, kind in types.items() if name in demo}}
@@ -121,6 +117,16 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
     ]
     adapt(twin, adapter_of(predictor))
     return twin
+
+
+@lru_cache(maxsize=256)
+def _as_plain(signature: Any, plain: Retyping) -> Any:
+    """The signature with plain choices, under its own name, which TerseAdapter sends."""
+    made: Any = retyped(signature, plain)
+    made.__name__ = signature.__name__
+    for name, _, _ in plain:
+        made.output_fields[name].metadata = []  # `Choice` beside a Literal makes it a decision
+    return made
 
 
 @dataclass(frozen=True)

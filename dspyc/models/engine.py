@@ -120,7 +120,7 @@ class LocalEngine:
         with canonical_errors():
             if (choices := Choices.of(request)) is not None:
                 return self._choose(request, choices)
-            job = candidates.take(request, lambda count: self._submit(request, count))
+            job = self._take(request)
             try:
                 return self._response(request, job, job.reply.result())
             finally:
@@ -200,6 +200,10 @@ class LocalEngine:
 
     def __repr__(self) -> str:
         return f"LocalEngine({self.model_string!r})"
+
+    def _take(self, request: lm15.Request) -> Job:
+        """The answer to a request that is under way: one of the candidates that the call expects, or one of its own."""
+        return candidates.take(request, lambda count: self._submit(request, count))
 
     def _submit(self, request: lm15.Request, count: int) -> list[Job]:
         """Begin so many answers to a request. With a seed, each further one draws by a seed of its own."""

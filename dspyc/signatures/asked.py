@@ -12,13 +12,15 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import dspy
 from dspy.adapters.decision import evidence_type
 from dspy.adapters.decision_state import DecisionState
 
 from .terse import TerseAdapter, task_name
+
+Retyping: TypeAlias = tuple[tuple[str, Any, str | None], ...]  # (output, type, description or None to leave it)
 
 
 class Asked(NamedTuple):
@@ -42,19 +44,21 @@ def asked(messages: Sequence[Any]) -> Asked | None:
         return None
     decisions = DecisionState(modules[-1].signature, modules[-1].fields)
     evidence = tuple((name, evidence_type(kind), None) for name, kind in decisions.types.items())
-    signature = retyped(modules[-1].signature, evidence)
+    signature = _with_evidence(modules[-1].signature, evidence)
     for adapter in _adapters(dspy.settings.adapter or dspy.ChatAdapter()):
         if _asks(adapter, signature, messages):
             return Asked(modules[-1], adapter, signature, decisions, call)
     return None
 
 
-@lru_cache(maxsize=256)
-def retyped(signature: type[dspy.Signature], changes: tuple[tuple[str, Any, str | None], ...]) -> type[dspy.Signature]:
-    """A signature with other types, given as (output, type, description or None to leave it). Kept, as its grammar is."""
+def retyped(signature: type[dspy.Signature], changes: Retyping) -> type[dspy.Signature]:
+    """A signature with other types."""
     for name, kind, desc in changes:
         signature = signature.with_updated_fields(name, type_=kind, **({} if desc is None else {"desc": desc}))
     return signature
+
+
+_with_evidence = lru_cache(maxsize=256)(retyped)  # kept, as its grammar is
 
 
 _FORWARDS = {inspect.unwrap(each).__code__ for each in (dspy.Predict.forward, dspy.Predict.aforward)}

@@ -38,6 +38,14 @@ def refused(base: Path, adapter: Path, match: str) -> None:
     assert answers(base, None, plain) == alone(base, None, plain)
 
 
+def keep_apart(base: Path, *worn: Path) -> None:
+    """The base and all adapters answer differently, and each as alone, whichever was loaded first."""
+    expected = alone(base, None, *worn)
+    assert len(set(expected)) == 1 + len(worn)
+    assert answers(base, *worn, None) == [*expected[1:], expected[0]]
+    assert answers(base, None, *worn) == expected
+
+
 @pytest.mark.parametrize("depths", [(2, 3), (3, 2)])
 def test_an_adapter_of_another_depth_is_refused(depths: tuple[int, int], tmp_path: Path) -> None:
     base, other = (small.llama(tmp_path / str(n), seed=20 + n, num_hidden_layers=n) for n in depths)
@@ -79,10 +87,7 @@ def test_biases_belong_to_their_adapter(bias: str, tmp_path: Path) -> None:
     settings = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
     worn = [small.lora(base, tmp_path / str(n), seed=n, bias=bias, **settings) for n in range(2)]
     worn.append(small.lora(base, tmp_path / "plain", seed=2, **settings))
-    expected = alone(base, None, *worn)
-    assert len(set(expected)) == 4
-    assert answers(base, *worn, None) == [*expected[1:], expected[0]]
-    assert answers(base, None, *worn) == expected
+    keep_apart(base, *worn)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -91,10 +96,7 @@ def test_a_start_that_replaces_weights_does_so_for_its_adapter_only(start: str, 
     worn = [small.lora(base, tmp_path / str(n), seed=n, init_lora_weights=start) for n in range(2)]
     worn.append(small.lora(base, tmp_path / "dora", seed=2, use_dora=True))
     worn.append(small.lora(base, tmp_path / "plain", seed=3))
-    expected = alone(base, None, *worn)
-    assert len(set(expected)) == 5
-    assert answers(base, *worn, None) == [*expected[1:], expected[0]]
-    assert answers(base, None, *worn) == expected
+    keep_apart(base, *worn)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "phi3"])
