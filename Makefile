@@ -16,7 +16,7 @@ check: $(READY)
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-# torch comes first and pinned, so that pip takes this environment's CPU build and no later step replaces it.
+# torch comes first and pinned, so that pip takes the build that it is configured for and no later step replaces it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install $$(grep '^torch==' constraints.txt)

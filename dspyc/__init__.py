@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RenderError,
         TrainingError,
         TransientError,
+        UnfinishedError,
     )
     from .models import ScriptedLM, choice_probabilities
     from .optimizers import (
@@ -76,6 +77,7 @@ _ROOMS = {
     "TrainingConfig": "training",
     "TrainingError": "errors",
     "TransientError": "errors",
+    "UnfinishedError": "errors",
     "choice_probabilities": "models",
     "load": "compiler",
     "load_traces": "compiler",
@@ -112,6 +114,7 @@ __all__ = [  # noqa: RUF022 (in plain order)
     "TrainingConfig",
     "TrainingError",
     "TransientError",
+    "UnfinishedError",
     "choice_probabilities",
     "load",
     "load_traces",

@@ -12,6 +12,7 @@ DspycError
 ├── ProviderError      a provider that refuses, or that cannot be reached
 │   └── TransientError a fault that may pass: a rate limit, a server's own error, a lost connection
 ├── TrainingError      a training run that cannot start or go on
+│   └── UnfinishedError a job that takes longer than its `timeout`, and goes on
 ├── RegressionError    the compiled program is worse, and `on_regression="raise"`
 └── ArtifactError      a saved program that cannot be written, read or trusted
 """
@@ -91,6 +92,10 @@ class TransientError(ProviderError):
 
 class TrainingError(DspycError):
     """A training run that cannot start or go on."""
+
+
+class UnfinishedError(TrainingError):
+    """A provider's job that takes longer than its `timeout`, and goes on: it may be waited for again."""
 
 
 class RegressionError(DspycError):

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from .locks import FolderLock
 
@@ -30,16 +30,34 @@ _FOLDER_ASIDE = re.compile(r"\.writing-[0-9a-f]{8}-(.+)", re.DOTALL)
 _LONGEST_RENAME = 1.0  # seconds that a living writer's two renames may take
 
 
+def home() -> Path:
+    """Where dspyc keeps what was given no folder: `$DSPYC_HOME`, else `~/.cache/dspyc`."""
+    return Path(os.environ.get("DSPYC_HOME") or Path.home() / ".cache" / "dspyc").expanduser()
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON, in one move."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value, indent=1, allow_nan=False) + b"\n")
+
+
+def json_bytes(value: Any, **options: Any) -> bytes:
+    """JSON in UTF-8, by `options` of `json.dumps`. Half a surrogate pair, which has no UTF-8 form, becomes JSON's escape."""
+    return json.dumps(value, ensure_ascii=False, **options).encode(errors="backslashreplace")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """A whole file, in one move."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it appears as `path`, in the place of an older one, only once all of it is on the disk."""
     aside = path.with_name(f"{_ASIDE}{path.name}")
     try:
-        aside.write_bytes(content)
+        with aside.open("wb") as file:
+            yield file
         flush(aside)
         os.replace(aside, path)
         flush(path.parent)

@@ -1,6 +1,6 @@
 """Train the bundled student `dspyc/tiny` from nothing: its tokenizer, its weights and its model card.
 
-    python scripts/pretrain_tiny.py --data ../shared/data --out dspyc/models/tiny
+    python scripts/pretrain_tiny.py --data DIR --out dspyc/models/tiny    # DIR holds wikitext2/valid.txt and test.txt
 
 Three stages, each from where the last one ended:
 

@@ -20,7 +20,7 @@ from .loading import (
     read_object,
     read_rows,
 )
-from .output import console, emit, quiet, summary
+from .output import Json, console, emit, quiet, summary
 
 if TYPE_CHECKING:
     import dspy
@@ -79,7 +79,7 @@ def compile_program(
     yes: Annotated[bool, typer.Option("--yes", help="Start such a training all the same.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at OUT.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would ask and cost, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
@@ -168,10 +168,10 @@ def _tell(report: Any, out: Path, inputs: list[str], as_json: bool) -> None:
     screen.print(report.table())
     screen.print(summary(report.calls, report.seconds))
     for line in _warnings(report):
-        screen.print(line, style="yellow", highlight=False)
+        screen.print(line, style="yellow")
     example = ", ".join(f'"{name}": "…"' for name in inputs)
     screen.print(f"Artifact: {out}", soft_wrap=True)
-    screen.print(f"Next: dspyc run {out} --input '{{{example}}}'", soft_wrap=True, markup=False, highlight=False)
+    screen.print(f"Next: dspyc run {out} --input '{{{example}}}'", soft_wrap=True)
     if as_json:
         names = ("before", "teacher", "after", "interval", "kept_student", "stopped", "seconds", "calls", "rows")
         facts = {name: getattr(report, name) for name in names}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failures import explained
-from .output import console, emit
+from .output import Json, console, emit
 
 if TYPE_CHECKING:
     from ..providers.costs import CostEstimate
@@ -42,7 +42,7 @@ def check(
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows, for the price.")] = 3,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Fail where training costs more.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Let it cost more than --max-usd, or what nobody knows.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Which rows a provider would refuse, and why; and what training on the others costs."""
     from ..providers.costs import estimate_cost
@@ -60,18 +60,16 @@ def check(
 def _tell(path: Path, report: "RowReport", cost: "CostEstimate", as_json: bool) -> None:
     screen = console(as_json)
     for refusal in report.refused[:_SHOWN]:
-        screen.print(
-            f"Line {refusal.number}: {'; '.join(refusal.reasons)}", markup=False, highlight=False, soft_wrap=True
-        )
+        screen.print(f"Line {refusal.number}: {'; '.join(refusal.reasons)}", soft_wrap=True)
     if len(report.refused) > _SHOWN:
         screen.print(f"And {len(report.refused) - _SHOWN:,} more; --json lists them all.")
     verdict = f"{len(report.rows):,} rows can be sent, {len(report.refused):,} would be refused."
     if report.problem:
         verdict += f" {report.problem}."
-    screen.print(f"{report.formatter.name}: {verdict}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(cost.describe(), markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"{report.formatter.name}: {verdict}", soft_wrap=True)
+    screen.print(cost.describe(), soft_wrap=True)
     if not report.ok:
-        screen.print(f"Rules: {report.formatter.source}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"Rules: {report.formatter.source}", soft_wrap=True)
     if as_json:
         refused = [{"line": refusal.number, "reasons": list(refusal.reasons)} for refusal in report.refused]
         counts = {"ok": report.ok, "rows": len(report.rows), "refused": refused, "problem": report.problem}

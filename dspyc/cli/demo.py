@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failures import explained, interrupted
-from .output import console, emit, quiet, summary
+from .output import Json, console, emit, quiet, summary
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
@@ -16,7 +16,7 @@ _TICKET = '{"ticket": "Hello, where is my parcel? My order number is A-48213. Th
 
 @explained
 def demo(
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
     out: Annotated[Path, typer.Option(help="The folder for the run and the artifact.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
@@ -38,8 +38,6 @@ def _tell(result: "DemoResult", as_json: bool) -> None:
     screen.print("The score is the share of unseen tickets with intent, urgency, queue and order number all right.")
     screen.print(summary(result.calls, result.seconds))
     screen.print(f"Artifact: {result.artifact}", soft_wrap=True)
-    screen.print(
-        f"Next: dspyc run {result.artifact} --input '{_TICKET}'", soft_wrap=True, markup=False, highlight=False
-    )
+    screen.print(f"Next: dspyc run {result.artifact} --input '{_TICKET}'", soft_wrap=True)
     if as_json:
         emit(result.to_dict())

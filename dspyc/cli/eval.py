@@ -12,7 +12,7 @@ from .artifacts import load_artifact
 from .failures import INTERRUPTED, explained
 from .inputs import chosen_inputs
 from .loading import load_metric, read_examples, read_rows
-from .output import console, emit, quiet
+from .output import Json, console, emit, quiet
 
 if TYPE_CHECKING:
     import dspy
@@ -28,7 +28,7 @@ def evaluate(
     program: Annotated[str | None, typer.Option(help="module.py:program. Default: as compiled.")] = None,
     inputs: Annotated[str | None, typer.Option(help="Input fields, as a,b. Default: what forward takes.")] = None,
     num_threads: Annotated[int, typer.Option(min=1, help="Examples that run at once.")] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score a compiled program. An example that fails counts as 0."""
     from ..compiler.failures import reasons

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .failures import INTERRUPTED, explained
-from .output import console, emit
+from .output import Json, console, emit
 
 if TYPE_CHECKING:
     from ..providers import RemoteJob
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 jobs = typer.Typer(name="jobs", help="Training jobs at providers.", no_args_is_help=True)
 
 _Id = Annotated[str, typer.Argument(help="The job's id: ours, or the provider's.")]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 _TIMED_OUT = 3  # the exit code of a wait that ended before its job
 
 
 @jobs.command("list")
 @explained
-def list_jobs(as_json: _Json = False) -> None:
+def list_jobs(as_json: Json = False) -> None:
     """The jobs that were started here, oldest first, as they stood when somebody last looked."""
     from rich.table import Table
 
@@ -43,7 +42,7 @@ def list_jobs(as_json: _Json = False) -> None:
 
 @jobs.command()
 @explained
-def status(id: _Id, as_json: _Json = False) -> None:
+def status(id: _Id, as_json: Json = False) -> None:
     """Ask the provider where a job stands."""
     from ..providers import attach
 
@@ -57,7 +56,7 @@ def status(id: _Id, as_json: _Json = False) -> None:
 def wait(
     id: _Id,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds. Exit code 3 when they are over.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Wait for a job's end; exit code 1 where it failed or was cancelled."""
     from ..providers import attach
@@ -78,7 +77,7 @@ def wait(
 
 @jobs.command()
 @explained
-def cancel(id: _Id, as_json: _Json = False) -> None:
+def cancel(id: _Id, as_json: Json = False) -> None:
     """Cancel a job at its provider; exit code 1 where it was over already."""
     from ..providers import attach
 
@@ -91,7 +90,7 @@ def cancel(id: _Id, as_json: _Json = False) -> None:
 
 @jobs.command("stop-endpoint")
 @explained
-def stop_endpoint(id: _Id, as_json: _Json = False) -> None:
+def stop_endpoint(id: _Id, as_json: Json = False) -> None:
     """End what serves a job's model, and its cost; the same order, or the job's result, serves it again."""
     from ..providers import attach
 
@@ -105,7 +104,7 @@ def stop_endpoint(id: _Id, as_json: _Json = False) -> None:
 
 @jobs.command()
 @explained
-def events(id: _Id, as_json: _Json = False) -> None:
+def events(id: _Id, as_json: Json = False) -> None:
     """What happened at the provider, oldest first."""
     from ..providers import attach
 
@@ -125,7 +124,7 @@ def forget(
     yes: Annotated[
         bool, typer.Option("--yes", help="Forget it though it or its endpoint may go on, and cost.")
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Let the same order start another job, where this one's model was deleted; nothing changes at the provider."""
     from ..providers import forget as forget_job

@@ -2,25 +2,29 @@
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..files import json_bytes
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, last, on stdout.")]
 
 
 def console(as_json: bool) -> "Console":
     """The console for tables and sentences; with --json stdout is kept for the object."""
     from rich.console import Console
 
-    return Console(stderr=as_json, markup=False, emoji=False)  # names and paths are shown as they are
+    return Console(stderr=as_json, markup=False, emoji=False, highlight=False)  # names and paths as they are
 
 
 def emit(facts: dict[str, Any]) -> None:
     """One JSON object on one line of stdout; numbers that JSON has no word for, infinity and NaN, are null."""
     text = json.dumps(facts, ensure_ascii=False, default=_readable)
-    typer.echo(json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False))
+    typer.echo(json_bytes(json.loads(text, parse_constant=lambda _: None)).decode())
 
 
 def _readable(value: Any) -> Any:

@@ -10,7 +10,7 @@ from .artifacts import load_artifact
 from .failures import explained
 from .inputs import expected_inputs, required_inputs
 from .loading import read_object
-from .output import console, emit
+from .output import Json, console, emit
 
 if TYPE_CHECKING:
     import dspy
@@ -21,7 +21,7 @@ def run(
     artifact: Annotated[Path, typer.Argument(help="The folder that `dspyc compile` wrote.")],
     given: Annotated[str, typer.Option("--input", help="""The inputs, as '{"ticket": "Where is my parcel?"}'.""")],
     program: Annotated[str | None, typer.Option(help="module.py:program. Default: as compiled.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run a compiled program on one input."""
     inputs = read_object(given, "--input")

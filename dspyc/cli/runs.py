@@ -8,7 +8,7 @@ import typer
 
 from ..errors import DataError, DspycError
 from .failures import explained
-from .output import console, emit
+from .output import Json, console, emit
 
 if TYPE_CHECKING:
     from ..compiler.records import RunRecord
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 runs = typer.Typer(name="runs", help="Compiles: what they asked, paid for and got.", no_args_is_help=True)
 
 _Run = Annotated[str, typer.Argument(help="A run folder, or a name that `dspyc runs list` shows.")]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-
+_ERRORS_SHOWN = 5
 _COUNTED = "Calls are of all models; tokens and USD of those that do not run on this machine."
 
 
@@ -26,7 +25,7 @@ _COUNTED = "Calls are of all models; tokens and USD of those that do not run on 
 @explained
 def list_runs(
     folder: Annotated[Path | None, typer.Argument(help="Where to look. Default: the runs under $DSPYC_HOME.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """The runs in a folder, newest first."""
     from rich.table import Table
@@ -47,14 +46,14 @@ def list_runs(
 
 @runs.command()
 @explained
-def show(run: _Run, as_json: _Json = False) -> None:
+def show(run: _Run, as_json: Json = False) -> None:
     """What one run has done so far; a compile may be going on in it."""
     from rich.table import Table
 
     record = _record(run)
-    facts = record.summary()
+    facts, failures = record.summary(), record.failures()
     if as_json:
-        emit({**facts, "candidates": record.candidates()})
+        emit({**facts, "candidates": record.candidates(), "failures": failures})
         return
     screen = console(as_json)
     screen.print(f"{facts['run_dir']}: from {_time(facts['began'])} to {_time(facts['last'])}", soft_wrap=True)
@@ -67,6 +66,10 @@ def show(run: _Run, as_json: _Json = False) -> None:
         table.add_row(role, *counts, f"{done['failed']:,}", score)
     table.caption = _COUNTED
     screen.print(table)
+    for failure in failures[:_ERRORS_SHOWN]:
+        screen.print(f"{failure['traces']:,} × {failure['role']}: {failure['error']}", soft_wrap=True)
+    if len(failures) > _ERRORS_SHOWN:
+        screen.print(f"{len(failures) - _ERRORS_SHOWN:,} other errors; --json lists them.")
     if facts["candidates"]:
         screen.print(f"{facts['candidates']:,} candidates; --json lists them.")
     if facts["report"] is None:
@@ -75,7 +78,7 @@ def show(run: _Run, as_json: _Json = False) -> None:
 
 @runs.command()
 @explained
-def diff(first: _Run, second: _Run, as_json: _Json = False) -> None:
+def diff(first: _Run, second: _Run, as_json: Json = False) -> None:
     """Which calls and traces two runs share, and whose outcome differs."""
     from rich.table import Table
 
@@ -94,7 +97,7 @@ def diff(first: _Run, second: _Run, as_json: _Json = False) -> None:
         before, after = (
             error or f"scored {score}" for score, error in zip(change["scores"], change["errors"], strict=True)
         )
-        screen.print(f"{change['role']} {change['trace']}: {before} → {after}", soft_wrap=True, markup=False)
+        screen.print(f"{change['role']} {change['trace']}: {before} → {after}", soft_wrap=True)
 
 
 @runs.command()
@@ -103,7 +106,7 @@ def export(
     run: _Run,
     out: Annotated[Path, typer.Option(help="The JSONL file for the traces, one a line.")],
     role: Annotated[str | None, typer.Option(help="Only the traces of this part, as `teacher`.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run's traces where every optimizer can learn from them: compile(..., traces=dspyc.load_traces(OUT))."""
     from ..compiler import save_traces
@@ -121,14 +124,14 @@ def export(
 
 
 def _folders(folder: Path | None) -> list[Path]:
-    from ..providers.local import home
+    from ..files import home
 
     return [path.parent for path in (folder or home() / "runs").glob("*/ledger.sqlite")]
 
 
 def _record(run: str) -> "RunRecord":
     from ..compiler.records import read_run
-    from ..providers.local import home
+    from ..files import home
 
     named = home() / "runs" / run
     return read_run(named if (named / "ledger.sqlite").is_file() else Path(run))

@@ -12,7 +12,7 @@ import typer
 from ..errors import ConfigError
 from .failures import explained, interrupted
 from .launch import join_in, launch, launched
-from .output import console, emit
+from .output import Json, console, emit
 
 if TYPE_CHECKING:
     from ..training import TrainingConfig, TrainingResult
@@ -40,7 +40,7 @@ def train(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row; longer ones are left out.")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Of the adapter.")] = None,
@@ -57,7 +57,7 @@ def train(
     launcher: Annotated[Launcher | None, typer.Option(help="Train in several processes.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
     accelerate_config: Annotated[Path | None, typer.Option(help="What `accelerate config` wrote.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a model on rows: chats, prompts with responses, instructions with outputs."""
     flags = {
@@ -174,19 +174,17 @@ def _tell(result: "TrainingResult", out: Path, merged: Path | None, as_json: boo
     early = ", stopped early" if result.stopped_early else ""
     loss = "not known" if result.train_loss is None else f"{result.train_loss:.3f}"
     screen.print(f"{result.steps:,} steps in {result.seconds:.0f} s{early}. Loss: {loss}{validated}.")
-    screen.print(f"Model: {result.path}", soft_wrap=True, markup=False)
+    screen.print(f"Model: {result.path}", soft_wrap=True)
     if result.best_path is not None and result.best_step != result.kept_step:
-        screen.print(
-            f"Best on validation rows, step {result.best_step}: {result.best_path}", soft_wrap=True, markup=False
-        )
+        screen.print(f"Best on validation rows, step {result.best_step}: {result.best_path}", soft_wrap=True)
     if merged is not None:
-        screen.print(f"Merged with its base: {merged}", soft_wrap=True, markup=False)
+        screen.print(f"Merged with its base: {merged}", soft_wrap=True)
     adapted = result.method != "full" and merged is None
     loaded = f'"{result.base}", adapter="{result.path}"' if adapted else f'"{merged or result.path}"'
     code = f'import dspyc; print(dspyc.LocalLM({loaded})("Hello!")[0])'
     curves = str(out / CURVES) if (out / CURVES).exists() else None
     if curves is not None:
-        screen.print(f"Curves: {curves}", soft_wrap=True, markup=False)
-    screen.print(f"Next: python -c {shlex.quote(code)}", soft_wrap=True, markup=False, highlight=False)
+        screen.print(f"Curves: {curves}", soft_wrap=True)
+    screen.print(f"Next: python -c {shlex.quote(code)}", soft_wrap=True)
     if as_json:
         emit({**result.to_dict(), "out": str(out), "merged": merged and str(merged), "curves": curves})

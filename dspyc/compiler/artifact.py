@@ -22,21 +22,21 @@ from dspy.utils.saving import get_dependency_versions
 
 from .. import models
 from ..errors import ArtifactError, ModelError, public
-from ..files import settle, whole_folder
+from ..files import json_bytes, settle, whole_folder
 from ..providers import LocalLM, RemoteProvider
 from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
+from ..signatures.mixins import Mixin, mix
 from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
-from .readme import made_from, readme
+from .readme import Report, made_from, readme
 from .report import CompileReport
 from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
 FORMAT = 1
 
-Report = CompileReport | SearchReport | SequenceReport
 _REPORTS: dict[str | None, type[Report]] = {
     "search": SearchReport,
     "sequence": SequenceReport,
@@ -46,11 +46,10 @@ _REPORTS: dict[str | None, type[Report]] = {
 _ADDRESS = ("api_base", "api_version")  # no secrets, of models that a provider here has trained
 
 
-class CompiledMixin:
+class CompiledMixin(Mixin):
     """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
 
     _dspyc_report: Report | None
-    compiled_from: type[dspy.Module]  # the class without this mixin
 
     @property
     def report(self) -> Report | None:
@@ -67,10 +66,7 @@ class CompiledMixin:
 
 def attach(program: dspy.Module, report: Report | None) -> dspy.Module:
     """Give `program`, in place, its report and its `save`."""
-    kind = type(program)
-    if not isinstance(program, CompiledMixin):
-        names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-        program.__class__ = type(kind.__name__, (CompiledMixin, kind), {**names, "compiled_from": kind})
+    mix(program, CompiledMixin)
     program._dspyc_report = report
     return program
 
@@ -123,7 +119,7 @@ def load(
     dtype: str = "auto",
     vectorizer: dspy.Embedder | None = None,
 ) -> dspy.Module:
-    """The program that an artifact holds, ready to run, without a network.
+    """The program that an artifact holds, ready to run.
 
     Without `program` it is made anew: DSPy's own modules from the signature that the artifact records, other classes by
     importing the one that it names, so load only artifacts that you trust or pass a program (or a function that makes
@@ -325,7 +321,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(value, indent=2, default=str) + b"\n")
 
 
 def _read_json(path: Path) -> Any:

@@ -22,14 +22,12 @@ from typing import Any, Protocol
 
 import dspy
 
-from ..errors import ConfigError, DspycError, public, redact
+from ..errors import ConfigError, DspycError, redact
 from ..signatures import fingerprint
-from ..signatures.fingerprints import stable
+from ..signatures.fingerprints import identifying, stable
 from .ledger import Answer, CallKey, Ledger
 from .limiter import Limiter, limiter_of
 from .prices import is_paid, price_of
-
-_PLACE = re.compile(r"api_|aws_", re.IGNORECASE)  # where a model is served, which is no part of a request
 
 
 @dataclass
@@ -270,7 +268,7 @@ class _Pending:
         self.lm, self.run = lm, run
         self.call = Call(lm.model, messages or [{"role": "user", "content": prompt}], [])
         self.bodies = [_body(message) for message in self.call.messages]
-        settings = public({k: v for k, v in {**lm.kwargs, **kwargs}.items() if not _PLACE.match(k)})
+        settings = identifying({**lm.kwargs, **kwargs})
         bound_by: Callable[..., list[Any]] = getattr(lm, "bound_by", lambda *_: [])  # models.constrained
         asked = json.dumps([lm.model, settings, *bound_by(messages, kwargs)], sort_keys=True, default=_name)
         self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]

@@ -203,7 +203,7 @@ def _remedy(report: DatasetReport) -> str:
     if report.below:
         return "Lower `metric_threshold`, or use a better teacher."
     if report.failed:
-        return "Look at the errors with Ledger(run_dir).events('bad example')."
+        return "Look at the errors: `dspyc runs show` with the run's folder lists them."
     if report.unrenderable:
         return "Use an adapter that can write these answers, such as dspyc.TerseAdapter()."
     return "Check that the teacher calls the predictors that the student has."

@@ -19,7 +19,7 @@ _BUILT_IN: dict[str, type[dspy.Module]] = {"Predict": dspy.Predict, "ChainOfThou
 
 def describe(program: dspy.Module) -> dict[str, Any]:
     """The program's class, and its signature as text where that is enough to make it again."""
-    own = _own_class(type(program))
+    own = written_class(type(program))
     facts: dict[str, Any] = {"class": f"{own.__module__}:{own.__qualname__}", "module": None, "signature": None}
     for name, built_in in _BUILT_IN.items():
         if own is built_in and (text := _signature_text(name, program)):
@@ -60,11 +60,6 @@ def _import(reference: str, path: Path) -> Callable[[], dspy.Module]:
     if not (inspect.isclass(found) and issubclass(found, dspy.Module)):
         raise ArtifactError(f"{reference}, which {path} names, is no dspy.Module.", hint=_HINT)
     return found
-
-
-def _own_class(kind: type) -> Any:
-    """The class that the user wrote, without what `attach` and `mix` put before it."""
-    return written_class(getattr(kind, "compiled_from", kind))
 
 
 def _signature_text(name: str, program: dspy.Module) -> str | None:

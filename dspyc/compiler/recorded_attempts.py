@@ -9,8 +9,8 @@ from ..errors import DataError
 from ..evaluation.metrics import Metric
 from .attempts import Attempt
 from .bootstrap import example_keys
+from .fitted_traces import fitted_to, rescored
 from .trace import Taken, Trace
-from .traces_file import fitted_to, rescored
 
 
 def recorded_attempts(

@@ -1,6 +1,6 @@
 """Run folders as people and tools read them: beside a compile that is going on, and without changing anything.
 
-run = read_run(Path("runs/triage"))
+run = read_run("triage.run")
 run.summary()["calls"]                 # {"teacher": {"calls": 300, "tokens": 81234, "usd": 0.05}}
 differences(run, other)                # which calls, traces and scores are not the same
 """
@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ class RunRecord:
             "candidates": candidates,
             "report": json.loads(finished[0]) if finished else None,
         }
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Why runs failed, the most frequent reason first: `role`, `error` and how many `traces`."""
+        query = """
+            SELECT role, error, COUNT(*) AS traces FROM traces WHERE error IS NOT NULL
+            GROUP BY role, error ORDER BY traces DESC, role, error
+        """
+        with self._reading() as db:
+            rows = db.execute(query).fetchall()
+        return [{"role": role, "error": error, "traces": count} for role, error, count in rows]
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, oldest first."""
@@ -121,12 +132,13 @@ class RunRecord:
             raise LedgerError(f"Could not read the ledger in {self.run_dir}: {error}.", hint=advice(error)) from error
 
 
-def read_run(run_dir: Path) -> RunRecord:
+def read_run(run_dir: str | PathLike[str]) -> RunRecord:
     """The record of a run folder.
 
     Raises:
         LedgerError: There is none.
     """
+    run_dir = Path(run_dir)
     if not (run_dir / "ledger.sqlite").is_file():
         raise LedgerError(
             f"There is no run at {run_dir}.", hint="`dspyc runs list` shows the runs that are kept; a folder works too."

@@ -20,7 +20,7 @@ from ..errors import redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
-from ..signatures.mixins import PredictorMixin, mix
+from ..signatures.mixins import Mixin, mix
 from .calls import Call, Run, Workers, call_key
 from .ledger import Ledger
 
@@ -193,7 +193,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         trace.error, trace.blame = described(error), "metric"
 
 
-class _Observed(PredictorMixin):
+class _Observed(Mixin):
     """Tells the recorder of the run what the predictor does. DSPy's callbacks would too, at 0.1 ms a call."""
 
     signature: type[dspy.Signature]

@@ -14,7 +14,7 @@ import dspy
 
 from ..signatures import predictors
 from ..signatures.fingerprints import stable
-from ..signatures.mixins import PredictorMixin, mix
+from ..signatures.mixins import Mixin, mix
 
 _KEY = "dspyc_withheld"
 
@@ -30,7 +30,7 @@ def withheld(example: dspy.Example) -> dict[str, Any]:
     return {_KEY: example}
 
 
-class _Withholding(PredictorMixin):
+class _Withholding(Mixin):
     """Its demos lack the example that is withheld."""
 
     @property

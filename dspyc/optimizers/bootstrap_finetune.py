@@ -20,12 +20,13 @@ from ..compiler.bootstrap import bootstrap, check_examples, check_threads, examp
 from ..compiler.budget import Budget
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
+from ..compiler.fitted_traces import fitted_to, rescored
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
-from ..compiler.traces_file import fitted_to, given_traces, rescored
+from ..compiler.traces_file import given_traces
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric

@@ -8,8 +8,7 @@ import dspy
 from dspy.clients.utils_finetune import TrainDataFormat
 
 from ..compiler.ledger import Ledger
-from ..errors import LedgerError, ModelError, TrainingError
-from ..providers.faults import UnfinishedError
+from ..errors import LedgerError, ModelError, TrainingError, UnfinishedError
 from ..providers.job import RemoteJob
 from ..providers.remote import RemoteProvider
 from ..signatures import fingerprint

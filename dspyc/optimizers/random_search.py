@@ -180,7 +180,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                     raise failure
                 if self.rule is not None and not folds.final:
                     folds = maker.with_final(folds, winner.number)
-                final = _run_all(winner, folds.final, pool) if not race.spent else []
+                final, refused = _run_all(winner, folds.final, pool) if not race.spent else ([], race.refused)
             for trace in [*maker.runs, *final]:
                 race.usage.add(trace)
             report = SearchReport(
@@ -188,8 +188,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 candidates=[_told(lane, maker, winner) for lane in race.lanes],
                 validation=folds.validation_name,
                 final=Score.of([trace.score or 0.0 for trace in final]),
-                final_on=_final_name(folds, final, race),
-                stopped=race.refused.message if race.refused else None,
+                final_on=_final_name(folds, final, refused, raced=self.rule is not None),
+                stopped=error.message if (error := race.refused or refused) else None,
                 calls=ledger.calls(),
                 replayed=race.usage.replayed,
                 cost=race.usage.cost,
@@ -292,14 +292,15 @@ def _failures(race: Race) -> list[Trace]:
     return [] if scored else [trace for lane in race.lanes for trace in lane.failed.values()]
 
 
-def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> list[Trace]:
+def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> tuple[list[Trace], BudgetError | None]:
+    """All runs; or none, where the budget refused one: a part of them would say less than it seems to."""
     assert winner.subject is not None
     keys = enumerate(zip(examples, example_keys(examples), strict=True))
     runs = [pool.submit(winner.subject, example, key, i) for i, (example, key) in keys]
     try:
-        return [run.result() for run in runs]
-    except BudgetError:  # a part of them would say less than it seems to
-        return []
+        return [run.result() for run in runs], None
+    except BudgetError as error:
+        return [], error
 
 
 def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
@@ -315,12 +316,12 @@ def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
     )
 
 
-def _final_name(folds: Folds, final: list[Trace], race: Race) -> str:
+def _final_name(folds: Folds, final: list[Trace], refused: BudgetError | None, *, raced: bool) -> str:
     if final:
         return folds.final_name
-    if race.spent:
+    if refused is not None:
         return "the budget was spent"
-    return "every training example had a part in it; pass a `testset`" if race.rule is not None else "pass a `testset`"
+    return "every training example had a part in it; pass a `testset`" if raced else "pass a `testset`"
 
 
 def _candidate_programs(race: Race, winner: Lane, maker: CandidateMaker) -> list[dict[str, Any]]:

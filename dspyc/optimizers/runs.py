@@ -8,7 +8,7 @@ from pathlib import Path
 import dspy
 
 from ..compiler.bootstrap import example_keys
-from ..providers.local import home
+from ..files import home
 
 
 def run_folder(run_dir: str | os.PathLike[str] | None, asks: str) -> Path:

@@ -5,12 +5,12 @@ print(estimate.describe())                             # About 41,000 tokens × 
 estimate.check(max_usd=5)                              # ConfigError where it is more
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import json_bytes
 
 _BYTES_A_TOKEN = 4  # of JSON in English; a provider's own tokenizer counts some 20 % more or less
 
@@ -65,7 +65,7 @@ class CostEstimate:
 
 def estimate_cost(rows: Sequence[Mapping[str, Any]], provider: str, model: str = "", epochs: float = 3) -> CostEstimate:
     """The cost of training on rows; they are counted by their length, since providers count with their own tokenizers."""
-    size = sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows)
+    size = sum(len(json_bytes(row)) for row in rows)
     tokens = max(1, round(size / _BYTES_A_TOKEN)) if rows else 0
     price = _price(provider, model.rpartition("/")[2])
     return CostEstimate(tokens, epochs, None if price is None else tokens * epochs * price / 1e6, model)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 
-from ..errors import ProviderError, TrainingError, TransientError, redact
+from ..errors import ProviderError, TransientError, redact
 
 _PASSES = (408, 409, 425, 429)
 
@@ -15,10 +15,6 @@ class MissingError(ProviderError):
 
 class TakenError(ProviderError):
     """A name that is in use, or a state that does not allow what was asked."""
-
-
-class UnfinishedError(TrainingError):
-    """A job that takes longer than its `timeout`, and goes on: it may be waited for again."""
 
 
 def http_fault(

@@ -20,10 +20,10 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, UnfinishedError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from .faults import MissingError, UnfinishedError
+from .faults import MissingError
 from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
 from .settings import check_limits, check_names, refuse_secrets
 from .store import JobRecord

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from ..errors import ConfigError, DataError, ModelError, needing
+from ..files import home
 
 if TYPE_CHECKING:
     from ..models.engine import LocalEngine
@@ -203,11 +203,6 @@ def split(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, 
     from ..training.rows import Part
 
     return Part(rows, (i for i in range(len(rows)) if i not in held_out)), Part(rows, sorted(held_out))
-
-
-def home() -> Path:
-    """Where dspyc keeps what was given no folder: `$DSPYC_HOME`, else `~/.cache/dspyc`."""
-    return Path(os.environ.get("DSPYC_HOME") or Path.home() / ".cache" / "dspyc").expanduser()
 
 
 def default_folder(model_string: str, rows: Sequence[Mapping[str, Any]], train_kwargs: Mapping[str, Any]) -> Path:

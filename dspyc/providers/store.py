@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, LedgerError
+from ..files import home
 from ..locks import FolderLock
-from .local import home
 
 logger = logging.getLogger(__name__)
 

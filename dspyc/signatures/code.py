@@ -32,7 +32,7 @@ import dspy
 from pydantic import BaseModel
 
 from .digests import fingerprint
-from .fingerprints import is_secret, public, signature_fingerprint, stable, type_key
+from .fingerprints import identifying, is_secret, signature_fingerprint, stable, type_key
 from .first_seen import Noted, noted
 from .source import source
 
@@ -221,7 +221,7 @@ class _Reading:
 
 def _predictor_key(predictor: dspy.Predict) -> list[Any]:
     asks = signature_fingerprint(predictor.signature)
-    return [asks, stable(predictor.demos), stable(public(predictor.config)), stable(predictor.lm)]
+    return [asks, stable(predictor.demos), stable(identifying(predictor.config)), stable(predictor.lm)]
 
 
 def _attributes(value: Any) -> dict[str, Any]:

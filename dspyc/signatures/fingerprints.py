@@ -20,8 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticOmit, PydanticUndefined
 
-from .. import errors
-from ..errors import is_secret_name
+from ..errors import is_secret_name, public
 from .digests import fingerprint
 
 _PLACE = re.compile(r"api_|base_url$|azure_ad|aws_|vertex_cred", re.IGNORECASE)  # where a model is served
@@ -108,9 +107,9 @@ def _opaque(value: Any, depth: int) -> Any:
     return [type(value).__name__, _ADDRESS.sub("", described)]
 
 
-def public(value: Any) -> Any:
+def identifying(value: Any) -> Any:
     """Settings without secrets and without where a model is served, at any depth: neither is what a program is."""
-    return errors.public(value, is_secret)
+    return public(value, is_secret)
 
 
 def is_secret(name: Any) -> bool:
@@ -130,13 +129,18 @@ def _field_key(name: str, field: FieldInfo) -> list[Any]:
 def lm_key(lm: Any) -> list[Any]:
     kwargs = {k: v for k, v in getattr(lm, "kwargs", {}).items() if v is not None}
     free = ["free"] if getattr(lm, "constrained", None) is False else []  # a model of this machine that is left free
-    return [getattr(lm, "model", type(lm).__name__), getattr(lm, "model_type", None), stable(public(kwargs)), *free]
+    return [
+        getattr(lm, "model", type(lm).__name__),
+        getattr(lm, "model_type", None),
+        stable(identifying(kwargs)),
+        *free,
+    ]
 
 
 def adapter_key(adapter: dspy.Adapter) -> list[Any]:
     kind = type(adapter)
     values = {k: v for k, v in vars(adapter).items() if k != "callbacks"}
-    return [f"{kind.__module__}:{kind.__qualname__}", stable(public(values))]
+    return [f"{kind.__module__}:{kind.__qualname__}", stable(identifying(values))]
 
 
 class _QuietSchema(GenerateJsonSchema):

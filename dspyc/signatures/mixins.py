@@ -1,9 +1,9 @@
-"""What predictors are made to do by a change of class, in place: whatever in the program refers to a predictor still does.
+"""What modules are made to do by a change of class, in place: whatever in the program refers to a predictor still does.
 
     mix(predictor, AdaptedMixin)
     written_class(type(predictor))          # the class that the user wrote
 
-The class made for it carries the name of the one behind it. A predictor may have several mixins, the last one first.
+The class made for it carries the name of the one behind it. A module may have several mixins, the last one first.
 """
 
 from typing import Any
@@ -11,24 +11,24 @@ from typing import Any
 import dspy
 
 
-class PredictorMixin:
-    """Put by `mix` before `dspy.Predict`, or a subclass of it."""
+class Mixin:
+    """Put by `mix` before a module's own class."""
 
-    mixin: type["PredictorMixin"]
-    mixed_from: type[dspy.Predict]  # the class behind `mixin`
+    mixin: type["Mixin"]
+    mixed_from: type[dspy.Module]  # the class behind `mixin`
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By the user's class: ours was made at run time, and no other process can import it.
         return _blank, (written_class(type(self)), _mixins(type(self))), self.__getstate__()
 
 
-def mix(predictor: dspy.Predict, mixin: type[PredictorMixin]) -> None:
-    """Put `mixin` before the predictor's class, unless it is there."""
-    if not isinstance(predictor, mixin):
-        predictor.__class__ = mixed(type(predictor), mixin)
+def mix(module: dspy.Module, mixin: type[Mixin]) -> None:
+    """Put `mixin` before the module's class, unless it is there."""
+    if not isinstance(module, mixin):
+        module.__class__ = mixed(type(module), mixin)
 
 
-def mixed(kind: Any, mixin: type[PredictorMixin]) -> Any:
+def mixed(kind: Any, mixin: type[Mixin]) -> Any:
     """The class of `kind` with `mixin` before it, the same one each time."""
     if (kind, mixin) not in _classes:
         names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -47,16 +47,16 @@ def written_class(kind: Any) -> Any:
 _classes: dict[tuple[type, type], type] = {}
 
 
-def _mixins(kind: Any) -> list[type[PredictorMixin]]:
+def _mixins(kind: Any) -> list[type[Mixin]]:
     """The first one put there first."""
-    found: list[type[PredictorMixin]] = []
+    found: list[type[Mixin]] = []
     while "mixed_from" in vars(kind):
         found.insert(0, kind.mixin)
         kind = kind.mixed_from
     return found
 
 
-def _blank(kind: Any, mixins: list[type[PredictorMixin]]) -> Any:
+def _blank(kind: Any, mixins: list[type[Mixin]]) -> Any:
     for mixin in mixins:
         kind = mixed(kind, mixin)
     return kind.__new__(kind)

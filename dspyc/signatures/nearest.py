@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import dspy
 
 from ..errors import ConfigError
-from .fingerprints import public
+from .fingerprints import identifying
 from .likeness import Likeness, asked, likeness_to, scikit_learns_tfidf
-from .mixins import PredictorMixin, mix
+from .mixins import Mixin, mix
 
 _KEPT = 4  # pools: a predictor's, and those of copies that were changed
 
@@ -68,7 +68,7 @@ class Nearest:
                 "k": self.k,
                 "vectorizer": {"function": getattr(made.model, "__qualname__", type(made.model).__name__)},
             }
-        settings = {"batch_size": made.batch_size, "caching": made.caching, **public(made.default_kwargs)}
+        settings = {"batch_size": made.batch_size, "caching": made.caching, **identifying(made.default_kwargs)}
         return {"k": self.k, "vectorizer": {"model": made.model, "settings": settings}}
 
     @classmethod
@@ -112,7 +112,7 @@ class _Pool(NamedTuple):
     likeness: Likeness
 
 
-class NearestMixin(PredictorMixin):
+class NearestMixin(Mixin):
     """Each call shows the demos that `nearest` chooses; None shows all, as any predictor does."""
 
     nearest: Nearest | None = None

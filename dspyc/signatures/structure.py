@@ -17,7 +17,7 @@ from ..errors import ProgramError
 from .adapted import adapter_of
 from .code import code_key, settings_key
 from .digests import fingerprint
-from .fingerprints import adapter_key, lm_key, public, signature_fingerprint, stable, type_key
+from .fingerprints import adapter_key, identifying, lm_key, signature_fingerprint, stable, type_key
 from .first_seen import carry_over
 from .mixins import written_class
 
@@ -241,7 +241,7 @@ def _predictor_key(predictor: dspy.Predict) -> list[Any]:
         [_class_path(predictor), code_key(written_class(type(predictor)))],
         [signature.__name__, signature_fingerprint(signature)],
         [stable(demo) for demo in predictor.demos],
-        stable(public(predictor.config)),
+        stable(identifying(predictor.config)),
         stable(predictor.fields),
         adapter_key(adapter_of(predictor)),
         None if lm is None else lm_key(lm),

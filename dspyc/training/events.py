@@ -1,12 +1,11 @@
 """events.jsonl: one JSON object a line, for people, plots and tools, while a run is going on."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from ..files import numbered_lines
+from ..files import json_bytes, numbered_lines, write_bytes
 
 
 class EventLog:
@@ -22,9 +21,7 @@ class EventLog:
         self._before = max((float(e.get("seconds", 0.0)) for e in kept), default=0.0)
         self._started = time.monotonic()
         if writes:
-            aside = path.with_name(f".writing-{path.name}")
-            aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
-            os.replace(aside, path)
+            write_bytes(path, b"".join(json_bytes(event) + b"\n" for event in kept))
         self.last_loss = next((float(e["loss"]) for e in reversed(kept) if "loss" in e), None)
         self.last_validation_loss = next((e["validation_loss"] for e in reversed(kept) if "validation_loss" in e), None)
 
@@ -34,8 +31,8 @@ class EventLog:
     def write(self, step: int, epoch: float, **facts: Any) -> None:
         line = {"step": step, "epoch": round(epoch, 4), **facts, "seconds": round(self.seconds(), 3)}
         if self._writes:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.path.open("ab") as stream:
+                stream.write(json_bytes(line) + b"\n")
         self.last_loss = facts.get("loss", self.last_loss)
         self.last_validation_loss = facts.get("validation_loss", self.last_validation_loss)
 

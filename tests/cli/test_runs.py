@@ -64,6 +64,23 @@ def test_show_reads_a_run_that_is_going_on(home: Path) -> None:
     assert "Not finished" in said
 
 
+def test_show_lists_why_runs_failed_the_most_frequent_first(tmp_path: Path) -> None:
+    def failing(inputs: dict[str, str]) -> dict[str, object]:
+        if "thing" in inputs and inputs["thing"].endswith("0"):
+            raise ValueError("no colour for this one")
+        raise KeyError("lost")
+
+    record(tmp_path / "run", 4, failing)
+    found = json.loads(dspyc("show", str(tmp_path / "run"), "--json").stdout)["failures"]
+    assert [(failure["role"], failure["traces"]) for failure in found] == [("teacher", 3), ("teacher", 1)]
+    said = dspyc("show", str(tmp_path / "run")).stdout
+    assert f"3 × teacher: {found[0]['error']}" in said
+    assert "lost" in found[0]["error"]
+    assert f"1 × teacher: {found[1]['error']}" in said
+    assert "no colour for this one" in found[1]["error"]
+    assert library.compiler.read_run(str(tmp_path / "run")).failures() == found
+
+
 def test_diff_names_what_is_shared_and_whose_outcome_differs(home: Path) -> None:
     found = json.loads(dspyc("diff", "first", "second", "--json").stdout)
     assert found["traces"] == {"both": 4, "first": 0, "second": 2}

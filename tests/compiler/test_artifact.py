@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dspy
 import pytest
 
@@ -244,6 +245,28 @@ def test_a_compiled_program_saves_dspys_state_by_suffix(artifact: tuple[Any, Pat
     program, _ = artifact
     program.save(tmp_path / "state.json")
     assert "signature" in json.loads((tmp_path / "state.json").read_text())
+
+
+def test_a_copy_by_cloudpickle_is_of_the_same_class_and_can_be_saved(tmp_path: Path) -> None:
+    student = dspy.ChainOfThought("thing -> colour")
+    program = dspyc.LabeledFewShot(k=1).compile(
+        student, trainset=[dspy.Example(thing="a hat", colour="red", reasoning="It is.").with_inputs("thing")]
+    )
+    again = cloudpickle.loads(cloudpickle.dumps(program))
+    assert type(again) is type(program)
+    assert again.predict.demos == program.predict.demos
+    again.save(tmp_path / "hats")
+    facts = json.loads((tmp_path / "hats" / "artifact.json").read_text())
+    assert facts["program"]["class"] == "dspy.predict.chain_of_thought:ChainOfThought"
+
+
+def test_half_a_surrogate_pair_in_a_demo_is_kept(tmp_path: Path) -> None:
+    half = json.loads('"cut in the middle \\ud83d"')
+    program = dspyc.LabeledFewShot(k=1).compile(
+        dspy.Predict("thing -> colour"), trainset=[dspy.Example(thing=half, colour="red").with_inputs("thing")]
+    )
+    program.save(tmp_path / "half")
+    assert dspyc.load(tmp_path / "half").demos[0]["thing"] == half
 
 
 def test_no_room_for_an_artifact_leaves_none(artifact: tuple[Any, Path], tmp_path: Path) -> None:

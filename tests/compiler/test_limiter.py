@@ -118,6 +118,18 @@ def test_a_compile_survives_faults_in_a_fifth_of_its_calls(address: str, tmp_pat
     assert recorded == Flaky.faults[""] + Flaky.faults["garbage"]  # what was answered, and nothing else
 
 
+@pytest.mark.parametrize("name", ["api_base", "base_url"])
+def test_a_server_that_has_moved_is_not_asked_again(name: str, address: str, tmp_path: Path) -> None:
+    examples = [dspy.Example(question=f"q{i}").with_inputs("question") for i in range(3)]
+    for place in (address, "http://127.0.0.1:9/v1"):
+        program = dspy.Predict("question -> answer")
+        program.set_lm(dspy.LM("openai/flaky", **{name: place}, api_key="none", cache=False, num_retries=3))
+        with Ledger(tmp_path) as ledger:
+            traces = bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+        assert [trace.error for trace in traces] == [None] * 3
+    assert set(Flaky.answered.values()) == {1}
+
+
 def test_usd_stops_a_real_client(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer of 7 + 3 tokens costs 2.85 millionths of a dollar at the list price of this model."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")

@@ -131,12 +131,12 @@ def request(settings: dict[str, Any], folder: Path, **asked: Any) -> str:
 
 
 def test_calls_and_models_keep_the_names_that_ledgers_know(tmp_path: Path) -> None:
-    """As they were on 2026-11-21: under another name, everything in every run folder would be paid for again."""
+    """As they were on 2026-11-22: under another name, everything in every run folder would be paid for again."""
     settings = ORDINARY | {"max_completion_tokens": 100}
     tools = [{"type": "function", "function": {**TOOL, "parameters": {**TOOL["parameters"], "required": ["key"]}}}]
     elsewhere = {**settings, **SECRETS, "base_url": "http://here"}
     assert request(settings, tmp_path / "1") == "61ac9b1e103784a0"
-    assert request(elsewhere, tmp_path / "2", tools=tools, response_format=dspy.Predict) == "41286cea51c4f979"
+    assert request(elsewhere, tmp_path / "2", tools=tools, response_format=dspy.Predict) == "c91810f96a57a6ec"
     lm = dspy.LM("openai/gpt-4.1-mini", **ORDINARY, **SECRETS, base_url="http://here")
     assert fingerprint(lm_key(lm)) == "1ffea52eed6bf2e2"
 

@@ -13,7 +13,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, load_traces, observe, read_run, save_traces
-from dspyc.compiler.traces_file import fitted_to, rescored
+from dspyc.compiler.fitted_traces import fitted_to, rescored
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from tests.optimizers import desk
 

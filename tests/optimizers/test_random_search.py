@@ -373,6 +373,19 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert finished.report.stopped is None
 
 
+def test_a_budget_that_ends_in_the_final_score_leaves_none_and_says_so(tmp_path: Path) -> None:
+    lm = simulated_lm()
+    search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
+    needed = len(lm.engine.asked) - len(TEST)
+    compiled = search(tmp_path / "again", num_threads=1, budget=Budget(calls=needed + 3)).compile(
+        student(simulated_lm()), trainset=TRAIN, valset=VALIDATION, testset=TEST
+    )
+    assert any(candidate.ended == "won" for candidate in compiled.report.candidates)
+    assert compiled.report.final is None
+    assert compiled.report.final_on == "the budget was spent"
+    assert "calls" in compiled.report.stopped
+
+
 def test_a_teacher_without_budget_leaves_the_runs_that_cost_nothing(tmp_path: Path) -> None:
     def mostly(inputs: dict[str, str]) -> dict[str, Any]:
         return added(inputs) if share("known", inputs["question"]) < 0.7 else {"answer": "?"}

@@ -1,11 +1,11 @@
 """A provider's formatter, and the report on a file of rows before anything is sent."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
+from ...files import json_bytes
 from ...training.formats import chat_row
 
 _SHOWN = 20  # refused rows named in an error
@@ -109,7 +109,7 @@ class RowReport:
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """A file of rows as every provider reads it: a JSON object a line."""
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    return b"".join(json_bytes(row) + b"\n" for row in rows)
 
 
 def _chat(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
