@@ -124,10 +124,12 @@ def load(
     Without `program` it is made anew: DSPy's own modules from the signature that the artifact records, other classes by
     importing the one that it names, so load only artifacts that you trust or pass a program (or a function that makes
     one) yourself. `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what
-    predictors choose their demos, if by a function, which no file holds.
+    predictors choose their demos, if by a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
 
     Raises:
         ArtifactError: A file is missing or was changed, or the program is not the one that was saved.
+        ConfigError: A `vectorizer` is missing, or a package that it needs.
+        ModelError: The weights cannot be read, or do not fit this machine.
     """
     path = Path(path)
     facts = verify(path)

@@ -23,6 +23,11 @@ class CompileReport:
     USD where the providers say, else None. `plan` is what was expected of models elsewhere and `spent` what those alone were
     asked, over all sittings. `stopped` is the limit that ended the compile early, so that this is the best so far; None where
     nothing did. `run_dir` is empty where nothing was run, so that there was nothing to record.
+
+    `rows` counts training rows by predictor, `dataset` says what became of the runs that gave none, `training` has for every
+    set of weights its predictors, model, folder and losses. `kept_student`: the result was worse, and
+    `on_regression="keep_student"` gave the student back. `fingerprints` name the compile, the data and the programs by
+    their content.
     """
 
     verdict: Verdict | None
@@ -43,14 +48,17 @@ class CompileReport:
 
     @property
     def before(self) -> float | None:
+        """The student's mean score on held-out examples; None, as the next two, where nothing was compared."""
         return self.verdict.before if self.verdict else None
 
     @property
     def teacher(self) -> float | None:
+        """The teacher's; None too where labels taught."""
         return self.verdict.teacher if self.verdict else None
 
     @property
     def after(self) -> float | None:
+        """The compiled program's."""
         return self.verdict.after if self.verdict else None
 
     @property

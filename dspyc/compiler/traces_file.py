@@ -29,6 +29,9 @@ def save_traces(traces: Iterable[Trace | Mapping[str, Any]], path: str | PathLik
 
     Returns:
         How many.
+
+    Raises:
+        DataError: The file cannot be written.
     """
     target = Path(path)
     try:

@@ -38,6 +38,9 @@ def ScriptedLM(answer: Answer, *, model: str = "scripted/expert", **kwargs: Any)
 
     Returns:
         The LM; `lm.engine.calls` counts its requests, deep copies of the LM included.
+
+    Raises:
+        ConfigError: `answer` is no function.
     """
     if not callable(answer):
         raise ConfigError(

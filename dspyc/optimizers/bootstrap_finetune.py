@@ -141,7 +141,11 @@ class BootstrapFinetune(Teleprompter):
         example, and those of held-out examples are left out.
 
         Raises:
-            DspycError: Its subclass says what was wrong, and every error but a LedgerError leaves a run that resumes.
+            ConfigError, ProgramError, RenderError, DataError, ModelError: Before anything is asked: an argument, the student,
+                a teacher, an example or an LM that cannot be used.
+            BootstrapError, BudgetError, TrainingError, ProviderError, LedgerError: While it is at work; the same compile goes
+                on from there.
+            RegressionError: The result is worse, and `on_regression="raise"`; its weights stay in the run folder.
         """
         if unknown:
             allowed = "trainset, teacher, valset and traces are allowed"

@@ -120,7 +120,6 @@ class RemoteProvider(Provider, ABC):
             None: as `environment` says. A job's record holds all of it, so another shell's variables lead nowhere else.
         secrets: Values of those that `secret` names: never written, shown, copied to a file or pickled.
         polling: How often a job is looked at, and how long faults are borne.
-        store: Where jobs are recorded. Default: in dspyc's own folder.
     """
 
     name: ClassVar[str]
