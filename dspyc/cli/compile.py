@@ -18,7 +18,7 @@ from .loading import (
     load_teacher,
     read_examples,
     read_object,
-    read_rows,
+    read_records,
 )
 from .output import Json, console, emit, quiet, summary
 
@@ -83,7 +83,7 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    names, needed = chosen_inputs(loaded, inputs, read_rows(trainset))
+    names, needed = chosen_inputs(loaded, inputs, read_records(trainset))
     train = read_examples(trainset, names, needed)
     held_out = read_examples(valset, names, needed) if valset else None
     judged_by = load_metric(metric) if metric else None

@@ -131,7 +131,7 @@ def load_lm_or_program(reference: str) -> Any:
     return made
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a JSONL file, one a line; empty lines are passed over.
 
     Raises:
@@ -148,7 +148,7 @@ def read_examples(path: Path, inputs: Sequence[str], needed: Collection[str] = (
     """
     import dspy
 
-    rows = read_rows(path)
+    rows = read_records(path)
     for number, row in enumerate(rows, start=1):
         missing = [name for name in needed or inputs if name not in row]
         if missing:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from ..errors import ConfigError, DataError, ProviderError, needing
 from .faults import http_fault, transient
 from .remote import JobStatus, Look, Order, RemoteProvider
+from .rest import given
 from .rows import Formatter
 from .rows.vertex import VERTEX
 from .settings import check_count, check_rate
@@ -101,7 +102,7 @@ class VertexProvider(RemoteProvider):
     def create(self, order: Order, record: JobRecord) -> str:
         from google.genai import types
 
-        told = {theirs: order.settings[ours] for ours, theirs in _NAMES.items() if order.settings.get(ours) is not None}
+        told = given(order.settings, _NAMES)
         if "validation" in record.facts:
             told["validation_dataset"] = types.TuningValidationDataset(gcs_uri=record.facts["validation"])
         config = types.CreateTuningJobConfig(

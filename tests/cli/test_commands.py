@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from dspyc.cli.loading import load_program, read_rows
+from dspyc.cli.loading import load_program, read_records
 from dspyc.compiler import load
 from dspyc.errors import ArtifactError
 
@@ -85,7 +85,7 @@ def test_compile_then_run_then_eval(shop: Path) -> None:
     table = dspyc(*asked)
     assert re.fullmatch(rf"\W*colour\W+{answer['colour']}\W*", table.stdout), table.stdout
 
-    loaded, rows = load("built", load_program("shop.py:Shop")), read_rows(Path("train.jsonl"))
+    loaded, rows = load("built", load_program("shop.py:Shop")), read_records(Path("train.jsonl"))
     right = sum(loaded(thing=row["thing"]).colour == row["colour"] for row in rows)
     scored = last_object(dspyc("eval", "built", "--devset", "train.jsonl", "--metric", "shop.py:metric", "--json"))
     assert scored == {"score": right / 12, "examples": 12, "failed": 0, "seconds": scored["seconds"]}

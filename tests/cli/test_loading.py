@@ -17,7 +17,7 @@ from dspyc.cli.loading import (
     load_teacher,
     read_examples,
     read_object,
-    read_rows,
+    read_records,
 )
 from dspyc.errors import ConfigError, DataError, ModelError
 from dspyc.providers import LocalLM, LocalProvider
@@ -161,19 +161,19 @@ def test_a_reference_to_what_cannot_learn_or_teach_is_refused(shop: Path) -> Non
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(DataError, match=said):
-        read_rows(tmp_path / "rows.jsonl")
+        read_records(tmp_path / "rows.jsonl")
 
 
 def test_line_separators_inside_a_value_do_not_end_the_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": "one\u2028two"}\r\n{"a": "three"}', encoding="utf-8")
-    assert read_rows(tmp_path / "rows.jsonl") == [{"a": "one\u2028two"}, {"a": "three"}]
+    assert read_records(tmp_path / "rows.jsonl") == [{"a": "one\u2028two"}, {"a": "three"}]
 
 
 def test_a_missing_file_and_a_binary_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00\x01")
     for name in ("rows.jsonl", "nothing.jsonl"):
         with pytest.raises(DataError, match=name):
-            read_rows(tmp_path / name)
+            read_records(tmp_path / name)
 
 
 def test_an_example_without_an_input_is_named(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from .chat import ChatRules, text_of
+from .chat import ChatRules, exchange, text_of
 from .formatter import Formatter
 
 SCHEMA = "bedrock-conversation-2024"
@@ -28,12 +29,6 @@ def write_nova(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"schemaVersion": SCHEMA} | ({"system": system} if system else {}) | {"messages": spoken}
 
 
-def write_text(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One exchange: the system's text, an empty line and the user's are the prompt."""
-    *prompt, reply = (text_of(turn) for turn in row["messages"])
-    return {"prompt": "\n\n".join(str(text) for text in prompt), "completion": reply}
-
-
 NOVA = Formatter(
     "bedrock-nova",
     NOVA_RULES.problems,
@@ -45,6 +40,6 @@ NOVA = Formatter(
 TEXT = Formatter(
     "bedrock",
     TEXT_RULES.problems,
-    write_text,
+    partial(exchange, reply="completion"),
     source="https://docs.aws.amazon.com/bedrock/latest/userguide/preparing-text-data.html",
 )
