@@ -271,7 +271,7 @@ class _Pending:
         settings = identifying({**lm.kwargs, **kwargs})
         bound_by: Callable[..., list[Any]] = getattr(lm, "bound_by", lambda *_: [])  # models.constrained
         asked = json.dumps([lm.model, settings, *bound_by(messages, kwargs)], sort_keys=True, default=_name)
-        self.call.request = sha256("\n".join([asked, *self.bodies]).encode()).hexdigest()[:16]
+        self.call.request = _digest([asked, *self.bodies])[:16]
         self.call.nth = run.occurrence(self.call.request)
         self.key = CallKey(run.role, run.example, self.call.request, self.call.nth)
         self.replies: Any = None
@@ -384,6 +384,14 @@ def _is_cached(response: Any) -> bool:
     told = getattr(response, "usage", None)
     counts = (getattr(told, name, None) for name in ("input_tokens", "prompt_tokens", "total_tokens"))
     return bool(getattr(response, "cache_hit", False)) or any(count is not None for count in counts)
+
+
+def _digest(texts: list[str]) -> str:
+    """SHA-256 of the lines. Fed one by one: for 2 KiB at once Python's lock is let go, and busy threads have to wait for it."""
+    digest = sha256(texts[0].encode())
+    for text in texts[1:]:
+        digest.update(f"\n{text}".encode())
+    return digest.hexdigest()
 
 
 def _body(message: dict[str, Any]) -> str:

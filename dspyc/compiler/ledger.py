@@ -8,6 +8,7 @@ people and tools to read; `compiler.records` reads the whole without taking part
 """
 
 import json
+import math
 import shutil
 import sqlite3
 import threading
@@ -36,6 +37,7 @@ CREATE TABLE events (at REAL, kind TEXT, record TEXT);
 """
 # Free space below which no further call is made: a reply that cannot be written would be money lost.
 _ROOM_BYTES = 8 * 2**20
+_ROOM_LASTS = 0.02  # seconds for which a look at the disk counts, less than most calls take
 _KNOWN_MESSAGES = 100_000  # ids of messages kept in memory, some 10 MB
 _NEW_CALL = "INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)"
 _COUNT_CALL = """INSERT INTO spent VALUES (?,1,?,?,?) ON CONFLICT (role) DO UPDATE SET
@@ -74,6 +76,8 @@ class Ledger:
         self.path = run_dir / "ledger.sqlite"
         self._reading = threading.Lock()
         self._messages: dict[bytes, int] = {}
+        self._calls: set[int] | None = None  # the hashes of all calls, where this ledger began without any
+        self._room_seen = -math.inf  # when the disk last had room
         self.failure: LedgerError | None = None
         self.stopped = False  # no further call may begin: the run is being left
         with self._guard("open"):
@@ -84,9 +88,11 @@ class Ledger:
                 self._reader = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
                 spent = self._reader.execute("SELECT SUM(paid), SUM(tokens), SUM(usd) FROM spent").fetchone()
                 for table in ("messages", "calls", "traces", "events"):  # a truncated file lacks its last pages
-                    self._reader.execute(
+                    last = self._reader.execute(
                         f"SELECT * FROM {table} WHERE rowid=(SELECT MAX(rowid) FROM {table})"
                     ).fetchone()
+                    if table == "calls" and last is None:
+                        self._calls = set()
             except BaseException:
                 self._door.close()
                 raise
@@ -94,6 +100,8 @@ class Ledger:
 
     def recall(self, key: CallKey) -> Answer | None:
         """What such a call was answered, if it ever was."""
+        if self._calls is not None and hash(key) not in self._calls:
+            return None
         with self._guard("read"), self._reading:
             row = self._reader.execute(_FIND_CALL, (key.example, key.request, key.nth, key.role)).fetchone()
         return Answer(row[0], json.loads(row[1])) if row else None
@@ -121,6 +129,8 @@ class Ledger:
             return Answer(row[0], json.loads(row[1]))
 
         kept: Answer = self._write(write)
+        if self._calls is not None:
+            self._calls.add(hash(key))
         return kept
 
     def record_trace(self, id: str, role: str, score: float | None, error: str | None, record: dict[str, Any]) -> None:
@@ -173,12 +183,15 @@ class Ledger:
         """
         if self.failure:
             raise self.failure
+        if time.monotonic() - self._room_seen < _ROOM_LASTS:
+            return
         free = shutil.disk_usage(self.run_dir).free
         if free < _ROOM_BYTES:
             raise self._fail(
                 f"The disk of run folder {self.run_dir} has {free / 2**20:.1f} MB left and a call needs room for its reply.",
                 "Free some space and run the same command again: it goes on from here.",
             )
+        self._room_seen = time.monotonic()
 
     def close(self) -> None:
         """Let the next compile in. The ledger cannot be used afterwards."""
