@@ -16,6 +16,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("openai", {"hyperparameters": [1]}, "`hyperparameters` is [1]"),
     ("openai", {"method": {"type": "dpo", "dpo": [1]}}, "`dpo` is [1]"),
     ("bedrock", {"tags": ["team"]}, "`tags` is ['team']"),
+    ("bedrock", {"tags": [{"key": "team", "value": "desk"}]}, "`tags` is [{'key': 'team', 'value': 'desk'}]"),
+    ("bedrock", {"tags": [{"Key": "api_key", "Value": "desk"}]}, "`tags[0].api_key` in train_kwargs is a secret"),
     ("bedrock", {"hyperparameters": "epochCount=3"}, "`hyperparameters` is 'epochCount=3'"),
     ("bedrock", {"hyperparameters": {1: 3}}, "`hyperparameters` is {1: 3}"),
     ("bedrock", {"start_endpoint": 0}, "`start_endpoint` is 0"),
