@@ -160,6 +160,11 @@ class _Run:
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
                 return self._train(tokenizer, encoded, held_out, report, held_report)
+        except torch.OutOfMemoryError as error:  # of weights or the optimizer: rows are computed in smaller parts
+            raise TrainingError(
+                f"The device ran out of memory, and not for the rows that are computed together: {error}",
+                hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one.",
+            ) from error
         finally:
             if self.device.type == "cuda":
                 memory.let_go()
@@ -232,7 +237,13 @@ class _Run:
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
         shared = replace(plain, share=True)
-        why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
+        try:
+            why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
+        except torch.OutOfMemoryError:
+            if trainer.learner.divided:
+                raise  # the other processes wait for this one
+            trainer.learner.attend_in_place(False)
+            why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):
             trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
         if why is not None and processes.is_main():
@@ -274,11 +285,6 @@ class _Run:
             except KeyboardInterrupt:
                 trainer.save_if_settled()
                 raise
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"The device ran out of memory at step {trainer.state.global_step + 1}, with a single row at once.",
-                    hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
-                ) from error
 
     def _had_stopped(self, state: Any) -> bool:
         """Whether a checkpoint is the last of a run, whose weights were then not written."""
