@@ -135,7 +135,7 @@ class RowTrainer(Trainer):
         def scaled(loss: torch.Tensor) -> torch.Tensor:
             return cast(torch.Tensor, scaler.scale(loss / weight)) if scaler is not None else loss / weight
 
-        with processes.meeting_in_layers(self.learner.divided):
+        with processes.meeting_within(self.learner.divided):
             for tree in trees:
                 total += self.learner.learn(tree, scaled, self._precision)
         return total / weight
@@ -245,9 +245,6 @@ class RowTrainer(Trainer):
     def store_flos(self) -> None:
         """Nothing was counted, so processes have nothing to tell each other."""
 
-    def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
-        return tensors  # every process has the loss of the whole step
-
     def shares(self, planner: Planner) -> bool:
         """Whether any step of the first epoch would have rows behind one prompt."""
         return any(tree.ids for step in self._steps() for tree in planner([self.rows[i] for i in step]))
@@ -289,7 +286,7 @@ class RowTrainer(Trainer):
         """(sum of losses, sum of weights) of some trees."""
         sums = torch.zeros(2, device=self.args.device)
         for tree in trees:
-            with self._precision(), processes.meeting_in_layers(self.learner.divided):
+            with self._precision(), processes.meeting_within(self.learner.divided):
                 sums += torch.stack(self.learner(tree)).float()
         return sums
 
@@ -319,10 +316,13 @@ class RowTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """What is due after a step; and where an evaluation ends the run, the loss of the steps since the last line."""
-        cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
-        if self.control.should_training_stop:
-            self.control.should_log = True  # nothing else is due any more
+        with processes.meeting_within(
+            processes.several()
+        ):  # transformers averages the loss over processes for its line
             cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+            if self.control.should_training_stop:
+                self.control.should_log = True  # nothing else is due any more
+                cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
