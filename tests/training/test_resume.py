@@ -20,6 +20,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dspyc.errors import ConfigError, TrainingError
+from dspyc.locks import FolderLock
 from dspyc.training import Callback, Progress, TrainingConfig, train
 from dspyc.training.events import read_events
 from tests.forks import FORKS
@@ -252,3 +253,12 @@ def test_two_runs_never_write_into_one_folder(base: Path, tmp_path: Path) -> Non
     start(Other())
     assert len(seen) == 1
     start()  # the folder is free again
+
+
+def test_a_new_folder_is_whose_that_locks_it_first(base: Path, tmp_path: Path) -> None:
+    with FolderLock(tmp_path):  # another process got here first, and is about to write down what it trains
+        (tmp_path / ".writing-key.json").write_text("{")
+        with pytest.raises(ConfigError, match="Another training is going on"):
+            run(str(base), tmp_path, "lora")
+        assert (tmp_path / ".writing-key.json").exists()
+        assert not (tmp_path / "key.json").exists()
