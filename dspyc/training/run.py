@@ -121,7 +121,8 @@ class _Run:
         if self.config.early_stopping_patience is not None and not validation:
             raise ConfigError(
                 f"early_stopping_patience is {self.config.early_stopping_patience}, and there are no validation rows.",
-                hint="Pass validation rows (or a validation_fraction above 0), or leave early stopping off.",
+                hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
+                "early_stopping_patience=None (--set early_stopping_patience=null).",
             )
         key = self._key(rows, validation)
         if count > 1 and not processes.several():
