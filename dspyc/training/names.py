@@ -42,6 +42,7 @@ _ELSEWHERE = {
         "Set eval_steps or save_steps, to 'epoch' or to a number of steps; logging_steps is a number of steps.",
     ),
     "load_best_model_at_end": "Set early_stopping_patience; without it, best_model/ stands beside final_model/.",
+    "resume_from_checkpoint": "The same call in the same folder goes on by itself; from another step: train(resume_from=120).",
     "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
     "output_dir": "It is an argument of `train` and of `lm.finetune`; a compile puts its weights into its `run_dir`.",
 }
