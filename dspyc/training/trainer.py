@@ -316,9 +316,8 @@ class RowTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """What is due after a step; and where an evaluation ends the run, the loss of the steps since the last line."""
-        with processes.meeting_within(
-            processes.several()
-        ):  # transformers averages the loss over processes for its line
+        # For the logged loss transformers asks all processes, though each has that of the whole step.
+        with processes.meeting_within(processes.several()):
             cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
             if self.control.should_training_stop:
                 self.control.should_log = True  # nothing else is due any more
