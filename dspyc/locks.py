@@ -18,14 +18,14 @@ class FolderLock:
                 folder / "lock.sqlite", timeout=0, check_same_thread=False, isolation_level=None
             )
         except sqlite3.OperationalError as error:
-            raise OSError(str(error)) from error
+            raise _refusal(folder, error) from error
         try:
             self._door.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             self._door.close()
             if "locked" in str(error):
                 raise BlockingIOError(f"{folder} is in use") from error
-            raise OSError(str(error)) from error
+            raise _refusal(folder, error) from error
 
     def close(self) -> None:
         self._door.close()
@@ -35,3 +35,12 @@ class FolderLock:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _refusal(folder: Path, error: sqlite3.Error) -> OSError:
+    """What the system says of a folder in which SQLite cannot write; SQLite does not say why."""
+    try:
+        (folder / "lock.sqlite").touch()
+    except OSError as refused:
+        return refused
+    return OSError(str(error))

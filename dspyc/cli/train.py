@@ -52,6 +52,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, as name=value; the value is JSON or text.")
     ] = None,
+    resume_from: Annotated[
+        int | None, typer.Option(help="Go on from the checkpoint of this step instead of the newest.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write an adapter's whole weights too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     launcher: Annotated[Launcher | None, typer.Option(help="Train in several processes.")] = None,
@@ -82,11 +85,19 @@ def train(
     rows, held_out = _rows(data, validation, validation_fraction)
     if _in_several(launcher, num_processes, accelerate_config):
         raise typer.Exit(launch(num_processes, accelerate_config, device))
-    _carry_out(model, rows, held_out, config, out, device, merge, as_json)
+    _carry_out(model, rows, held_out, config, out, device, resume_from, merge, as_json)
 
 
 def _carry_out(
-    model: str, rows: Any, held_out: Any, config: "TrainingConfig", out: Path, device: str, merge: bool, as_json: bool
+    model: str,
+    rows: Any,
+    held_out: Any,
+    config: "TrainingConfig",
+    out: Path,
+    device: str,
+    resume_from: int | None,
+    merge: bool,
+    as_json: bool,
 ) -> None:
     from ..training import processes
     from ..training import train as run_training
@@ -94,7 +105,9 @@ def _carry_out(
     if launched():
         join_in()
     try:
-        result = run_training(model, rows, config=config, output_dir=out, validation=held_out, device=device)
+        result = run_training(
+            model, rows, config=config, output_dir=out, validation=held_out, device=device, resume_from=resume_from
+        )
         if not processes.is_main():
             return
         merged = _merged(result, out) if merge else None

@@ -1,8 +1,9 @@
 """Chat messages as token ids, the same ones for a training row and for the call that it trains.
 
-The tokenizer's own chat template writes the turns. Text in a message that spells one of the tokenizer's control tokens
-stays text: it is hidden from the tokenizer behind a private-use character while the template runs, and encoded piece by
-piece afterwards, so nothing a user, a data set or a tool says can end a turn or open another.
+The tokenizer's own chat template writes the turns, or the plain one (plain_template.py) where it has none. Text in a message
+that spells one of the tokenizer's control tokens stays text: it is hidden from the tokenizer behind a private-use character
+while the template runs, and encoded piece by piece afterwards, so nothing a user, a data set or a tool says can end a turn
+or open another.
 """
 
 import json
@@ -34,7 +35,7 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template.",
-                hint="Use the model's chat or instruct version, or save a chat_template.jinja beside its tokenizer.",
+                hint="Load it with dspyc.models.load_tokenizer, which gives it a plain one.",
             )
         if tokenizer.eos_token_id is None:
             raise ModelError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError, ModelError
 from ..files import sha256_of
+from .plain_template import with_template
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +167,7 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in `path`.
+    """The tokenizer in `path`; with a plain chat template where it has none of its own.
 
     Raises:
         ModelError: Its files are missing or unreadable.
@@ -179,12 +180,13 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
             _read_json(folder / name)
     with _loading:
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            found: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-untyped-call, unused-ignore]
         except Exception as error:
             raise ModelError(
                 f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}",
                 hint="Copy tokenizer.json and tokenizer_config.json from the original model.",
             ) from error
+    return with_template(found, folder)  # type: ignore[no-any-return]
 
 
 def context_length(path: str | Path) -> int | None:

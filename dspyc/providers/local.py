@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from ..errors import ConfigError, DataError, ModelError, needing
 from ..files import home
+from ..signatures import fingerprint
 
 if TYPE_CHECKING:
     from ..models.engine import LocalEngine
@@ -152,7 +152,9 @@ class LocalProvider(Provider):
         from ..training import TrainingConfig, train
 
         config = TrainingConfig.from_kwargs(settings)
-        folder = Path(output) if output else default_folder(base.model_string, train_data, train_kwargs or {})
+        # What only says how it is carried out (processes, the bar) names no other run.
+        named = {**settings, "validation_fraction": share}
+        folder = Path(output) if output else default_folder(base.model_string, train_data, named)
         result = train(
             base.model,
             rows,
@@ -207,11 +209,11 @@ def split(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, 
     return Part(rows, (i for i in range(len(rows)) if i not in held_out)), Part(rows, sorted(held_out))
 
 
-def default_folder(model_string: str, rows: Sequence[Mapping[str, Any]], train_kwargs: Mapping[str, Any]) -> Path:
+def default_folder(model_string: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Path:
     """`finetuned/<model>-<12 hex>` in dspyc's own folder: the same run, the same name."""
-    content = json.dumps([model_string, list(rows), dict(train_kwargs)], sort_keys=True, ensure_ascii=True, default=str)
+    content = json.loads(json.dumps([model_string, list(rows), dict(settings)], default=str))
     name = model_string.removeprefix("local/").partition("@")[0]
-    return home() / "finetuned" / f"{name}-{sha256(content.encode()).hexdigest()[:12]}"
+    return home() / "finetuned" / f"{name}-{fingerprint(content)[:12]}"
 
 
 def _check_arguments(model: Any, adapter: Any, generation: Mapping[str, Any]) -> None:

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 from ..files import whole_folder, write_json
 from ..signatures import fingerprint
 from . import shards
 from .files import MANIFEST, first_damaged, guarded, sums
 
 log = logging.getLogger("dspyc.training")
-_PREFIX, _DIVERGED = "checkpoint-", "diverged-"
+_PREFIX, _DIVERGED, _LATER = "checkpoint-", "diverged-", "later-"
 _MODEL = "model.safetensors"
 
 
@@ -182,9 +182,27 @@ class CheckpointStore:
             log.warning("Checkpoint %s is not whole (%s): it is passed over.", self.path(step), damaged)
         return None
 
-    def set_aside(self, step: int) -> Path:
+    def go_back(self, step: int) -> None:
+        """Make the checkpoint of `step` the one to go on from: those of later steps are set aside.
+
+        Raises:
+            ConfigError: There is none of that step, or it is not whole.
+        """
+        steps = self.steps()
+        damaged = self._damage(step) if step in steps else None
+        if step not in steps or damaged is not None:
+            found = f"is not whole ({damaged})" if damaged else "is not there"
+            whole = ", ".join(str(other) for other in steps if self._damage(other) is None)
+            raise ConfigError(
+                f"resume_from is {step}, and the checkpoint of that step {found} in {self.folder}.",
+                hint=f"Those of steps {whole} are." if whole else "No whole one is: leave resume_from out.",
+            )
+        for later in steps[steps.index(step) + 1 :]:
+            log.warning("Checkpoint %s is kept as %s.", self.path(later), self.set_aside(later, _LATER))
+
+    def set_aside(self, step: int, name: str = _DIVERGED) -> Path:
         """Let no run go on from a checkpoint; returns where it is kept for people."""
-        aside = self.folder / f"{_DIVERGED}{step}"
+        aside = self.folder / f"{name}{step}"
         with guarded("set a checkpoint aside", self.folder):
             shutil.rmtree(aside, ignore_errors=True)
             self.path(step).rename(aside)

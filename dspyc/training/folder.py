@@ -27,7 +27,8 @@ def claimed(folder: Path, key: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     with guarded("start training", folder):
-        _claim(folder, key)
+        _check(folder, key)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = FolderLock(folder)
         except BlockingIOError as error:
@@ -37,37 +38,34 @@ def claimed(folder: Path, key: Mapping[str, Any]) -> Iterator[None]:
             ) from error
     with lock:
         with guarded("start training", folder):
-            _claim(folder, key)
+            _check(folder, key)
             if _differences(_held(folder), key):
                 write_json(folder / "key.json", key)
+            (folder / CHECKPOINTS).mkdir(exist_ok=True)
             for part in (folder, folder / CHECKPOINTS):
                 clear_unfinished(part)
         yield
 
 
-def _claim(folder: Path, key: Mapping[str, Any]) -> None:
-    """Make the folder this run's, unless one that came to nothing was there. Raises ConfigError where it is another's."""
-    path = folder / "key.json"
-    if not path.exists():
-        if (folder / CHECKPOINTS).exists() or _begun(folder):
-            raise ConfigError(
-                f"{folder} holds the files of something else and no key.json.", hint="Use another output_dir."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, key)
+def _check(folder: Path, key: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the folder is another run's, unless that one came to nothing; it is not written to."""
+    used = (folder / CHECKPOINTS).exists() or _begun(folder)
+    if used and not (folder / "key.json").exists():  # looked for last: who claims the folder meanwhile writes it first
+        raise ConfigError(
+            f"{folder} holds the files of something else and no key.json.", hint="Use another output_dir."
+        )
     if (differing := _differences(_held(folder), key)) and _begun(folder):
         raise ConfigError(
             f"{folder} holds another training run: its {', '.join(differing)} differ.",
             hint="Use another output_dir, or remove this one.",
         )
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
 def _held(folder: Path) -> Any:
     """What the run in the folder is; nothing where that cannot be read."""
     try:
         return json.loads((folder / "key.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -42,7 +42,11 @@ def read_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", hint="Pass a JSONL file in UTF-8.") from error
+        raise DataError(
+            f"{path} cannot be read: {error}.",
+            hint="Pass a JSONL file in UTF-8. A data set of the Hugging Face hub becomes one by "
+            "datasets.load_dataset('its/name', split='train').to_json('rows.jsonl').",
+        ) from error
     found = []
     for number, line in numbered_lines(text):
         try:

@@ -102,7 +102,6 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     trained = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
     learner.train()
-    seen: list[float] = []
     losses: list[float] = []
     rates: list[float] = []
     smooth = 0.0
@@ -114,9 +113,8 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
         optimizer.zero_grad()
         if not math.isfinite(loss):
             break
-        seen.append(loss)
         smooth = _SMOOTHING * smooth + (1 - _SMOOTHING) * loss
-        losses.append(smooth / (1 - _SMOOTHING ** len(seen)))
+        losses.append(smooth / (1 - _SMOOTHING ** (len(losses) + 1)))
         rates.append(rate)
         advance(1, note=f"rate {rate:.1e}, loss {loss:.3f}")
         if losses[-1] > _BLOWN_UP * min(losses):

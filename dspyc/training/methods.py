@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from torch.nn.functional import dropout
 
 from ..errors import ConfigError, ModelError
 from ..files import write_json
-from ..models.weights import device_of, identity, load_model
+from ..models.weights import device_of, identity, load_model, weight_files
 from .config import TrainingConfig
 
 _FUSED_ATTENTION_PAYS = 512  # tokens of a row
@@ -68,9 +69,10 @@ def prepare(folder: Path, config: TrainingConfig, device: str, loaded_on: str | 
     else:
         model = _base(folder, config, device, loaded_on)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable() if hasattr(
-            model, "activation_checkpointing_enable"
-        ) else model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model if config.method == "full" else with_adapter(model, config)
 
@@ -242,27 +244,20 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of most of the numbers in a model folder's safetensors files."""
+    """The dtype of most of the numbers in the safetensors files that loading reads."""
     from safetensors import safe_open
 
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     counts = dict.fromkeys(names, 0)
-    for file in folder.glob("model*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (an opened file is no dict)
                 part = opened.get_slice(key)
-                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + _size(part.get_shape())
+                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + math.prod(part.get_shape())
     kind = max(names, key=lambda name: counts[name])
     if not counts[kind]:
         raise ModelError(f"The weights in {folder} are in none of {', '.join(names)}; they cannot be trained.")
     return names[kind]
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def choose_attention(model: Any, longest: int) -> None:

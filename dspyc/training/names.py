@@ -42,8 +42,9 @@ _ELSEWHERE = {
         "Set eval_steps or save_steps, to 'epoch' or to a number of steps; logging_steps is a number of steps.",
     ),
     "load_best_model_at_end": "Set early_stopping_patience; without it, best_model/ stands beside final_model/.",
+    "resume_from_checkpoint": "The same call in the same folder goes on by itself; from another step: train(resume_from=120).",
     "device": "Choose it where the model is named: dspyc.LocalLM(model, device='cuda').",
-    "output_dir": "It is an argument of `train` and of LocalProvider, not a setting of the training.",
+    "output_dir": "It is an argument of `train` and of `lm.finetune`; a compile puts its weights into its `run_dir`.",
 }
 # Nothing to turn on or off: rows are in memory and never packed, their columns are known, evaluation is sized by tokens.
 _IGNORED = (
@@ -64,7 +65,7 @@ def translated(settings: Mapping[str, Any], ours: Sequence[str]) -> dict[str, An
     """
     found: dict[str, tuple[str, Any]] = {}
     for given, value in settings.items():
-        if given in _IGNORED:
+        if given in _IGNORED or (given in _ELSEWHERE and value is None):  # DSPy's defaults hold `device: None`
             continue
         name, value = _translate(str(given), value, ours)
         if name == "quantization" and value is None:

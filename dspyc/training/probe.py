@@ -1,12 +1,9 @@
-"""What a few rows tell before a run begins: whether sharing prompts is exact here, and what the run will need."""
+"""Whether sharing prompts is exact here, which a few rows tell before a run begins."""
 
-import time
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -17,27 +14,8 @@ from .rows import EncodedRow
 from .sharing import Planner, Tree, common
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of loss and gradients
-_ADAM = 2  # moments of a trained number, in float32
 
 Gradients = tuple[float, dict[str, torch.Tensor]]  # the loss, and what it has by the name of each trained tensor
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run is expected to need, from one pass over its first rows."""
-
-    tokens: int  # of an epoch's rows
-    computed_tokens: int  # of an epoch, padding included: prompts that rows share count once
-    seconds: float  # of the whole run, without evaluations
-    memory: int  # bytes: weights, gradients, the optimizer's moments and the largest batch's activations
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def describe(self) -> str:
-        shared = 1 - self.computed_tokens / self.tokens
-        saved = f"Shared prompts save {shared:.0%} of the tokens. " if shared >= 0.005 else ""
-        return f"{saved}About {_duration(self.seconds)} and {self.memory / 1e9:.1f} GB."
 
 
 def why_not_shared(learner: Learner, rows: Sequence[EncodedRow], planner: Planner) -> str | None:
@@ -108,54 +86,6 @@ def _why_not(learner: Learner, samples: list[list[Tree]], expected: list[Gradien
     return f"loss or gradients differ by {max(differences):.1e} from those of whole rows, and {allowed:.0e} is allowed"
 
 
-def forecast(learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, precision: Any) -> Forecast:
-    """Time and memory of `epochs` passes over the trees of one, measured on a sample.
-
-    Args:
-        epoch: All trees of one epoch.
-        sample: Their largest batch.
-        precision: Makes the autocast context that training runs in.
-    """
-    before = RandomState.capture()
-    parameters = list(learner.parameters())
-    held: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    try:
-        learner.train()
-        started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            learner.learn(sample, lambda loss: loss, precision)
-        if learner.device.type == "cuda":
-            torch.cuda.synchronize(learner.device)
-        seconds = time.perf_counter() - started
-    finally:
-        learner.zero_grad(set_to_none=True)
-        before.restore()
-    trained = sum(shards.local(p).numel() for p in parameters if p.requires_grad)
-    bytes_of_weights = sum(shards.local(p).numel() * p.element_size() for p in parameters)
-    computed = sum(tree.tokens for tree in epoch)
-    return Forecast(
-        tokens=sum(len(row) for tree in epoch for row in tree.all_rows()),
-        computed_tokens=computed,
-        seconds=round(seconds * computed / sample.tokens * epochs, 1),
-        memory=bytes_of_weights + 4 * trained * (1 + _ADAM) + sum(held.values()),
-    )
-
-
-def largest_batch(trees: list[Tree]) -> Tree:
-    """The batch of rows of some trees that computes most, behind its trunks: what is held at a time."""
-    tree = max(trees, key=lambda tree: max(tree.passes()))
-    if tree.rows or not tree.branches:
-        return replace(tree, branches=[])
-    return replace(tree, branches=[largest_batch(tree.branches)])
-
-
 def _gradients(learner: Learner, trees: list[Tree]) -> Gradients:
     learner.zero_grad(set_to_none=True)
     total = 0.0
@@ -175,9 +105,3 @@ def _difference(expected: Gradients, found: Gradients) -> float:
     size = sum(float(shards.whole(gradient.float().square().sum())) for gradient in expected[1].values())
     losses = abs(found[0] - expected[0]) / max(abs(expected[0]), 1e-12)
     return float(max(losses, (off / max(size, 1e-24)) ** 0.5))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

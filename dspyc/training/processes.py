@@ -106,12 +106,15 @@ def draw_own(seed: int, step: int) -> None:
 
 
 @contextmanager
-def meeting_in_layers(divided: bool) -> Iterator[None]:
-    """While a divided model is computed. Raises TrainingError where another process has ended meanwhile."""
+def meeting_within(several: bool) -> Iterator[None]:
+    """While code runs in which processes may meet, such as a divided model's layers and transformers' loop.
+
+    Raises TrainingError where another process has ended meanwhile.
+    """
     try:
         yield
     except RuntimeError as error:
-        if divided and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+        if several and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
             raise _ended() from error
         raise
 

@@ -1,7 +1,7 @@
 """Chat rows as token ids, and what a person should know about them before anything is trained."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +77,17 @@ class TokenReport:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], chat: "ChatTokenizer", limit: int | None = None, *, kind: str = "training"
+    rows: Sequence[Mapping[str, Any]],
+    chat: "ChatTokenizer",
+    limit: int | None = None,
+    *,
+    kind: str = "training",
+    refuse: Callable[[int, DataError], None] | None = None,
 ) -> tuple[list[EncodedRow], TokenReport]:
     """The rows of at most `limit` tokens, encoded as inference will read them, and the report on all of them.
+
+    Args:
+        refuse: Is told of each row that cannot be used, and why, instead of an error that ends it.
 
     Raises:
         DataError: A row that is not one, holds media, or has nothing to learn; or no row at all that fits.
@@ -89,7 +97,13 @@ def encode_rows(
     chat.tokenizer.deprecation_warnings[_TOO_LONG] = True  # the report says which rows are, and none is run
     for place, row in enumerate(rows):
         index = number_of(rows, place)
-        made = _encode(row, index, chat, kind)
+        try:
+            made = _encode(row, index, chat, kind)
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(index, error)
+            continue
         if limit is not None and len(made) > limit:
             too_long.append(LongRow(index, str(row.get("predictor") or ""), len(made)))
         else:
@@ -103,7 +117,7 @@ def encode_rows(
         limit=limit,
         too_long=tuple(too_long),
     )
-    if not encoded and (rows or kind == "training"):
+    if not encoded and refuse is None and (rows or kind == "training"):
         raise _nothing(report, kind)
     return encoded, report
 

@@ -59,6 +59,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     show_progress: bool = True,
     num_processes: int = 1,
+    resume_from: int | None = None,
 ) -> TrainingResult:
     """Fine-tune `model` on chat rows; their last messages are what is learned.
 
@@ -70,16 +71,18 @@ def train(
         adapter: The folder of a LoRA adapter on `model` to train on; its shape is the config's.
         num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
             are those of one, but for the order of sums.
+        resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
+            kept as `checkpoints/later-N`; a finished run is finished anew. To go on after another stop, leave it out.
 
     Raises:
-        ConfigError: Settings that cannot be used, or an `output_dir` that holds another run.
+        ConfigError: Settings that cannot be used, an `output_dir` that holds another run, or no checkpoint to `resume_from`.
         DataError: No rows, or rows that cannot be used; raised before the model is loaded.
         ModelError: The model cannot be found or read.
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
     config = config or TrainingConfig()
     check_processes(num_processes, callbacks=callbacks, adapter=adapter)
-    run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress)
+    run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress, resume_from)
     return run.carry_out(rows, validation, num_processes)
 
 
@@ -93,7 +96,9 @@ class _Run:
         adapter: str | Path | None,
         callbacks: Sequence[Callback],
         show_progress: bool,
+        resume_from: int | None,
     ) -> None:
+        self.resume_from = resume_from
         self.model, self.config, self.folder = model, config, folder
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
@@ -121,13 +126,16 @@ class _Run:
         if self.config.early_stopping_patience is not None and not validation:
             raise ConfigError(
                 f"early_stopping_patience is {self.config.early_stopping_patience}, and there are no validation rows.",
-                hint="Pass validation rows (or a validation_fraction above 0), or leave early stopping off.",
+                hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
+                "early_stopping_patience=None (--set early_stopping_patience=null).",
             )
         key = self._key(rows, validation)
         if count > 1 and not processes.several():
             self._hand_over(count, key, rows, validation)
         processes.join(cpu=self.device.type == "cpu")
         with claimed(self.folder, key):
+            if processes.is_main():
+                self._go_back()
             processes.wait()
             done = finished(self.folder)
             processes.wait()  # all have read the same
@@ -142,9 +150,18 @@ class _Run:
     ) -> None:
         """Let other processes carry it out, unless it is finished; this one then finds what they have made."""
         with claimed(self.folder, key):
+            self._go_back()
             done = finished(self.folder)
         if done is None:
             train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)
+
+    def _go_back(self) -> None:
+        """Let the run go on from the checkpoint that was asked for."""
+        if self.resume_from is not None:
+            self.store.go_back(self.resume_from)
+            self.resume_from = None  # once: after a hand-over the run is further
+            with guarded("start training", self.folder):
+                (self.folder / "result.json").unlink(missing_ok=True)  # it is finished no more
 
     def _encode_and_train(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
@@ -160,6 +177,11 @@ class _Run:
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
                 return self._train(tokenizer, encoded, held_out, report, held_report)
+        except torch.OutOfMemoryError as error:  # of weights or the optimizer: rows are computed in smaller parts
+            raise TrainingError(
+                f"The device ran out of memory, and not for the rows that are computed together: {error}",
+                hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one.",
+            ) from error
         finally:
             if self.device.type == "cuda":
                 memory.let_go()
@@ -232,7 +254,13 @@ class _Run:
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
         shared = replace(plain, share=True)
-        why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
+        try:
+            why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
+        except torch.OutOfMemoryError:
+            if trainer.learner.divided:
+                raise  # the other processes wait for this one
+            trainer.learner.attend_in_place(False)
+            why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):
             trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
         if why is not None and processes.is_main():
@@ -274,11 +302,6 @@ class _Run:
             except KeyboardInterrupt:
                 trainer.save_if_settled()
                 raise
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"The device ran out of memory at step {trainer.state.global_step + 1}, with a single row at once.",
-                    hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
-                ) from error
 
     def _had_stopped(self, state: Any) -> bool:
         """Whether a checkpoint is the last of a run, whose weights were then not written."""

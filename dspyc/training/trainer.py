@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -33,16 +33,17 @@ from .checkpoint import (
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
+from .forecast import Forecast, forecast, largest_batch
 from .interrupts import Interrupts
 from .loop import Speed, StepLoader, Timing, arguments_of
 from .loss import Learner
-from .probe import Forecast, forecast, largest_batch
 from .rows import EncodedRow
 from .schedule import rate_factor
 from .sharing import Planner, Tree
 
 log = logging.getLogger("dspyc.training")
 _EVALUATED = 256  # validation rows that are planned together
+_Found = TypeVar("_Found")
 _OURS = "dspyc"  # our entry among transformers' callback states
 
 
@@ -67,7 +68,6 @@ class RowTrainer(Trainer):
         validation: Sequence[EncodedRow] = (),
         autocast: torch.dtype | None = None,
         callbacks: Sequence[Callback] = (),
-        advance: Advance | None = None,
     ) -> None:
         super().__init__(
             model=learner,
@@ -78,7 +78,7 @@ class RowTrainer(Trainer):
         self.learner, self.student, self.rows, self.validation = learner, learner.model, list(rows), list(validation)
         self.config, self.store, self.events, self.planner = config, store, events, planner
         self.watchers = list(callbacks)
-        self.advance = advance or (lambda *_, **__: None)
+        self.advance: Advance = lambda *_, **__: None
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
         self._judged: int | None = None  # the step of the newest evaluation, which was finite
@@ -116,13 +116,7 @@ class RowTrainer(Trainer):
         model.train()
         self._speed.add(sum(map(len, inputs)))
         processes.draw_own(self.config.seed, self.state.global_step)
-        while True:
-            try:
-                loss = self._accumulate(model, inputs)
-                break
-            except torch.OutOfMemoryError as error:
-                self._make_smaller(inputs, error)
-                model.zero_grad()
+        loss = self._fitting(partial(self._share, inputs), partial(self._accumulate, inputs))
         losses = processes.add_up([] if self.learner.divided else self._trained, loss)
         self._current = inputs
         for process, found in enumerate(losses):
@@ -130,8 +124,8 @@ class RowTrainer(Trainer):
                 raise self._diverged("The loss", found, inputs[process :: len(losses)])
         return torch.tensor(sum(losses), device=self.args.device)
 
-    def _accumulate(self, model: Any, rows: list[EncodedRow]) -> torch.Tensor:
-        """Gradients of this process's share of the step's mean loss, which is returned."""
+    def _accumulate(self, rows: list[EncodedRow], trees: list[Tree]) -> torch.Tensor:
+        """Gradients of what this process's trees add to the mean loss of a step's rows, which is returned."""
         weight = sum(weight_of(row, self.config.prompt_loss_weight) for row in rows)
         scaler = self.accelerator.scaler
         total = torch.zeros((), device=self.args.device)
@@ -141,8 +135,8 @@ class RowTrainer(Trainer):
         def scaled(loss: torch.Tensor) -> torch.Tensor:
             return cast(torch.Tensor, scaler.scale(loss / weight)) if scaler is not None else loss / weight
 
-        with processes.meeting_in_layers(self.learner.divided):
-            for tree in self._share(rows):
+        with processes.meeting_within(self.learner.divided):
+            for tree in trees:
                 total += self.learner.learn(tree, scaled, self._precision)
         return total / weight
 
@@ -162,24 +156,43 @@ class RowTrainer(Trainer):
         place, count = self.accelerator.process_index, self.accelerator.num_processes
         return shards.deal(tree, place, count) if self.learner.divided else tree
 
-    def _make_smaller(self, rows: list[EncodedRow], error: BaseException) -> None:
-        """Halve what is computed together; the step stays as it is."""
+    def _fitting(self, plan: Callable[[], list[Tree]], compute: Callable[[list[Tree]], _Found]) -> _Found:
+        """What `compute` makes of the planned trees: of smaller ones, from here on, where memory runs out.
+
+        Raises:
+            TrainingError: Nothing can be divided further, or other processes wait for this one.
+        """
+        while True:
+            trees = plan()
+            try:
+                return compute(trees)
+            except torch.OutOfMemoryError as error:
+                self._make_smaller(plan, error)
+            self.learner.zero_grad()  # what it came to before memory ran out
+            torch.cuda.empty_cache()
+
+    def _make_smaller(self, plan: Callable[[], list[Tree]], error: BaseException) -> None:
+        """Halve what is computed together until the plan is another; the step stays as it is."""
+        step = self.state.global_step + 1
         if self.learner.divided:
             raise TrainingError(
-                f"Out of memory at step {self.state.global_step + 1}, and the other processes wait for this one.",
+                f"Out of memory at step {step}, and the other processes wait for this one.",
                 hint=f"Train again in a new output_dir with micro_batch_tokens below {self.planner.budget}.",
             ) from error
-        before, largest = self.planner, self._largest(rows)
-        self.planner = replace(before, budget=min(before.budget, largest) // 2)
-        if self.planner.budget < 1 or self._largest(rows) == largest:
-            raise error  # a single row or a prompt is what does not fit
-        torch.cuda.empty_cache()
+        before, passes = self.planner, _passes(plan())
+        budget = min(before.budget, max(passes))
+        while _passes(plan()) == passes:
+            budget //= 2
+            if budget < 1:
+                self.planner = before
+                raise TrainingError(
+                    f"The device ran out of memory at step {step}, where a single row, or a prompt that rows share, is "
+                    f"computed at once ({max(passes):,} tokens).",
+                    hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
+                ) from error
+            self.planner = replace(before, budget=budget)
         log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
         self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
-
-    def _largest(self, rows: list[EncodedRow]) -> int:
-        """Tokens of the largest call of the model."""
-        return max(n for tree in self._share(rows) for n in tree.passes())
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         self._unscale()
@@ -232,9 +245,6 @@ class RowTrainer(Trainer):
     def store_flos(self) -> None:
         """Nothing was counted, so processes have nothing to tell each other."""
 
-    def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
-        return tensors  # every process has the loss of the whole step
-
     def shares(self, planner: Planner) -> bool:
         """Whether any step of the first epoch would have rows behind one prompt."""
         return any(tree.ids for step in self._steps() for tree in planner([self.rows[i] for i in step]))
@@ -242,14 +252,17 @@ class RowTrainer(Trainer):
     def forecast(self) -> Forecast:
         """What the run is expected to need on this process."""
         steps = self._steps()
-        trees = [tree for step in steps for tree in self._plan([self.rows[i] for i in step])]
-        trees = trees or self.planner(self.rows[:1])
-        epoch, sample, epochs = (
-            [*map(self._own, trees)],
-            self._own(largest_batch(trees)),
-            self.total_steps() / len(steps),
-        )
-        return forecast(self.learner, epoch, sample, epochs, self._precision)
+        epochs = self.total_steps() / len(steps)
+
+        def plan() -> list[Tree]:
+            trees = [tree for step in steps for tree in self._plan([self.rows[i] for i in step])]
+            return trees or self.planner(self.rows[:1])
+
+        def measured(trees: list[Tree]) -> Forecast:
+            sample = self._own(largest_batch(trees))
+            return forecast(self.learner, [*map(self._own, trees)], sample, epochs, self._precision)
+
+        return self._fitting(plan, measured)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -263,12 +276,19 @@ class RowTrainer(Trainer):
         self.learner.eval()
         sums = torch.zeros(2, device=self.args.device)
         for start in range(0, len(self.validation), _EVALUATED):
-            for tree in self._share(self.validation[start : start + _EVALUATED]):
-                with self._precision(), processes.meeting_in_layers(self.learner.divided):
-                    sums += torch.stack(self.learner(tree)).float()
+            rows = self.validation[start : start + _EVALUATED]
+            sums += self._fitting(partial(self._share, rows), self._summed)
         shards.let_go(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
+
+    def _summed(self, trees: list[Tree]) -> torch.Tensor:
+        """(sum of losses, sum of weights) of some trees."""
+        sums = torch.zeros(2, device=self.args.device)
+        for tree in trees:
+            with self._precision(), processes.meeting_within(self.learner.divided):
+                sums += torch.stack(self.learner(tree)).float()
+        return sums
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, note it, and decide whether this is the best so far and whether to stop."""
@@ -296,10 +316,12 @@ class RowTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """What is due after a step; and where an evaluation ends the run, the loss of the steps since the last line."""
-        cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
-        if self.control.should_training_stop:
-            self.control.should_log = True  # nothing else is due any more
+        # For the logged loss transformers asks all processes, though each has that of the whole step.
+        with processes.meeting_within(processes.several()):
             cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+            if self.control.should_training_stop:
+                self.control.should_log = True  # nothing else is due any more
+                cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
@@ -403,6 +425,11 @@ class RowTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_scaler(self.accelerator.scaler, Path(checkpoint))
+
+
+def _passes(trees: list[Tree]) -> list[int]:
+    """Tokens of every call of the model."""
+    return [n for tree in trees for n in tree.passes()]
 
 
 def bad_evaluations(state: Any) -> int:

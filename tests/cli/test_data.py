@@ -11,6 +11,8 @@ from dspyc.cli import app
 from dspyc.cli.data import Target
 from dspyc.providers.rows import FORMATTERS
 
+from ..training import small
+
 GOOD = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
 PAIR = {"prompt": "2+2?", "completion": "4"}
 RESERVED = {"messages": [{"role": "user", "content": "User: 2+2?"}, {"role": "assistant", "content": ""}]}
@@ -27,7 +29,7 @@ def check(rows: list[Any], provider: str, *arguments: str) -> Result:
 
 
 def test_every_provider_with_a_formatter_can_be_named() -> None:
-    assert {target.value for target in Target} == set(FORMATTERS)
+    assert {target.value for target in Target} == {*FORMATTERS, "local"}
 
 
 @pytest.mark.parametrize("provider", sorted(FORMATTERS))
@@ -87,3 +89,37 @@ def test_a_file_that_is_no_jsonl_is_said_with_its_line() -> None:
     result = CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--for", "openai"])
     assert result.exit_code == 1
     assert "line 2 is not JSON" in result.stderr
+
+
+def test_rows_are_held_against_a_model_on_this_machine() -> None:
+    small.folder(Path("base"))
+    prompt = "a prompt that all of them share, long enough to be worth it: "
+    good = [{"prompt": f"{prompt}{i}", "response": "yes"} for i in range(10)]
+    model = ("--model", "base", "--json")
+    passed = check(good, "local", *model)
+    assert passed.exit_code == 0, passed.output
+    facts = json.loads(passed.stdout.splitlines()[-1])
+    assert (facts["ok"], facts["rows"], facts["supervised_tokens"], facts["limit"]) == (True, 10, 40, 256)
+    assert facts["tokens"] == 10 * facts["mean_length"]
+    assert facts["computed_tokens"] < 0.6 * facts["tokens"]
+
+    long, mute = {"prompt": "x" * 300, "response": "y"}, {"messages": [*GOOD["messages"][:1], RESERVED["messages"][1]]}
+    refused = check([*good, {"question": "?"}, long, mute], "local", "--model", "base")
+    assert refused.exit_code == 1
+    assert "Line 11: it has the fields ['question']" in refused.stdout
+    assert "Line 13: it has no supervised token" in refused.stdout
+    assert "tokens, and 256 fit: left out" in refused.stdout.splitlines()[2]
+    assert "10 rows of" in refused.stdout
+    assert "1 rows are too long and left out" in refused.stdout
+    assert "2 would be refused." in refused.stdout
+    nothing = check([long], "local", *model, "--max-length", "50")
+    assert nothing.exit_code == 1
+    assert json.loads(nothing.stdout.splitlines()[-1])["too_long"][0]["index"] == 1
+    assert "Add --model" in check(good, "local").stderr
+    assert "--max-length is for --for local" in check(good, "openai", "--max-length", "9").stderr
+
+
+def test_a_data_set_of_the_hub_is_no_file_and_the_hint_makes_one_of_it() -> None:
+    result = CliRunner().invoke(app, ["data", "check", "openai/gsm8k", "--for", "local", "--model", "dspyc/tiny"])
+    assert result.exit_code == 1
+    assert "to_json('rows.jsonl')" in result.stderr

@@ -183,6 +183,16 @@ def test_a_mistake_is_explained_before_anything_is_trained(work: Path, given: li
     assert not (work / "out").exists()
 
 
+def test_early_stopping_on_few_rows_says_what_holds_rows_out_or_goes_without(work: Path) -> None:
+    (work / "few.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 9)
+    given = ["--data", "few.jsonl", "--preset", "high_quality", "--task", "chat", "--device", "cpu", "--json"]
+    refused = train(*given, "--validation-fraction", "0.5")
+    assert refused.exit_code == 1
+    assert "from 10 rows on a validation_fraction above 0" in refused.stderr
+    assert "--set early_stopping_patience=null" in refused.stderr
+    assert facts_of(train(*given, "--set", "early_stopping_patience=null", "--max-steps", "1"))["steps"] == 1
+
+
 def test_one_process_needs_no_launcher(work: Path) -> None:
     assert facts_of(train(*QUICK, "--launcher", "accelerate", "--num-processes", "1", "--json"))["steps"] == 2
 

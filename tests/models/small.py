@@ -121,9 +121,9 @@ def mamba(folder: Path, *, seed: int = 0) -> Path:
     return _save(MambaForCausalLM, config, words, folder, seed)
 
 
-def gpt2(folder: Path, *, seed: int = 0) -> Path:
+def gpt2(folder: Path, *, seed: int = 0, template: str | None = CHATML) -> Path:
     """A GPT-2 of the same size: learned absolute positions, and no pad token in its configuration."""
-    words = tokenizer()
+    words = tokenizer(template)
     config = GPT2Config(
         vocab_size=len(words),
         n_embd=32,

@@ -128,3 +128,13 @@ def test_a_run_has_a_folder_named_after_its_content() -> None:
     assert folder.name.startswith("tiny-")
     assert folder != default_folder("local/tiny@0123", rows(), {"seed": 2})
     assert folder != default_folder("local/tiny@4567", rows(), {"seed": 1})
+
+
+def test_how_a_run_is_carried_out_names_no_other_run(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSPYC_HOME", str(tmp_path))
+    settings = {"max_steps": 1, "method": "full"}
+    for more in ({}, {"show_progress": False}, {"num_processes": 1, "validation_fraction": 0.1, "output_dir": None}):
+        LocalProvider.finetune(LocalTrainingJob(), str(student), rows(), TrainDataFormat.CHAT, settings | more)
+    assert len(list((tmp_path / "finetuned").iterdir())) == 1

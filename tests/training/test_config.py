@@ -148,6 +148,13 @@ def test_another_librarys_name_is_told_from_a_slip() -> None:
         TrainingConfig(base_model="gpt2")
 
 
+def test_dspys_own_defaults_are_taken() -> None:
+    theirs = {"device": None, "max_seq_length": None, "packing": True, "output_dir": None, "num_train_epochs": 5}
+    assert TrainingConfig.from_kwargs(theirs) == TrainingConfig(epochs=5)
+    with pytest.raises(ConfigError, match=r"`output_dir` is not a training setting.*`run_dir`"):
+        TrainingConfig.from_kwargs({"output_dir": "out"})
+
+
 def test_what_has_no_meaning_here_is_passed_over() -> None:
     settings = {"dataloader_num_workers": 4, "num_workers": 8, "task_type": "CAUSAL_LM", "report_to": ["none"]}
     assert TrainingConfig.from_kwargs(settings) == TrainingConfig()

@@ -79,8 +79,52 @@ def test_memory_that_runs_out_divides_the_batch_and_not_the_step(tmp_path: Path)
 def test_a_single_row_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     model = small.model()
     limit_memory(model, 5)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(TrainingError, match=r"at step 1, where a single row.*gradient_checkpointing"):
         trainer(model, tmp_path).train()
+
+
+class SmallDevice:
+    """Any model's input embeddings run out of memory on more than so many tokens, in training or in evaluation."""
+
+    def __init__(self, *, training: int = 10_000, evaluation: int = 10_000) -> None:
+        self.most = {True: training, False: evaluation}
+        self.refused: list[bool] = []
+
+    def __call__(self, module: Any, inputs: Any, _: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and inputs[0].numel() > self.most[module.training]:
+            self.refused.append(module.training)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def train_on(device: SmallDevice, base: Path, out: Path, measured: str = "v") -> TrainingResult:
+    hook = register_module_forward_hook(device)
+    rows, held_out = small.rows(20, "the question is "), small.rows(8, measured)
+    try:
+        config = TrainingConfig(**SETTINGS)
+        return train(str(base), rows, config=config, output_dir=out, validation=held_out, device="cpu")
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("limits", [{"training": 130}, {"evaluation": 130}])
+def test_a_run_whose_largest_batch_does_not_fit_goes_on_in_smaller_parts(tmp_path: Path, limits: Any) -> None:
+    base, small_device = small.folder(tmp_path / "model"), SmallDevice(**limits)
+    plenty = train_on(SmallDevice(), base, tmp_path / "plenty")
+    little = train_on(small_device, base, tmp_path / "little")
+    assert set(small_device.refused) == {"training" in limits}
+    assert little.validation_loss == pytest.approx(plenty.validation_loss, rel=1e-4)
+    assert losses(tmp_path / "little") == pytest.approx(losses(tmp_path / "plenty"), rel=1e-3)
+    said = [e for e in read_events(tmp_path / "little" / "events.jsonl") if e.get("event") == "out_of_memory"]
+    assert said[-1]["micro_batch_tokens"] < 2_048
+    if "training" in limits:
+        assert said[0]["step"] == 0  # before the first step, where the largest batch is measured
+
+
+@pytest.mark.parametrize("limits", [{"training": 10}, {"evaluation": 70}])
+def test_a_row_that_does_not_fit_says_so_wherever_it_is_computed(tmp_path: Path, limits: Any) -> None:
+    base = small.folder(tmp_path / "model")
+    with pytest.raises(TrainingError, match=r"a single row, or a prompt that rows share, is computed at once \(\d+"):
+        train_on(SmallDevice(**limits), base, tmp_path / "out", "a long question: " * 6)
 
 
 def test_a_loss_that_is_no_number_names_its_rows_and_the_last_good_checkpoint(tmp_path: Path) -> None:

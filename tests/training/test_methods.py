@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspyc.errors import ConfigError, ModelError
+from dspyc.files import write_json
 from dspyc.models import ChatTokenizer
 from dspyc.models.weights import TINY, identity, load_model, resolve
 from dspyc.providers.local import LocalLM
 from dspyc.training import TrainingConfig, train
 from dspyc.training.events import read_events
 from dspyc.training.merging import merge
-from dspyc.training.methods import check_method, one_base, prepare
+from dspyc.training.methods import check_method, one_base, prepare, stored_dtype
 
 from . import small
 
@@ -264,3 +265,12 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not fit.*layers\.1\..*is in one of them only"):
         merge(result.path, tmp_path / "merged", base=shallow)
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_stored_dtype_is_that_of_the_files_that_loading_reads(tmp_path: Path) -> None:
+    base = small.folder(tmp_path / "model", dtype=torch.bfloat16)
+    save_file({"left": torch.zeros(1_000_000, dtype=torch.float16)}, base / "model.fp16.safetensors")
+    assert stored_dtype(base) == torch.bfloat16
+    (base / "model.safetensors").rename(base / "part.safetensors")
+    write_json(base / "model.safetensors.index.json", {"weight_map": {"lm_head.weight": "part.safetensors"}})
+    assert stored_dtype(base) == torch.bfloat16

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dspyc.errors import TrainingError
 from dspyc.training import TrainingConfig, TrainingResult, processes, train
@@ -65,6 +66,12 @@ def together(base: Path, out: Path) -> None:
         train(str(base), small.rows(17), config=wild, output_dir=out / "wild", device="cpu")
     except TrainingError as error:
         (out / f"error-{rank}.txt").write_text(str(error))
+    if rank == 1:  # gone once a step's weights are updated, when the next that processes do together is its log line
+        register_optimizer_step_post_hook(lambda *_: os._exit(0))
+    try:
+        run(base, out / "left", "full")
+    except TrainingError as error:
+        (out / "left.txt").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +132,11 @@ def test_a_loss_that_is_no_number_is_the_same_error_in_all_processes(two: Path) 
     assert said[0] == said[1]
     assert "at step" in said[0]
     assert "training rows" in said[0]
+
+
+def test_a_process_that_ends_is_noticed_where_the_loss_is_logged(two: Path) -> None:
+    assert "Another process of this run has ended" in (two / "left.txt").read_text()
+    assert [e["step"] for e in read_events(two / "left" / "full" / "events.jsonl") if "loss" in e] == []
 
 
 def command(base: Path, folder: Path, out: Path) -> list[str]:

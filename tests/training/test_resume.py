@@ -20,6 +20,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dspyc.errors import ConfigError, TrainingError
+from dspyc.locks import FolderLock
 from dspyc.training import Callback, Progress, TrainingConfig, train
 from dspyc.training.events import read_events
 from tests.forks import FORKS
@@ -50,10 +51,18 @@ class Signal(Callback):
             os.kill(os.getpid(), self.signal_number)
 
 
-def run(base: str, out: Path, method: Any, *callbacks: Callback) -> bytes:
+def run(base: str, out: Path, method: Any, *callbacks: Callback, resume_from: int | None = None) -> bytes:
     config = TrainingConfig(method=method, **SETTINGS)
     rows = small.rows(20, "a prompt that all rows share: ")
-    result = train(base, rows, config=config, output_dir=out, validation=small.rows(4, "v"), callbacks=callbacks)
+    result = train(
+        base,
+        rows,
+        config=config,
+        output_dir=out,
+        validation=small.rows(4, "v"),
+        callbacks=callbacks,
+        resume_from=resume_from,
+    )
     (weights,) = Path(result.path).glob("*.safetensors")
     return weights.read_bytes()
 
@@ -252,3 +261,35 @@ def test_two_runs_never_write_into_one_folder(base: Path, tmp_path: Path) -> Non
     start(Other())
     assert len(seen) == 1
     start()  # the folder is free again
+
+
+def test_a_new_folder_is_whose_that_locks_it_first(base: Path, tmp_path: Path) -> None:
+    with FolderLock(tmp_path):  # another process got here first, and is about to write down what it trains
+        (tmp_path / ".writing-key.json").write_text("{")
+        with pytest.raises(ConfigError, match="Another training is going on"):
+            run(str(base), tmp_path, "lora")
+        assert (tmp_path / ".writing-key.json").exists()
+        assert not (tmp_path / "key.json").exists()
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_asked_for(
+    base: Path, uninterrupted: dict[str, bytes], stopped: Path, tmp_path: Path, caplog: Any
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(stopped, out)
+    checkpoints = out / "checkpoints"
+    first, second = sorted(int(p.name.split("-")[1]) for p in checkpoints.iterdir())[-2:]
+    with pytest.raises(
+        ConfigError, match=rf"resume_from is 4, .* is not there.*Those of steps .*{first}, {second} are"
+    ):
+        run(str(base), out, "lora", resume_from=4)
+    kept = (checkpoints / f"checkpoint-{second}" / "model.safetensors").read_bytes()
+    assert run(str(base), out, "lora", resume_from=first) == uninterrupted["lora"]
+    events = read_events(out / "events.jsonl")
+    assert [e["step"] for e in events if e.get("event") == "resumed"] == [first]
+    assert [e["step"] for e in events if "loss" in e] == list(range(1, STEPS + 1))
+    assert (checkpoints / f"later-{second}" / "model.safetensors").read_bytes() == kept
+    assert f"checkpoint-{second}" in caplog.text
+    (out / "result.json").write_text("{}")
+    assert run(str(base), out, "lora", resume_from=STEPS) == uninterrupted["lora"]  # a finished run is finished anew
+    assert "final_model" in (out / "result.json").read_text()
