@@ -110,6 +110,18 @@ def test_an_adapter_that_cannot_be_trained_is_refused_before_any_teacher_call(tm
     assert teacher_lm.engine.calls == 0
 
 
+def test_an_output_that_the_student_could_never_write_is_refused_before_any_teacher_call(tmp_path: Path) -> None:
+    student = dspy.Predict("thing -> colour: Literal['red\\nblue', 'green']")
+    student.lm = dspyc.LocalLM("dspyc/tiny", cache=False)
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(
+        ConfigError, match=r"Predictor `self`: Output `colour` of type .* cannot be constrained"
+    ) as found:
+        optimizer(tmp_path, teacher_lm=teacher_lm).compile(student, trainset=desk.examples(4))
+    assert "constrained=False" in found.value.hint
+    assert teacher_lm.engine.calls == 0
+
+
 def test_two_tasks_of_one_terse_name_are_refused_before_any_teacher_call(tmp_path: Path) -> None:
     class Twice(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
