@@ -140,7 +140,7 @@ def test_an_adapter_can_go_and_come_while_requests_run(folder: Path, tmp_path: P
         model.forget(name)
     assert [future.result(30).text for future in running] == [single.answer(folder, [5, i], 60) for i in range(10, 14)]
     single.replies(folder, single.greedy([5], 1))
-    assert not model._scheduler._adapters.names
+    assert name not in model._scheduler._adapters
     assert model.memory.adapters == 0
 
 
