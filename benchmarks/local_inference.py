@@ -3,6 +3,7 @@
     python benchmarks/local_inference.py --json                       # three shapes of prompts, greedy and n = 8, on the CPU
     python benchmarks/local_inference.py --shapes cot --prompts 32 --repeats 1 --sides ours,static
     python benchmarks/local_inference.py --save                       # also write results/local_inference.json
+    python benchmarks/local_inference.py --device cuda --json         # 512 requests to Qwen3-0.6B's shape, on a GPU
 
 `dspy.Evaluate` runs with 32 threads over 128 prompts of each shape (see dspy_rows.py): DSPy's own renderings for `classify` (a
 short text, one Literal), `cot` (chain of thought behind a long system message) and `demos` (the same with four demos). The
@@ -25,6 +26,11 @@ that of a bare `generate`, and `candidates` the time of n = 8 over n = 1 for a p
 `constrained` compares ours with itself: seconds without constraints over seconds with them, in turns in one process. Students
 that were trained to know the replies to `classify` and `cot`, so that both ways write the same, are asked by 32 threads and by
 one; and `free_text` by random weights, where nothing is fixed (TerseAdapter, one text output).
+
+With `--device cuda` the model is Qwen3-0.6B's shape in bfloat16, and the load is `shared`: 512 requests at once, each a line of
+its own behind a system message of 1,000 tokens, with replies of 128 tokens; ours, `static` (batches of 128), `continuous`. The
+`tokens_per_s` of every side stand beside `limit_tokens_per_s`: what reading the weights and the cache once a step would allow,
+the prompts for nothing, at the speed at which the device copies (`copy_gb_per_s`); `share_of_limit` is one over the other.
 """
 
 import argparse
@@ -48,47 +54,133 @@ from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "local_inference.json"
 SHAPES = ("classify", "cot", "demos")  # of dspy_rows, which imports too much for the process that only starts others
+SHARED = "shared"  # the shape that is made here
 SIDES = ("ours", "single", "static", "continuous", "serve")
 MODES: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "n": 8}}
 PARTS = ("speed", "idle", "candidates", "constrained")
 THREADS, STATIC_ROWS, NEW_TOKENS = 32, 32, 48  # NEW_TOKENS of `idle` and `free_text`
+SHARED_PREFIX, SHARED_REPLY = 1000, 128  # tokens
 GATHER = 0.01  # seconds without a new request after which a static batch starts
 LONG_PROMPT, LONG_REPLY = 500, 60  # tokens, of what `candidates` times
 IDLE_TURNS = 15
 TAUGHT_STEPS = 150
+COPIED = 2**30  # bytes; 2**24 where a run is only tried out
+
+# What every turn is told of its load.
+LOADS: dict[str, dict[str, Any]] = {
+    "cpu": {"device": "cpu", "dtype": "float32", "student": "llama", "static_rows": STATIC_ROWS},
+    "cuda": {"device": "cuda", "dtype": "bfloat16", "student": "qwen3", "static_rows": 128},
+    "tiny": {"device": "cpu", "dtype": "float32", "student": "tiny", "static_rows": 8},  # the way of "cuda", on a CPU
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "parts": PARTS,
+        "shapes": SHAPES,
+        "modes": tuple(MODES),
+        "sides": SIDES,
+        "prompts": 128,
+        "threads": THREADS,
+    },
+    "cuda": {
+        "parts": ("speed",),
+        "shapes": (SHARED,),
+        "modes": ("greedy",),
+        "sides": ("ours", "static", "continuous"),
+        "prompts": 512,
+        "threads": 512,
+    },
+}
 
 # ------------------------------------------------------------------------------------------- turns: a process each
 
 
 def prepare(turn: dict[str, Any]) -> dict[str, Any]:
-    """Write the model and the prompts; say how long these are."""
+    """Write the model and the prompts; say how long these are, and what a step has to read."""
     import torch
     from dspy_rows import render
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     from dspyc.models import ChatTokenizer
     from dspyc.models.weights import load_tokenizer
 
     torch.manual_seed(0)
-    # The vocabulary is larger than the tokenizer's, so that the output projection has a usual size.
-    layers = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
-    ids = {"vocab_size": 16_384, "bos_token_id": None, "eos_token_id": 3, "pad_token_id": 0}
-    config = LlamaConfig(**layers, **ids, max_position_embeddings=4096, tie_word_embeddings=True)  # type: ignore[arg-type]
-    AutoModelForCausalLM.from_config(config).save_pretrained(turn["model"])
+    model = AutoModelForCausalLM.from_config(student(turn["student"])).to(getattr(torch, turn["dtype"]))
+    model.save_pretrained(turn["model"])
     tokenizer = load_tokenizer("dspyc/tiny")
     tokenizer.save_pretrained(turn["model"])
     chat, shapes = ChatTokenizer(tokenizer), {}
     for shape in turn["shapes"]:
-        rows = [row["messages"] for row in render(shape, turn["prompts"])]
-        tokens = [len(ids) - prompt for ids, prompt in map(chat.row_ids, rows)]
-        asked = [{"messages": row[:-1], "max_tokens": most} for row, most in zip(rows, tokens, strict=True)]
+        if shape == SHARED:
+            asked = shared(turn["prompts"], chat)
+        else:
+            rows = [row["messages"] for row in render(shape, turn["prompts"])]
+            most = [len(ids) - prompt for ids, prompt in map(chat.row_ids, rows)]
+            asked = [{"messages": row[:-1], "max_tokens": each} for row, each in zip(rows, most, strict=True)]
+        tokens = [row["max_tokens"] for row in asked]
         Path(turn["folder"], f"{shape}.json").write_text(json.dumps(asked))
         ids_of = [chat.prompt_ids(row["messages"]) for row in asked]
         same = next((at for at, column in enumerate(zip(*ids_of, strict=False)) if len(set(column)) > 1), None)
         mean = sum(map(len, ids_of)) / len(ids_of)
         reply = round(sum(tokens) / len(tokens), 1)
         shapes[shape] = {"prompt_tokens": round(mean, 1), "prefix_of_all_prompts": same, "reply_tokens": reply}
-    return {"shapes": shapes}
+    config, width = model.config, getattr(torch, turn["dtype"]).itemsize
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    read = {
+        "weights": sum(weight.numel() for weight in model.parameters()) * width,
+        "token": 2 * config.num_hidden_layers * config.num_key_value_heads * head * width,
+    }
+    return {"shapes": shapes, "bytes": read}
+
+
+def student(name: str) -> Any:
+    """The configuration of a model; its vocabulary is larger than the tokenizer's, so that the projection has a usual size."""
+    from transformers import LlamaConfig, Qwen3Config
+
+    ids = {"bos_token_id": None, "eos_token_id": 3, "pad_token_id": 0, "tie_word_embeddings": True}
+    if name == "llama":
+        layers = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
+        return LlamaConfig(**layers, **ids, vocab_size=16_384, max_position_embeddings=4096)  # type: ignore[arg-type]
+    if name == "qwen3":  # Qwen3-0.6B
+        layers = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
+        rest: Any = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936}
+    else:
+        layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        rest = {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 4096}
+    return Qwen3Config(**layers, **rest, **ids, max_position_embeddings=4096)
+
+
+def shared(number: int, chat: Any) -> list[dict[str, Any]]:
+    """Requests that differ in the last line only."""
+    system = "Answer the customer. "
+    while len(chat.prompt_ids([{"role": "system", "content": system}])) < SHARED_PREFIX:
+        system += "Be brief and kind, and name the parcel. "
+    return [
+        {
+            "messages": [
+                {"role": "system", "content": system},
+                {"role": "user", "content": f"Where is my parcel {at}? I ordered it {at % 31} days ago."},
+            ],
+            "max_tokens": SHARED_REPLY,
+        }
+        for at in range(number)
+    ]
+
+
+def copy(turn: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that the device reads and writes in a second, by copying them."""
+    import torch
+
+    size = COPIED if turn["device"] == "cuda" else 2**24
+    source = torch.ones(size, dtype=torch.uint8, device=turn["device"])
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(20):
+        start = time.monotonic()
+        target.copy_(source)
+        if turn["device"] == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - start)
+    return {"bytes_per_s": 2 * size / statistics.median(seconds[5:])}
 
 
 def evaluate(turn: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +188,7 @@ def evaluate(turn: dict[str, Any]) -> dict[str, Any]:
     import dspy
 
     prompts = json.loads(Path(turn["prompts_file"]).read_text())
-    lm = lm_of(turn["side"], turn["model"])
+    lm = lm_of(turn["side"], turn)
     texts: dict[int, list[str]] = {}
 
     class Ask(dspy.Module):  # type: ignore[misc]
@@ -120,9 +212,9 @@ def idle(turn: dict[str, Any]) -> dict[str, Any]:
     """Seconds of one short request to an idle engine, or of a bare `generate` of the same prompt."""
     messages = [{"role": "user", "content": "Where is my parcel? " * 5}]
     if turn["side"] == "ours":
-        ask = partial(lm_of("ours", turn["model"]), messages=messages, max_tokens=NEW_TOKENS)
+        ask = partial(lm_of("ours", turn), messages=messages, max_tokens=NEW_TOKENS)
     else:
-        bare = Generate(turn["model"])
+        bare = Generate(turn)
         ask = partial(bare.generate, [bare.chat.prompt_ids(messages)], NEW_TOKENS, 0.0)
     seconds = []
     for _ in range(IDLE_TURNS + 2):
@@ -135,8 +227,8 @@ def idle(turn: dict[str, Any]) -> dict[str, Any]:
 
 def candidates(turn: dict[str, Any]) -> dict[str, Any]:
     """Seconds to the last token of one and of eight candidates of a long prompt that no request shared before."""
-    lm = lm_of("ours", turn["model"])
-    words = Generate(turn["model"]).chat
+    lm = lm_of("ours", turn)
+    words = Generate(turn).chat
     found: dict[int, list[float]] = {1: [], 8: []}
     for number in range(2 * 6):
         text = f"{number} " + "word " * LONG_PROMPT
@@ -166,7 +258,7 @@ def constrained(turn: dict[str, Any]) -> dict[str, Any]:
     program = dspy.Predict("message -> answer") if free_text else predictor(turn["shape"])
     # On random weights every text is cut at the same length; a student's texts end by themselves.
     most, adapter = (NEW_TOKENS, dspyc.TerseAdapter()) if free_text else (200, dspy.ChatAdapter())
-    local = {"device": "cpu", "dtype": "float32", "cache": False, "max_tokens": most}
+    local = {"device": turn["device"], "dtype": turn["dtype"], "cache": False, "max_tokens": most}
     lms = [dspyc.LocalLM(model, constrained=each, **local) for each in (False, True)]  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for threads in (turn["threads"], 1):
@@ -213,25 +305,25 @@ def _taught(turn: dict[str, Any]) -> str:
     )
     out = f"{turn['folder']}/{turn['shape']}"
     rows = render(turn["shape"], turn["prompts"])
-    return train(turn["model"], rows, config=config, output_dir=out, device="cpu", show_progress=False).path
+    return train(turn["model"], rows, config=config, output_dir=out, device=turn["device"], show_progress=False).path
 
 
-TURNS = {turn.__name__: turn for turn in (prepare, evaluate, idle, candidates, constrained)}
+TURNS = {turn.__name__: turn for turn in (prepare, copy, evaluate, idle, candidates, constrained)}
 
 # ------------------------------------------------------------------------------------------- sides, as engines of a dspy.LM
 
 
-def lm_of(side: str, model: str) -> Any:
+def lm_of(side: str, turn: dict[str, Any]) -> Any:
     import dspy
 
     import dspyc
 
-    local = {"device": "cpu", "dtype": "float32", "cache": False}
+    model, local = turn["model"], {"device": turn["device"], "dtype": turn["dtype"], "cache": False}
     if side == "ours":
-        return dspyc.LocalLM(model, constrained=False, **local)  # type: ignore[arg-type]
+        return dspyc.LocalLM(model, constrained=False, **local)
     if side == "serve":
-        return dspyc.LocalLM(model, server="transformers", constrained=False, **local)  # type: ignore[arg-type]
-    engine = {"single": Single, "static": Static, "continuous": Continuous}[side](model)
+        return dspyc.LocalLM(model, server="transformers", constrained=False, **local)
+    engine = {"single": Single, "static": Static, "continuous": Continuous}[side](turn)
     return dspy.LM(f"{side}/model", engine=engine, cache=False)
 
 
@@ -240,14 +332,15 @@ class Generate:
 
     supported_params = frozenset({"temperature", "max_tokens", "n"})
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, turn: dict[str, Any]) -> None:
         from transformers import AutoModelForCausalLM
 
         from dspyc.models import ChatTokenizer
         from dspyc.models.weights import load_tokenizer
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
-        self.chat = ChatTokenizer(load_tokenizer(model))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(turn["model"], dtype=turn["dtype"])
+        self.model = loaded.to(turn["device"]).eval()
+        self.chat = ChatTokenizer(load_tokenizer(turn["model"]))
 
     def complete(self, request: Any) -> Any:
         from dspy import lm15
@@ -273,8 +366,9 @@ class Generate:
         import torch
 
         width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        at = self.model.device
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=at)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=at)
         how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         with torch.inference_mode():
             found = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, **how)
@@ -287,8 +381,8 @@ class Generate:
 class Single(Generate):
     """`generate` for each request, one after another."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+    def __init__(self, turn: dict[str, Any]) -> None:
+        super().__init__(turn)
         self._lock = threading.Lock()
 
     def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
@@ -299,8 +393,9 @@ class Single(Generate):
 class Static(Generate):
     """Padded batches of `generate`, up to the longest reply: whoever asks while one runs is in the next."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+    def __init__(self, turn: dict[str, Any]) -> None:
+        super().__init__(turn)
+        self._rows = turn["static_rows"]
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -313,7 +408,7 @@ class Static(Generate):
         while True:
             batch = [self._asked.get()]
             with contextlib.suppress(queue.Empty):
-                while len(batch) < STATIC_ROWS:
+                while len(batch) < self._rows:
                     batch.append(self._asked.get(timeout=GATHER))
             most, temperature = max(row[1] for row in batch), batch[0][2]
             for row, new in zip(batch, self.generate([row[0] for row in batch], most, temperature), strict=True):
@@ -323,8 +418,8 @@ class Static(Generate):
 class Continuous(Generate):
     """transformers' continuous batching; a thread hands out its results."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+    def __init__(self, turn: dict[str, Any]) -> None:
+        super().__init__(turn)
         self._managers: dict[float, Any] = {}
         self._waiting: dict[str, Future[list[int]]] = {}
         self._lock = threading.Lock()
@@ -368,8 +463,9 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, folder: str) -> None:
         self.args, self.folder = args, folder
-        self.run = Turns(__file__, folder=folder, model=f"{folder}/model")
-        self.prepared = self.run("prepare", shapes=args.shapes, prompts=args.prompts)["shapes"]
+        self.run = Turns(__file__, folder=folder, model=f"{folder}/model", **LOADS[args.load])
+        prepared = self.run("prepare", shapes=args.shapes, prompts=args.prompts)
+        self.prepared, self.bytes = prepared["shapes"], prepared["bytes"]
 
     def compare(self, shape: str, mode: str) -> dict[str, Any]:
         """Rows/s of every side, in turns."""
@@ -406,6 +502,22 @@ class Bench:
             same[side] = round(sum(texts) / len(texts), 4)
         return {"rows_per_s": rates, "ratios": ratios, **({"same_text": same} if mode == "greedy" else {})}
 
+    def within(self, shape: str, rows_per_s: dict[str, float]) -> dict[str, Any]:
+        """The sides' tokens/s beside what the device's memory allows."""
+        facts, rows = self.prepared[shape], min(self.args.threads, self.args.prompts)
+        prefix, reply = facts["prefix_of_all_prompts"], facts["reply_tokens"]
+        own = facts["prompt_tokens"] - prefix + reply / 2  # on average over the reply
+        step = self.bytes["weights"] + self.bytes["token"] * (prefix + rows * own)
+        copied = self.run("copy")["bytes_per_s"]
+        limit = rows * copied / step
+        tokens = {side: rate * reply for side, rate in rows_per_s.items()}
+        return {
+            "tokens_per_s": {side: round(rate, 1) for side, rate in tokens.items()},
+            "copy_gb_per_s": round(copied / 1e9, 1),
+            "limit_tokens_per_s": round(limit, 1),
+            "share_of_limit": {side: round(rate / limit, 4) for side, rate in tokens.items()},
+        }
+
     def idle(self) -> dict[str, float]:
         """Medians over turns of both sides, and of their ratios."""
         turns = [
@@ -422,6 +534,8 @@ class Bench:
             for shape in self.args.shapes:
                 modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
                 found["shapes"][shape] = {**self.prepared[shape], **modes}
+                if self.args.load != "cpu" and "greedy" in modes:
+                    found["shapes"][shape] |= self.within(shape, modes["greedy"]["rows_per_s"])
         if "idle" in self.args.parts:
             found["idle"] = self.idle()
             say(f"idle             {found['idle']['ratio']:.2f}")
@@ -436,18 +550,26 @@ class Bench:
                 found["constrained"][shape] = self.run("constrained", shape=shape, **asked)
                 say(f"constrained {shape}: {found['constrained'][shape]}")
         settings = {"prompts": self.args.prompts, "threads": self.args.threads, "new_tokens": NEW_TOKENS}
+        settings |= LOADS[self.args.load]
         return {**found, **settings, "repeats": self.args.repeats, "machine": machine()}
 
 
 def arguments() -> argparse.Namespace:
     parser = options(__doc__, RESULTS)
-    for name, allowed in {"--parts": PARTS, "--shapes": SHAPES, "--modes": MODES, "--sides": SIDES}.items():
-        parser.add_argument(name, **some_of(allowed))
-    parser.add_argument("--prompts", type=int, default=128, help="of each shape")
-    parser.add_argument("--threads", type=int, default=THREADS)
+    known = {"--parts": PARTS, "--shapes": (*SHAPES, SHARED), "--modes": MODES, "--sides": SIDES}
+    for name, allowed in known.items():
+        parser.add_argument(name, **{**some_of(allowed), "default": None})
+    parser.add_argument("--prompts", type=int, help="of each shape: 128, on a GPU 512")
+    parser.add_argument("--threads", type=int, help=f"{THREADS}, on a GPU 512")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # try the load of "cuda" out on a CPU
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    for name, value in DEFAULTS["cuda" if args.tiny else args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.load = "tiny" if args.tiny else args.device
     if "ours" not in args.sides:
         parser.error("--sides leaves out `ours`, which the others are compared with")
     return args

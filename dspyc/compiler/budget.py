@@ -65,9 +65,6 @@ class Spent:
     tokens: int = 0
     usd: float = 0.0
 
-    def plus(self, tokens: int, usd: float) -> "Spent":
-        return Spent(self.calls + 1, self.tokens + tokens, self.usd + usd)
-
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
 
@@ -161,7 +158,7 @@ class Meter:
         """A call that was allowed has been answered."""
         with self._lock:
             self._under_way -= 1
-            self.spent = self.spent.plus(tokens, usd)
+            self.spent += Spent(1, tokens, usd)
             self._lock.notify_all()
         if self._outer is not None:
             self._outer.settle(tokens, usd)

@@ -12,23 +12,43 @@ from typing import Any
 import dspy
 from dspy import lm15
 
+from ..errors import ConfigError
 from .generation import Job
+from .sampling import Sampling
 
 Submit = Callable[[int], Sequence[Job]]
 
 
 class CandidatesLM(dspy.LM):
-    """A `dspy.LM` over a `LocalEngine`, whose `n` candidates are written together."""
+    """A `dspy.LM` over a `LocalEngine`, whose `n` candidates are written together.
+
+    Raises:
+        ConfigError: In a call: several candidates at a temperature of None or 0, which would all be the same.
+    """
 
     constrained = False  # whether replies follow their signatures, see `ConstrainedLM`
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        with expected(kwargs.get("n") or self.kwargs.get("n")):
+        with expected(self._count(prompt, kwargs)):
             return super().__call__(prompt, messages=messages, **kwargs)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        with expected(kwargs.get("n") or self.kwargs.get("n")):
+        with expected(self._count(prompt, kwargs)):
             return await super().acall(prompt, messages=messages, **kwargs)
+
+    def _count(self, prompt: Any, kwargs: dict[str, Any]) -> Any:
+        """The `n` of a call, whatever it holds; a canonical request asks for one reply."""
+        if isinstance(prompt, lm15.Request) or kwargs.get("request") is not None:
+            return 1
+        settings = {**self.kwargs, **kwargs}
+        count, temperature = settings.get("n"), settings.get("temperature")
+        several = isinstance(count, int) and count > 1
+        if several and isinstance(temperature, (int, float, type(None))) and not Sampling(1, temperature).is_sampled:
+            raise ConfigError(
+                f"A call asks for n={count} replies at temperature {temperature}, which are {count} times the same one.",
+                hint="Set a temperature, such as temperature=0.7, or leave n out. A dspy.Predict sets one by itself.",
+            )
+        return count
 
 
 class Candidates:

@@ -102,18 +102,14 @@ class CompiledGrammar:
         self._forced: dict[tuple[int, tuple[int, ...]], tuple[list[int], int]] = {}
         self._lock = threading.RLock()
 
-    def mask(self, state: int) -> torch.Tensor:
-        """The tokens that may follow in `state`, `(vocabulary,)`."""
-        with self._lock:
-            return self._mask(self._shared(state))
-
     def roomy(self, state: int, left: int) -> bool:
         """Whether any token may follow in `state` and leave, of `left` tokens, enough to end the reply with."""
         with self._lock:
             return self._ahead(self._shared(state)).farthest < left
 
     def mask_within(self, state: int, left: int) -> torch.Tensor:
-        """As `mask`, without the tokens after which the reply could not be ended within `left`, themselves included."""
+        """The tokens, `(vocabulary,)`, that may follow in `state` and after which the reply can be ended within `left`, they
+        themselves included."""
         with self._lock:
             state = self._shared(state)
             ahead = self._ahead(state)

@@ -219,7 +219,7 @@ class LocalEngine:
 
     def _job(self, request: lm15.Request, candidate: int, on_tokens: Callable[[list[int]], None] | None = None) -> Job:
         validate_request(request)
-        _refuse_unsupported(request)
+        _refuse_unsupported(request, self)
         messages, tools = messages_of(request)
         choice = request.config.tool_choice
         ids = self.chat.prompt_ids(messages, None if choice and choice.mode == "none" else tools)
@@ -354,7 +354,7 @@ def _register(engine: LocalEngine) -> None:
         _engines.setdefault(engine.model_string, engine)
 
 
-def _refuse_unsupported(request: lm15.Request) -> None:
+def _refuse_unsupported(request: lm15.Request, engine: LocalEngine) -> None:
     config = request.config
     asked = [name for name in _UNSUPPORTED if getattr(config, name) is not None]
     asked += [str(name) for name, value in (config.extensions or {}).items() if not _is_grammar(name, value)]
@@ -363,7 +363,7 @@ def _refuse_unsupported(request: lm15.Request) -> None:
     if asked:
         raise lm15.UnsupportedFeatureError(
             f"A local model does not take {', '.join(asked)}. "
-            "It takes temperature, max_tokens, top_p, top_k, seed, stop, tools; leave the rest out.",
+            f"It takes {', '.join(sorted(engine.supported_params))}; leave the rest out.",
             feature=asked[0],
         )
 

@@ -11,6 +11,7 @@ import torch
 from .constraints import Constraint
 from .opening import Opening
 from .sampling import Sampling
+from .stops import first_stop
 
 FinishReason = Literal["stop", "length"]
 Decode = Callable[[list[int]], str]
@@ -56,6 +57,11 @@ class Job:
     constraint: Constraint | None = None
     reply: "Future[Reply]" = field(default_factory=Future)
     on_tokens: Callable[[list[int]], None] | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, unless it is over."""
+        if not self.reply.done() and self.reply.set_running_or_notify_cancel():
+            self.reply.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -129,11 +135,11 @@ class Generation:
         ids = self.written[:-1] if self.written and self.written[-1] in stops else self.written
         text = decode(ids)
         begin = len(text) - len(self._ending.opening.certain(text)) if self.sampling.stop else 0
-        cuts = [at for stop in self.sampling.stop if (at := text.find(stop, begin)) >= 0]
+        cut = first_stop(text, self.sampling.stop, begin)
         scores = [score for score in self.scores if score.token not in stops]
         whole = len(scores) == len(ids)
-        if cuts:
-            text = text[: min(cuts)]
+        if cut < len(text):
+            text = text[:cut]
             if whole:
                 scores = scores[: _tokens_within(ids, text, decode)]
             whole = whole and decode([score.token for score in scores]) == text

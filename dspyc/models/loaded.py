@@ -19,7 +19,7 @@ from . import memory, weights
 from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
 from .linear import quicken
-from .memory import MemoryPlan, MemoryReport
+from .memory import MemoryReport
 from .scheduler import MAX_ROWS, Scheduler
 
 _GATHER = 0.002  # seconds without a new request after which those that wait begin, where others are expected
@@ -59,14 +59,6 @@ class LoadedModel:
         """What the loaded model takes, with the plan that limits it; None while its weights are not loaded."""
         scheduler = self._scheduler
         return scheduler.memory if scheduler is not None else None
-
-    def plan(self) -> MemoryPlan:
-        """How memory would be used if the weights were loaded now.
-
-        Raises:
-            ModelError: They do not fit.
-        """
-        return memory.plan(self.path, self._device, self._dtype)
 
     def submit(self, *jobs: Job) -> "list[Future[Reply]]":
         """Queue prompts that belong together; each future gives its reply, or the error that stopped it.
@@ -187,12 +179,11 @@ class LoadedModel:
             self._scheduler.fail(error)
             self._scheduler, self._model = None, None  # whatever state they are in; the next request loads them again
         for job in jobs:
-            if not job.reply.done() and job.reply.set_running_or_notify_cancel():
-                job.reply.set_exception(error)
+            job.fail(error)
 
     def _load(self) -> Scheduler:
         self._refuse_changed(self._identity)
-        plan = self.plan()
+        plan = memory.plan(self.path, self._device, self._dtype)
         self._model = weights.load_model(self.path, self._device, self._dtype)
         quicken(self._model)
         chat = self.chat

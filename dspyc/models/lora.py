@@ -56,10 +56,6 @@ class Adapters:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    @property
-    def names(self) -> set[str]:
-        return set(self._names)
-
     def load(self, name: str, folder: Path) -> None:
         """Put the adapter in `folder` beside the base.
 

@@ -89,7 +89,7 @@ class Scheduler:
                 generation = Generation(job, self._ending)
                 generation.begin()
             except Exception as error:  # it concerns this request alone, which gets it
-                _fail(job, error)
+                job.fail(error)
                 continue
             self._waiting.append(generation)
 
@@ -113,7 +113,7 @@ class Scheduler:
     def fail(self, error: BaseException) -> None:
         """Give all requests this error. The scheduler must not be used any more."""
         for generation in [*self._waiting, *self._generations]:
-            _fail(generation.job, error)
+            generation.job.fail(error)
 
     @property
     def _batches(self) -> list[Batch]:
@@ -149,7 +149,7 @@ class Scheduler:
             held = {id(generation) for generation in [*self._waiting, *self._generations]}
             for generation in joining:
                 if id(generation) not in held:
-                    _fail(generation.job, error)
+                    generation.job.fail(error)
 
     def _join_cascades(self, joining: list[Generation]) -> None:
         tokens = [as_array(generation.job.ids + generation.written) for generation in joining]
@@ -167,7 +167,7 @@ class Scheduler:
                     break
                 self._batch_of(adapter).add(generation, prefix, shared, like)
             except Exception as error:  # it concerns this request alone, which gets it
-                _fail(generation.job, error)
+                generation.job.fail(error)
                 continue
             first.setdefault(key, (generation, prefix, shared))  # only what has joined can have twins
         self._prefixes.shrink(self._plan.prefixes)
@@ -278,7 +278,7 @@ class Scheduler:
             return
         batch.drop([generation for generation, _ in over])
         for generation, failure in over:
-            _finish(generation) if failure is None else _fail(generation.job, failure)
+            _finish(generation) if failure is None else generation.job.fail(failure)
 
     def _choose(self, ready: list[Generation], logits: torch.Tensor) -> list[tuple[Generation, BaseException | None]]:
         """Give each ready row its next token; the rows that are over, with the error that ended them, if one did."""
@@ -329,7 +329,7 @@ class Scheduler:
                 self._waiting.extendleft(reversed(rows))
                 return
         for generation in rows:
-            _fail(generation.job, error)
+            generation.job.fail(error)
 
     # ------------------------------------------------------------------------------------------------------- adapters
 
@@ -369,12 +369,7 @@ def _finish(generation: Generation) -> None:
     try:
         reply = generation.reply()
     except Exception as error:  # text that cannot be decoded is this request's trouble
-        _fail(job, error)
+        job.fail(error)
         return
     if job.reply.set_running_or_notify_cancel():
         job.reply.set_result(reply)
-
-
-def _fail(job: Job, error: BaseException) -> None:
-    if not job.reply.done() and job.reply.set_running_or_notify_cancel():
-        job.reply.set_exception(error)

@@ -6,6 +6,7 @@ from dspy import lm15
 
 from .generation import Decode, Reply, TokenScore
 from .opening import Opening
+from .stops import first_stop
 
 _UNFINISHED = "\ufffd"  # what a decoder writes for the first bytes of a character
 
@@ -25,7 +26,7 @@ class TextStream:
         """The text that is certain now and was not before; often empty."""
         self._ids += ids
         text = self._opening.certain(self._decode(self._ids).rstrip(_UNFINISHED))
-        cut = min((text.index(stop) for stop in self._stop if stop in text), default=len(text))
+        cut = first_stop(text, self._stop)
         return self._send(text[: cut - _begun(text[:cut], self._stop)])
 
     def finish(self, text: str) -> str:

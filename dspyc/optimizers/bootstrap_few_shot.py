@@ -37,6 +37,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
+from ..signatures.checks import check_answers
 from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
 from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
 from .no_good_run import no_good_run
@@ -303,10 +304,12 @@ def choose_teacher(
 
     Raises:
         ProgramError: The student is compiled, or the teacher is not its equal or has no language model.
+        ConfigError: The student's language model cannot reply to one of its predictors.
     """
     with dspy.context(**teacher_settings):
         chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
     check_equivalent(student, chosen[0].program)
+    check_answers(student)
     if student._compiled:
         raise ProgramError(
             f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",

@@ -1,6 +1,7 @@
 """This machine as a provider: `LocalLM` to call a model here, `LocalProvider` to fine-tune one here."""
 
 import json
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy import lm15
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
@@ -19,6 +21,8 @@ from ..signatures import fingerprint
 if TYPE_CHECKING:
     from ..models.engine import LocalEngine
     from ..training import TrainingResult
+
+logger = logging.getLogger(__name__)
 
 _NEEDED = "LocalLM needs PyTorch, transformers, peft and accelerate, as the extra has them."
 _GENERATION = ("max_tokens", "n", "rollout_id", "seed", "stop", "temperature", "top_k", "top_p")
@@ -56,10 +60,12 @@ def LocalLM(  # noqa: N802 (reads as a class)
             and `dspy.LM`'s cache, callbacks, num_retries, train_kwargs.
 
     Raises:
-        ConfigError: A setting that a local model does not have.
+        ConfigError: A setting that a local model does not have, or a value that no call could have.
         ModelError: The model's files cannot be found or read.
     """
     _check_arguments(model, adapter, generation)
+    _check_values(generation)
+    _warn_idle(generation, greedy_by_default=server is None)
     if server is not None:
         with needing("'dspyc[local]'", _NEEDED):
             from ..models.servers.async_engine import AsyncServerEngine
@@ -230,6 +236,36 @@ def _check_arguments(model: Any, adapter: Any, generation: Mapping[str, Any]) ->
         raise ConfigError(
             f"LocalLM has no setting {', '.join(unknown)}.",
             hint=f"It has {', '.join((*_GENERATION, *_LM_SETTINGS))}; a local model needs no key and no address.",
+        )
+
+
+def _check_values(generation: Mapping[str, Any]) -> None:
+    """Raises ConfigError where DSPy would refuse a value in every call: it is read as a call reads it."""
+    plain = {"model": "local", "messages": [{"role": "user", "content": "?"}]}
+    for name, value in generation.items():
+        if name not in _GENERATION or name == "rollout_id" or value is None:
+            continue
+        try:
+            if name != "n":
+                lm15.request_from_openai_chat({**plain, name: value})
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError("n must be a whole number from 1")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"LocalLM's {name} is {value!r}: {error}.", hint=f"Leave {name} out for the default."
+            ) from error
+
+
+def _warn_idle(generation: Mapping[str, Any], *, greedy_by_default: bool) -> None:
+    """Say which settings of sampling will do nothing. A call may bring its own temperature, so this is no error."""
+    temperature = generation.get("temperature")
+    greedy = greedy_by_default if temperature is None else temperature == 0
+    idle = [name for name in ("top_k", "top_p") if generation.get(name) is not None]
+    if greedy and idle:
+        logger.warning(
+            "%s: LocalLM's temperature is %s, which takes the likeliest token, and nothing is sampled. Set temperature=1.",
+            " and ".join(f"{name}={generation[name]!r} changes nothing" for name in idle),
+            temperature,
         )
 
 

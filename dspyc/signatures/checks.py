@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
 import dspy
+from dspy.adapters.decision_state import DecisionState
 from dspy.adapters.types import Audio, File, History, Image, Tool
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.types.citation import Citations
@@ -16,7 +17,10 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError, RenderError
+from .adapted import adapter_of
+from .grammar import reply_grammar
 from .render import silenced
+from .structure import predictors
 from .terse import TerseAdapter
 
 _MEDIA = {Image: "image", Audio: "audio", File: "file", Document: "file"}
@@ -66,6 +70,7 @@ def check_renderable(
 
     Raises:
         RenderError: It names the predictor, the field, what is allowed and what to do.
+        ConfigError: `lm` follows signatures, and an output's type has no grammar.
     """
     _check_adapter(name, adapter)
     if not isinstance(lm, dspy.BaseLM):
@@ -81,6 +86,17 @@ def check_renderable(
         _check_written_as_text(name, field, info, predictor, adapter, lm)
     _check_tools(name, signature, adapter)
     _check_formats(name, predictor, adapter)
+    _check_constrained(name, predictor, adapter, lm)
+
+
+def check_answers(student: dspy.Module) -> None:
+    """Whether local models that follow signatures can reply to a program's predictors as they are.
+
+    Raises:
+        ConfigError: An output's type has no grammar; it names the predictor, the output and its type.
+    """
+    for name, predictor in predictors(student).items():
+        _check_constrained(name, predictor, adapter_of(predictor), predictor.lm or dspy.settings.lm)
 
 
 def _check_adapter(name: str, adapter: dspy.Adapter) -> None:
@@ -183,6 +199,24 @@ def _check_formats(name: str, predictor: dspy.Predict, adapter: dspy.Adapter) ->
             f"Predictor `{name}` has a prompt that {type(adapter).__name__} cannot write: {type(error).__name__}: {error}",
             hint="Check the predictor's demos and types, or use another adapter.",
         ) from error
+
+
+def _check_constrained(name: str, predictor: dspy.Predict, adapter: dspy.Adapter, lm: Any) -> None:
+    """What a call of this predictor would find out, where `lm` follows signatures and offers no tools."""
+    signature = predictor.signature
+    if not getattr(lm, "constrained", False) or _offers_tools(signature, adapter, lm):
+        return
+    for decided in DecisionState(signature, predictor.fields).types:  # their options are scored, not written
+        signature = signature.delete(decided)
+    try:
+        reply_grammar(signature, adapter)
+    except ConfigError as error:
+        raise ConfigError(f"Predictor `{name}`: {error.message}", hint=error.hint) from error
+
+
+def _offers_tools(signature: Any, adapter: dspy.Adapter, lm: Any) -> bool:
+    native = adapter.use_native_function_calling and adapter._get_tool_call_output_field_name(signature) is not None
+    return bool(native and lm.supports_function_calling)
 
 
 def _types_in(annotation: Any, seen: set[Any]) -> Iterator[type]:

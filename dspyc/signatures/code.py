@@ -31,9 +31,11 @@ from typing import Any, get_origin
 import dspy
 from pydantic import BaseModel
 
+from .adapted import AdaptedMixin
 from .digests import fingerprint
-from .fingerprints import identifying, is_secret, signature_fingerprint, stable, type_key
+from .fingerprints import adapter_key, identifying, is_secret, signature_fingerprint, stable, type_key
 from .first_seen import Noted, noted
+from .mixins import Mixin, written_class
 from .source import source
 
 _DEEPEST = 8
@@ -49,6 +51,8 @@ _HOLDING = (*_CHANGING, tuple, frozenset)
 _LIBRARIES = ("dspy.", "dspyc.", "builtins", "functools", "pydantic.")
 _MAKING = ("__init__", "__new__", "__post_init__", "__setstate__", "model_post_init")
 _OF_DSPY = ("history", "callbacks", "_compiled", "fail_count")  # of modules: what runs leave there, and compiling
+_OF_PREDICTORS = ("stage", "signature", "fields", "config", "lm", "traces", "train", "demos")  # DSPy's own state
+_OF_MIXINS = ("adapter", "nearest")  # dspyc's
 _SECRET = re.compile(r"\S{16}|://|:\d\d")  # a value that may be a key or an address
 
 
@@ -151,12 +155,13 @@ class _Reading:
             return self.kind(value)
         if isinstance(value, types.ModuleType) or self.is_met(value):
             return _name(value if isinstance(value, types.ModuleType) else type(value))
-        kind = self.kind(type(value))
-        if isinstance(value, dspy.Predict):
-            return [kind, _predictor_key(value)]
+        kind = self.kind(written_class(type(value)))
+        state = [_predictor_key(value)] if isinstance(value, dspy.Predict) else []
+        if written_class(type(value)) is dspy.Predict:
+            return [kind, *state]
         own = isinstance(value, dspy.Module) or self._is_written(type(value))
         held = {name: item for name, item in _attributes(value).items() if own or not name.startswith("_")}
-        return [kind, self.parts(value, held, _set_by(type(value)), depth)]
+        return [kind, *state, self.parts(value, held, _set_by(type(value)), depth)]
 
     def _function(self, function: types.FunctionType) -> Any:
         if self.is_met(function):
@@ -221,7 +226,14 @@ class _Reading:
 
 def _predictor_key(predictor: dspy.Predict) -> list[Any]:
     asks = signature_fingerprint(predictor.signature)
-    return [asks, stable(predictor.demos), stable(identifying(predictor.config)), stable(predictor.lm)]
+    adapter = adapter_key(predictor.adapter) if isinstance(predictor, AdaptedMixin) else None
+    state = (
+        stable(predictor.demos),
+        stable(identifying(predictor.config)),
+        stable(predictor.fields),
+        stable(predictor.lm),
+    )
+    return [asks, *state, adapter]
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -229,7 +241,12 @@ def _attributes(value: Any) -> dict[str, Any]:
     members = [member for base in type(value).__mro__ for member in list(vars(base).items())]
     computed = {name for name, member in members if isinstance(member, functools.cached_property)}
     slots = {name: getattr(value, name, None) for name, member in members if inspect.ismemberdescriptor(member)}
-    left_out = {*computed, *(_OF_DSPY if isinstance(value, dspy.Module) else ())}
+    left_out = {
+        *computed,
+        *(_OF_DSPY if isinstance(value, dspy.Module) else ()),
+        *(_OF_PREDICTORS if isinstance(value, dspy.Predict) else ()),
+        *(_OF_MIXINS if isinstance(value, Mixin) else ()),
+    }
     return {
         name: item
         for name, item in {**slots, **getattr(value, "__dict__", {})}.items()

@@ -128,30 +128,11 @@ def integer(low: int | None = None, high: int | None = None) -> Expression:
     return alt(*options)
 
 
-def number(low: float | None = None, high: float | None = None) -> Expression:
-    """A JSON number, with an exponent only where nothing bounds it.
-
-    Raises:
-        UnsupportedError: Bounds that are no whole numbers.
-    """
+def number() -> Expression:
+    """Any JSON number."""
     fraction = seq(".", rep(DIGIT, 1, _LONGEST))
-    if low is None and high is None:
-        largest = seq(chars("123456789"), maybe(fraction), chars("eE"), maybe(chars("+-")), _LARGEST_EXPONENTS)
-        return seq(maybe("-"), alt(seq(_natural(0, None), maybe(fraction), maybe(EXPONENT)), largest))
-    if any(bound is not None and bound != int(bound) for bound in (low, high)):
-        raise UnsupportedError(f"numbers from {low} to {high}, which are no whole bounds")
-    least, most = (None if bound is None else int(bound) for bound in (low, high))
-    zeros = seq(".", rep("0", 1, _LONGEST))
-    options = [seq(integer(least, most), maybe(zeros))]
-    if most is None or most > 0:
-        start, stop = max(least or 0, 0), None if most is None else most - 1
-        if stop is None or start <= stop:
-            options.append(seq(_natural(start, stop), fraction))
-    if least is None or least < 0:
-        start, stop = max(0, -(most if most is not None else 0)), None if least is None else -least - 1
-        if stop is None or start <= stop:
-            options.append(seq("-", _natural(start, stop), fraction))
-    return alt(*options)
+    largest = seq(chars("123456789"), maybe(fraction), chars("eE"), maybe(chars("+-")), _LARGEST_EXPONENTS)
+    return seq(maybe("-"), alt(seq(_natural(0, None), maybe(fraction), maybe(EXPONENT)), largest))
 
 
 def _natural(low: int, high: int | None) -> Expression:

@@ -237,8 +237,9 @@ def _copy_parts(value: Any, memo: dict[int, Any]) -> Any:
 
 def _predictor_key(predictor: dspy.Predict) -> list[Any]:
     signature, lm = predictor.signature, predictor.lm or dspy.settings.lm
+    kind = written_class(type(predictor))
     return [
-        [_class_path(predictor), code_key(written_class(type(predictor)))],
+        [_class_path(predictor), code_key(kind) if kind is dspy.Predict else settings_key(predictor, kind)],
         [signature.__name__, signature_fingerprint(signature)],
         [stable(demo) for demo in predictor.demos],
         stable(identifying(predictor.config)),

@@ -409,18 +409,19 @@ def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: Non
     folder = small.llama(tmp_path / "watched", seed=15)
     worn = small.lora(folder, tmp_path / "worn", seed=1)
     name = identity(folder, worn)
-    single.replies(folder, single.greedy([5], 1))
+    single.replies(folder, Job([5], Sampling(1), (name, worn)))
     model = single.model(folder)
-    over = threading.Event()
+    adapter, over = model.memory.adapters, threading.Event()
+    model.forget(name)
 
-    def watch() -> int:
-        seen = 0
+    def watch() -> tuple[int, int, int]:
+        """The most that was ever held of prefixes, adapters and batch."""
+        most = (0, 0, 0)
         while not over.is_set():
             report = model.memory
             assert report is not None
-            assert min(report.prefixes, report.adapters, report.batch) >= 0
-            seen += 1
-        return seen
+            most = tuple(map(max, most, (report.prefixes, report.adapters, report.batch)))  # type: ignore[assignment]
+        return most
 
     with ThreadPoolExecutor(2) as pool:
         watching = [pool.submit(watch) for _ in range(2)]
@@ -433,7 +434,10 @@ def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: Non
                 model.forget(name)
         finally:
             over.set()
-        assert all(future.result(30) for future in watching)
+        for prefixes, adapters, batch in (future.result(30) for future in watching):
+            assert 0 < prefixes <= model.memory.plan.prefixes
+            assert adapters == adapter > 0
+            assert 0 < batch <= model.memory.plan.batch
     held, scheduler = model.memory, model._scheduler
     assert held.prefixes == sum(prefix.bytes for prefix, _ in scheduler._prefixes._kept.values())
     single.replies(folder, single.greedy([5], 1))

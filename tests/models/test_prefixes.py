@@ -1,5 +1,6 @@
 """Prefixes: computed once, found by their content, dropped under the memory limit; and what usage says of them."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import dspy
 import numpy as np
 import pytest
 import torch
+from dspy import lm15
 
-from dspyc.models import identity
+import dspyc
+from dspyc.errors import ConfigError
+from dspyc.models import AsyncLocalEngine, identity
 from dspyc.models.candidates import CandidatesLM
 from dspyc.models.cascade import Layer, Prefix
 from dspyc.models.engine import LocalEngine
@@ -136,7 +140,7 @@ def test_an_adapter_can_go_and_come_while_requests_run(folder: Path, tmp_path: P
         model.forget(name)
     assert [future.result(30).text for future in running] == [single.answer(folder, [5, i], 60) for i in range(10, 14)]
     single.replies(folder, single.greedy([5], 1))
-    assert not model._scheduler._adapters.names
+    assert name not in model._scheduler._adapters
     assert model.memory.adapters == 0
 
 
@@ -184,6 +188,23 @@ def test_candidates_share_one_prefill_and_are_drawn_apart(folder: Path) -> None:
     assert lm("Hello", n=3, seed=5) == lm("Hello", n=3, seed=5)
     assert lm("Hello", n=3, seed=5)[:1] == lm("Hello", seed=5)
     assert len(set(lm("Hello", n=3, seed=5))) > 1
+
+
+@pytest.mark.parametrize("temperature", [None, 0, 1e-6])
+def test_candidates_that_would_all_be_the_same_are_refused(folder: Path, temperature: float | None) -> None:
+    engine = LocalEngine(folder)
+    lm = CandidatesLM(engine.model_string, engine=engine, cache=False, temperature=temperature, max_tokens=4, n=8)
+    with pytest.raises(ConfigError, match=r"n=8 replies at temperature .*, which are 8 times the same one") as found:
+        lm("Hello")
+    with pytest.raises(ConfigError, match="n=3 replies"):
+        asyncio.run(lm.copy(async_engine=AsyncLocalEngine(engine)).acall("Hello", n=3))
+    assert "temperature=0.7" in found.value.hint
+    assert engine.calls == 0
+    assert len(lm("Hello", n=None)) == len(lm("Hello", n=1)) == 1
+    assert lm(lm15.Request(model=lm.model, messages=(lm15.Message.user("Hello"),))).text is not None
+    with dspy.context(lm=lm, adapter=dspyc.TerseAdapter()):
+        dspy.Predict("question -> answer")(question="Hello")  # at a temperature of its own
+    assert engine.calls == 3 + 8
 
 
 def test_usage_names_cached_tokens(folder: Path) -> None:

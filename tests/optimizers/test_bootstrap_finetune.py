@@ -110,6 +110,18 @@ def test_an_adapter_that_cannot_be_trained_is_refused_before_any_teacher_call(tm
     assert teacher_lm.engine.calls == 0
 
 
+def test_an_output_that_the_student_could_never_write_is_refused_before_any_teacher_call(tmp_path: Path) -> None:
+    student = dspy.Predict("thing -> colour: Literal['red\\nblue', 'green']")
+    student.lm = dspyc.LocalLM("dspyc/tiny", cache=False)
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    with pytest.raises(
+        ConfigError, match=r"Predictor `self`: Output `colour` of type .* cannot be constrained"
+    ) as found:
+        optimizer(tmp_path, teacher_lm=teacher_lm).compile(student, trainset=desk.examples(4))
+    assert "constrained=False" in found.value.hint
+    assert teacher_lm.engine.calls == 0
+
+
 def test_two_tasks_of_one_terse_name_are_refused_before_any_teacher_call(tmp_path: Path) -> None:
     class Twice(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -331,13 +343,17 @@ def test_demos_stay_in_prompts_unless_excluded(tmp_path: Path) -> None:
 
 
 def test_the_gate_reports_before_teacher_and_after(tmp_path: Path) -> None:
-    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    def scored(program: dspy.Module) -> float:
+        return sum(desk.metric(example, program(**example.inputs())) for example in held_out) / len(held_out)
+
+    teacher_lm, held_out = dspyc.ScriptedLM(desk.expert), desk.examples(12)[8:]
     compiled = optimizer(tmp_path, teacher_lm=teacher_lm).compile(
-        desk.student(), trainset=desk.examples(12)[:8], valset=desk.examples(12)[8:]
+        desk.student(), trainset=desk.examples(12)[:8], valset=held_out
     )
     report = compiled.report
     assert report.teacher == 1.0
-    assert 0 <= report.before <= 1
+    assert report.before == scored(desk.student())
+    assert report.after == scored(compiled)
     assert report.interval[0] <= report.after - report.before <= report.interval[1]
     assert report.calls["teacher"] == 8 * 3 + 4 * 3
 

@@ -54,6 +54,14 @@ def bootstrap(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFewShot:
 # ------------------------------------------------------------------------------------------- whose language model, whose demos
 
 
+def test_an_output_that_the_student_could_never_write_is_refused_before_any_teacher_call(tmp_path: Path) -> None:
+    student, given = dspy.Predict("question -> answer: Literal['one\\ntwo', 'three']"), scripted()
+    student.lm = dspyc.LocalLM("dspyc/tiny")
+    with pytest.raises(ConfigError, match="Predictor `self`: Output `answer`"):
+        bootstrap(tmp_path, teacher_settings={"lm": given}).compile(student, trainset=examples(3))
+    assert given.engine.calls == 0
+
+
 def test_a_teachers_own_lm_is_kept_beside_labelled_demos(tmp_path: Path) -> None:
     own, given, everywhere = scripted(name="own"), scripted(name="given"), scripted(name="global")
     teacher = question()

@@ -44,6 +44,36 @@ def test_settings_that_a_local_model_does_not_have(student: Path, setting: str) 
     assert "max_tokens" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", 9),
+        ("temperature", "hot"),
+        ("temperature", float("nan")),
+        ("top_p", 1.5),
+        ("top_k", -3),
+        ("max_tokens", 0),
+        ("stop", [""]),
+        ("seed", "one"),
+        ("n", 0),
+        ("n", True),
+    ],
+)
+def test_values_that_every_call_would_refuse(student: Path, setting: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"LocalLM's {setting} is {value!r}: ".replace("[", r"\[")) as caught:
+        LocalLM(student, **{setting: value})
+    assert setting in caught.value.hint
+    assert LocalLM(student, **{setting: None}).kwargs[setting] is None
+
+
+def test_a_setting_of_sampling_that_does_nothing_is_told(student: Path, caplog: pytest.LogCaptureFixture) -> None:
+    LocalLM(student, top_p=0.9, top_k=5, temperature=1.0)
+    assert not caplog.text
+    LocalLM(student, top_p=0.9, top_k=5)
+    assert "top_k=5 changes nothing and top_p=0.9 changes nothing" in caplog.text
+    assert "temperature is None" in caplog.text
+
+
 @pytest.mark.parametrize("model", [None, 7, b"bytes", "", "  "])
 def test_models_that_are_no_name(model: Any) -> None:
     with pytest.raises(ConfigError, match="LocalLM's model is"):

@@ -11,8 +11,10 @@ from dspy.adapters.types.citation import Citations
 from dspy.adapters.types.decision import Choice, Noul, Score
 from dspy.adapters.types.document import Document
 
-from dspyc.errors import RenderError
+import dspyc
+from dspyc.errors import ConfigError, RenderError
 from dspyc.signatures import TerseAdapter, check_renderable
+from dspyc.signatures.checks import check_answers
 
 from .engines import prepared_lm
 from .programs import Sort
@@ -135,3 +137,27 @@ def test_a_literal_is_not_a_decision() -> None:
 def test_an_adapter_is_an_object(wrong: Any, said: str) -> None:
     with pytest.raises(RenderError, match=f"The adapter of predictor `p` is {said}; an object is allowed"):
         check_renderable("p", dspy.Predict("q -> a"), adapter=wrong, lm=prepared_lm())
+
+
+UNWRITABLE = Literal["one\ntwo", "three"]  # of two lines, which ChatAdapter does not read back
+
+
+def test_what_a_constrained_model_cannot_reply_is_refused() -> None:
+    lm, predictor = dspyc.LocalLM("dspyc/tiny"), predict(UNWRITABLE)
+    with pytest.raises(ConfigError, match=r"Predictor `p`: Output `a` .* cannot be constrained"):
+        check_renderable("p", predictor, adapter=dspy.ChatAdapter(), lm=lm)
+    check_renderable("p", predictor, adapter=dspy.JSONAdapter(), lm=lm)
+    check_renderable("p", predictor, adapter=dspy.XMLAdapter(), lm=lm)  # whose replies are free
+    check_renderable("p", predictor, adapter=dspy.ChatAdapter(), lm=dspyc.LocalLM("dspyc/tiny", constrained=False))
+
+
+def test_decisions_and_calls_with_tools_are_answered_without_a_grammar_of_theirs() -> None:
+    lm = dspyc.LocalLM("dspyc/tiny")
+    decided = predict(Choice[("refund", "money"), ("other", "the rest")])
+    called = dspy.Predict("q, tools: list[dspy.Tool] -> calls: dspy.ToolCalls, a: Literal['one\\ntwo', 'three']")
+    decided.lm = called.lm = lm
+    check_answers(decided)
+    with dspy.context(adapter=dspy.ChatAdapter(use_native_function_calling=True)):
+        check_answers(called)
+    with pytest.raises(ConfigError, match="Output `a`"):
+        check_answers(called)

@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 from dspyc.evaluation import metric_fingerprint
-from dspyc.signatures import program_fingerprint
+from dspyc.signatures import adapt, copy_program, program_fingerprint
 
 from .programs import Spicy
 from .test_code import Program
@@ -161,6 +161,48 @@ def test_the_code_of_a_users_predictor_counts(monkeypatch: pytest.MonkeyPatch) -
     before = program_fingerprint(Spicy("q -> a"))
     monkeypatch.setattr(Spicy, "flavour", "sweet")
     assert program_fingerprint(Spicy("q -> a")) != before
+
+
+class Careful(dspy.Predict):
+    """A predictor that is set to something, and counts its calls."""
+
+    def __init__(self, signature: str, threshold: int) -> None:
+        super().__init__(signature)
+        self.threshold, self.calls = threshold, 0
+
+    def forward(self, **kwargs: Any) -> Any:
+        self.calls += 1
+        return super().forward(**kwargs)
+
+
+def test_what_a_users_predictor_is_set_to_counts_and_what_it_counts_does_not() -> None:
+    program = Careful("q -> a", 3)
+    before = program_fingerprint(program)
+    assert program_fingerprint(Careful("q -> a", 3)) == before
+    assert program_fingerprint(Careful("q -> a", 4)) != before
+    program.calls = 7  # as a run leaves it
+    assert program_fingerprint(program) == program_fingerprint(copy_program(program)) == before
+    program.threshold = 4
+    assert program_fingerprint(program) == program_fingerprint(Careful("q -> a", 4))
+
+
+def test_a_judge_counts_with_its_own_adapter_and_settings() -> None:
+    class Judge:
+        def __init__(self, predictor: dspy.Predict) -> None:
+            self.predictor = predictor
+
+        def __call__(self, example: Any, prediction: Any) -> bool:
+            return bool(self.predictor(q=prediction.a).a)
+
+    def judged(adapter: dspy.Adapter | None = None, threshold: int = 1) -> str:
+        predictor = Careful("q -> a: bool", threshold)
+        if adapter is not None:
+            adapt(predictor, adapter)
+        return metric_fingerprint(Judge(predictor))
+
+    assert judged() == judged()
+    assert judged(dspy.ChatAdapter()) == judged(dspy.ChatAdapter())
+    assert len({judged(), judged(dspy.ChatAdapter()), judged(dspy.JSONAdapter()), judged(threshold=2)}) == 4
 
 
 def test_private_attributes_count_where_they_are_plain() -> None:

@@ -12,6 +12,7 @@ from dspy import lm15
 from ...errors import redact
 from ..opening import Opening
 from ..replies import reply_message
+from ..stops import first_stop
 from .commands import ServerKind
 
 _TOO_LONG = (
@@ -94,17 +95,12 @@ def response_of(raw: Any, request: lm15.Request, opening: Opening) -> lm15.Respo
     message, finish = found.message, found.finish_reason
     if text is not None:
         own = opening.without(text)
-        cut = own if request.tools else cut_at_stop(own, request.config.stop)
+        cut = own if request.tools else own[: first_stop(own, request.config.stop)]
         finish = "stop" if cut != own else finish
         if request.tools or cut != text:
             message, called = reply_message(cut, tools=bool(request.tools))
             finish = "tool_call" if called else finish
     return replace(found, message=message, finish_reason=finish, model=request.model)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string in it."""
-    return text[: min((at for word in stop if (at := text.find(word)) >= 0), default=len(text))]
 
 
 class StreamReader:

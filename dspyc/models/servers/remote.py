@@ -2,6 +2,7 @@
 
 import threading
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class RemoteServer:
             if self._endpoint is not None:
                 return
             if self._failure is not None and time.monotonic() - self._failed_at < _FAILURE_LASTS:
-                raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+                raise copy(self._failure)
             try:
                 self._endpoint = self._found(self._listed())
             except DspycError as error:

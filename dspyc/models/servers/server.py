@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,10 @@ class Server:
                 seen = self._rounds
                 self._changed.wait_for(lambda: self._rounds != seen)
                 if self._failure is not None:
-                    raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+                    raise copy(self._failure)
                 return  # the caller looks again
             if self._failure is not None and time.monotonic() - self._failed_at < _FAILURE_LASTS:
-                raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+                raise copy(self._failure)
             self._busy = True
         failure: DspycError | None = None
         try:
