@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.teleprompt import GEPA, Teleprompter
 from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
-from dspy.teleprompt import Teleprompter
+from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
@@ -43,6 +44,7 @@ from .runs import data_fingerprint, run_folder
 logger = logging.getLogger(__name__)
 
 _ARROW = " -> "
+_UNTAUGHT = (GEPA, GRPO)  # the `teacher` of their `compile` has to be None, or the very student of the step
 
 
 class BetterTogether(Teleprompter):
@@ -431,7 +433,8 @@ def _threads_setting(num_threads: int | None) -> dict[str, Any]:
 
 def _taught_by(optimizer: Teleprompter, teachers: list[dspy.Module]) -> dict[str, Any]:
     """The argument `teacher` of an optimizer's `compile`, if it takes one."""
-    if not teachers or "teacher" not in inspect.signature(optimizer.compile).parameters:
+    taken = "teacher" in inspect.signature(optimizer.compile).parameters and not isinstance(optimizer, _UNTAUGHT)
+    if not teachers or not taken:
         return {}
     several = isinstance(optimizer, (BootstrapFinetune, DSPyBootstrapFinetune))
     return {"teacher": list(teachers) if several else teachers[0]}
