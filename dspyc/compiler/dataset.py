@@ -60,7 +60,7 @@ class DatasetReport:
 
 @dataclass
 class Dataset:
-    """Rows by predictor name, split so that all rows of one example are on one side."""
+    """Rows by predictor name, split so that all rows of one example are on one side, and every predictor has some to learn from."""
 
     train: dict[str, list[Row]]
     validation: dict[str, list[Row]]
@@ -169,7 +169,7 @@ def _finish(rows: list[Row], report: DatasetReport, balance: str | None, fractio
     report.rows = Counter(r["predictor"] for r in kept)
     if not kept:
         raise DataError(f"There is nothing to train on: {report.explain()}.", hint=_remedy(report))
-    held_out = _held_out(sorted({r["example"] for r in kept}), fraction, seed)
+    held_out = _with_rows_left(_held_out(sorted({r["example"] for r in kept}), fraction, seed), kept)
     train: dict[str, list[Row]] = defaultdict(list)
     validation: dict[str, list[Row]] = defaultdict(list)
     for r in kept:
@@ -180,6 +180,18 @@ def _finish(rows: list[Row], report: DatasetReport, balance: str | None, fractio
 def _held_out(examples: list[str], fraction: float, seed: int) -> set[str]:
     count = round(len(examples) * fraction)
     return set(random.Random(f"validation {seed}").sample(examples, count)) if count < len(examples) else set()
+
+
+def _with_rows_left(held_out: set[str], rows: Sequence[Row]) -> set[str]:
+    """The held-out examples, less one for each predictor that would have no row to learn from."""
+    by_predictor: dict[str, set[str]] = defaultdict(set)
+    for r in rows:
+        by_predictor[r["predictor"]].add(r["example"])
+    left = set(held_out)
+    for examples in by_predictor.values():
+        if examples <= left:
+            left.remove(min(examples))
+    return left
 
 
 def _balance(rows: list[Row], predictor: str, report: DatasetReport, seed: int) -> list[Row]:
