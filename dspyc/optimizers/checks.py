@@ -59,7 +59,7 @@ def check_teacher_settings(value: Any) -> None:
 
 def check_fit(value: Any) -> None:
     """Raises ConfigError unless `value` can say what prompts have to fit."""
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         check_count("fit_context", value, least=1)
 
 

@@ -22,6 +22,7 @@ from ..compiler import artifact
 from ..compiler.bootstrap import check_examples, check_threads, example_keys
 from ..compiler.budget import Budget
 from ..compiler.failures import all_failed
+from ..compiler.fitting import FitContext
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
@@ -90,7 +91,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         race: bool = True,
         risk: float = 0.2,
         diverse: bool = False,
-        fit_context: bool | int = False,
+        fit_context: FitContext = None,
         budget: Budget | None = None,
         executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
