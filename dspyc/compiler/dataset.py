@@ -60,7 +60,7 @@ class DatasetReport:
 
 @dataclass
 class Dataset:
-    """Rows by predictor name, split so that all rows of one example are on one side, and every predictor has some to learn from."""
+    """Rows by predictor name. All of one example are on one side, and every predictor that has rows has some to learn from."""
 
     train: dict[str, list[Row]]
     validation: dict[str, list[Row]]
