@@ -22,6 +22,7 @@ from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
+from . import few_shot_programs
 from .simulated import questions, right, share, simulated_lm
 
 TRAIN, VALIDATION, TEST = questions(0, 40), questions(100, 60), questions(300, 50)
@@ -78,6 +79,43 @@ def test_without_the_race_everything_is_as_dspy_finds_it(
     assert [dict(demo) for demo in ours.demos] == [dict(demo) for demo in theirs.demos]
     assert ours.report.final is None
     assert "pass a `testset`" in ours.report.final_on
+
+
+def fails_at_times(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+    if few_shot_programs.draw("raise", example.question) < 15:
+        raise ValueError("no judgement")
+    return few_shot_programs.half(example, prediction)
+
+
+@pytest.mark.parametrize("make", few_shot_programs.PROGRAMS)
+@pytest.mark.parametrize(
+    ("taught", "settings"),
+    [
+        (True, {"metric": few_shot_programs.half}),
+        (False, {"metric": few_shot_programs.graded, "metric_threshold": 0.6, "max_bootstrapped_demos": 3}),
+        (True, {"metric": fails_at_times, "max_rounds": 2, "max_errors": 1000}),
+    ],
+)
+def test_candidates_of_any_program_are_dspys(tmp_path: Path, make: Any, taught: bool, settings: dict[str, Any]) -> None:
+    examples, settings = (
+        few_shot_programs.trainset(24),
+        {"num_candidate_programs": 2, "max_labeled_demos": 5, **settings},
+    )
+
+    def compiled(kind: Any, **more: Any) -> dspy.Module:
+        teacher = make() if taught else None
+        with dspy.context(lm=few_shot_programs.lm()):
+            return kind(**settings, **more).compile(
+                make(), teacher=teacher, trainset=examples[:16], valset=examples[16:]
+            )
+
+    def found(program: dspy.Module) -> list[Any]:
+        return [{**c, "program": few_shot_programs.demos(c["program"])} for c in program.candidate_programs]
+
+    theirs = compiled(dspy.BootstrapFewShotWithRandomSearch, num_threads=1)
+    ours = compiled(dspyc.BootstrapFewShotWithRandomSearch, num_threads=4, race=False, run_dir=tmp_path)
+    assert found(ours) == found(theirs)
+    assert few_shot_programs.demos(ours) == few_shot_programs.demos(theirs)
 
 
 def test_the_arguments_are_left_as_they_were(tmp_path: Path) -> None:
