@@ -11,6 +11,7 @@ import dspy
 from ..errors import ConfigError, DataError, RenderError
 from ..signatures import fingerprint, row
 from ..signatures.render import Row
+from .examples import content_of
 from .trace import Trace
 
 FULL_MARKS = 1.0  # what a score has to reach where no threshold is given
@@ -119,7 +120,7 @@ def from_labels(
     rows: list[Row] = []
     for example, key in zip(examples, keys, strict=True):
         report.traces += 1
-        trace = Trace(f"label-{key}", "labels", 0, key.split("#")[0])
+        trace = Trace(f"label-{key}", "labels", 0, content_of(key))
         for name, target in targets.items():
             fields = target.predictor.signature
             inputs = {k: example[k] for k in fields.input_fields if k in example}

@@ -21,9 +21,10 @@ from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
 from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
-from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
+from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.budget import Budget, counted_by
 from ..compiler.calls import Workers
+from ..compiler.examples import check_examples
 from ..compiler.failures import all_failed, metric_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
@@ -36,7 +37,7 @@ from ..evaluation import check_metric, metric_fingerprint, paired_interval
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
-from .checks import check_executor, check_limits, check_share
+from .checks import check_executor, check_limits, check_share, check_threads
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder

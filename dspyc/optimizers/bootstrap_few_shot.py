@@ -19,10 +19,11 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
-from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.bootstrap import observe
 from ..compiler.budget import Budget
 from ..compiler.calls import in_round
 from ..compiler.demos import demos_of, labelled, spread
+from ..compiler.examples import check_examples, example_keys
 from ..compiler.fitting import FitContext, fitted
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
@@ -38,7 +39,15 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
+from .checks import (
+    check_count,
+    check_executor,
+    check_fit,
+    check_limits,
+    check_number,
+    check_teacher_settings,
+    check_threads,
+)
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages

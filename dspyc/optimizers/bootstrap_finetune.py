@@ -16,10 +16,11 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact, gate
-from ..compiler.bootstrap import bootstrap, check_examples, check_threads, example_keys, observe
+from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.budget import Budget
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
+from ..compiler.examples import check_examples, content_of, example_keys
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
@@ -41,7 +42,7 @@ from ..signatures import (
     program_fingerprint,
 )
 from ..signatures.checks import adapter_of_name
-from .checks import check_executor, check_limits, check_number, check_share
+from .checks import check_executor, check_limits, check_number, check_share, check_threads
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
@@ -335,8 +336,8 @@ class _Sitting:
     ) -> Dataset:
         """Rows of runs that were recorded before."""
         o, self.taught = self.options, True
-        kept_aside = {key.split("#")[0] for key in example_keys(held_out)}
-        known = {key.split("#")[0]: example for key, example in zip(example_keys(train), train, strict=True)}
+        kept_aside = set(map(content_of, example_keys(held_out)))
+        known = {content_of(key): example for key, example in zip(example_keys(train), train, strict=True)}
         predictors_of = {name: target.predictor for name, target in targets.items()}
         usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
         if o.metric is not None:

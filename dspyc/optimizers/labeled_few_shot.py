@@ -8,8 +8,8 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples
 from ..compiler.demos import labelled
+from ..compiler.examples import check_examples
 from ..compiler.fitting import FitContext, fitted
 from ..compiler.plan import Plan
 from ..compiler.report import CompileReport

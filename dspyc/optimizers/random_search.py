@@ -19,8 +19,8 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples, check_threads, example_keys
 from ..compiler.budget import Budget
+from ..compiler.examples import check_examples, example_keys
 from ..compiler.failures import all_failed
 from ..compiler.fitting import FitContext
 from ..compiler.ledger import Ledger
@@ -38,7 +38,15 @@ from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
-from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
+from .checks import (
+    check_count,
+    check_executor,
+    check_fit,
+    check_limits,
+    check_number,
+    check_teacher_settings,
+    check_threads,
+)
 from .folds import Folds, divide
 from .plans import search_stages
 from .runs import data_fingerprint, run_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dspy
 
-from ..compiler.bootstrap import example_keys
+from ..compiler.examples import example_keys
 from ..providers.local import home
 
 

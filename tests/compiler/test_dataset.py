@@ -7,8 +7,8 @@ import dspy
 import pytest
 
 import dspyc
-from dspyc.compiler.bootstrap import example_keys
 from dspyc.compiler.dataset import Dataset, Target, from_labels, from_traces
+from dspyc.compiler.examples import example_keys
 from dspyc.compiler.trace import Step, Trace
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler.budget import Budget
-from dspyc.compiler.ledger import Ledger
+from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
@@ -172,8 +172,7 @@ def test_every_candidate_says_what_it_saw_and_why_it_left(tmp_path: Path) -> Non
         if candidate.score.examples < len(VALIDATION):
             assert f"behind candidate {report.winner}" in candidate.ended
     assert {candidate.score.examples for candidate in report.candidates} > {len(VALIDATION)}
-    with Ledger(tmp_path) as ledger:
-        kept = {found["id"]: found["score"] for found in ledger.candidates()}
+    kept = {found["id"]: found["score"] for found in read_run(tmp_path).candidates()}
     assert kept == {str(candidate.number): candidate.score.mean for candidate in report.candidates}
 
 
@@ -489,8 +488,8 @@ def test_an_artifact_is_json_where_a_score_of_one_example_has_no_bounds(tmp_path
     compiled.save(tmp_path / "adder")
     assert "Infinity" not in (tmp_path / "adder" / "artifact.json").read_text()
     assert dspyc.load(tmp_path / "adder").report == compiled.report
-    with Ledger(tmp_path / "run") as ledger:
-        assert "inf" not in str(ledger.candidates()) + str(ledger.events("report"))
+    kept = read_run(tmp_path / "run")
+    assert "inf" not in str(kept.candidates()) + str(kept.events())
 
 
 def test_the_report_is_told_in_a_table_in_html_and_in_the_artifact(tmp_path: Path) -> None:
