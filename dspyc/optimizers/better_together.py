@@ -29,11 +29,12 @@ from ..compiler.failures import all_failed, metric_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.search_report import Score
+from ..compiler.score import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
 from ..compiler.trace import Trace
 from ..errors import BudgetError, ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint, paired_interval
+from ..evaluation.intervals import difference_of
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
@@ -315,15 +316,14 @@ class _Judge:
         failures = [trace for trace in traces if trace.error is not None]
         self._scored = self._scored or len(failures) < len(traces)
         self.failures = [] if self._scored else self.failures + failures
-        # An answer that cannot be had is a wrong one.
-        self._scores.append([0.0 if trace.score is None else trace.score for trace in traces])
+        self._scores.append([trace.counted for trace in traces])
         self.programs.append(program)
         place, scores = len(self._scores) - 1, self._scores[-1]
         difference: tuple[float, float] | None = None
         outcome: Outcome = "not compared"
         if place and scores:
             difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
-            outcome = "better" if difference[0] > 0 else "worse" if difference[1] < 0 else "no clear difference"
+            outcome = difference_of(difference)
         self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
         self._base = self.best if outcome == "worse" else place
         if sum(scores) > sum(self._scores[self.best]) or not scores:

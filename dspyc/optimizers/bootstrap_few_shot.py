@@ -33,6 +33,7 @@ from ..compiler.recorded_attempts import recorded_attempts
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
 from ..compiler.traces_file import given_traces
+from ..compiler.usage import Usage
 from ..compiler.withheld import withheld, withhold
 from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
@@ -391,14 +392,13 @@ def _report(
     made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str], plan: Plan
 ) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
-    calls = [call for run in runs for call in run.calls]
-    costs = [call.cost for call in calls if call.cost is not None]
+    usage = Usage.of(runs)
     named = predictors(made.program, frozen=False)
     return CompileReport(
         verdict=None,
         calls=ledger.calls(),
-        replayed=sum(call.replayed for call in calls),
-        cost=sum(costs) if costs else None,
+        replayed=usage.replayed,
+        cost=usage.cost,
         seconds=time.monotonic() - started,
         rows={},
         dataset={

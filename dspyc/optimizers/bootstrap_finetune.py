@@ -27,6 +27,7 @@ from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import fitted_to, given_traces, rescored
+from ..compiler.usage import Usage
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
@@ -179,8 +180,8 @@ class BootstrapFinetune(Teleprompter):
             report = CompileReport(
                 verdict=verdict,
                 calls=ledger.calls(),
-                replayed=sitting.replayed,
-                cost=sitting.cost,
+                replayed=sitting.usage.replayed,
+                cost=sitting.usage.cost,
                 seconds=time.monotonic() - started,
                 rows={name: len(rows) for name, rows in dataset.train.items()},
                 dataset=dataset.report.to_dict(),
@@ -310,9 +311,8 @@ class _Sitting:
 
     def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
         self.options, self.ledger, self.threads, self.workers = options, ledger, threads, workers
-        self.replayed = 0
+        self.usage = Usage()
         self.taught = False  # whether there is anything that a spent budget leaves
-        self.cost: float | None = None
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
@@ -390,11 +390,8 @@ class _Sitting:
                 raise
             return []  # what was learned so far is the best there will be
         self.taught = True
-        calls = [call for trace in traces for call in trace.calls]
-        self.replayed += sum(call.replayed for call in calls)
-        costs = [call.cost for call in calls if call.cost is not None]
-        if costs:
-            self.cost = (self.cost or 0.0) + sum(costs)
+        for trace in traces:
+            self.usage.add(trace)
         return traces
 
 

@@ -28,7 +28,8 @@ from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, percent
 from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.search_report import CandidateReport, Score, SearchReport
+from ..compiler.score import Score
+from ..compiler.search_report import CandidateReport, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Subject, Trace, recorded
