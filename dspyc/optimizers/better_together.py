@@ -125,17 +125,7 @@ class BetterTogether(Teleprompter):
         asks = self._asks(student, train, held_out, names, seed)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
-        plan = self.plan(
-            student,
-            trainset=trainset,
-            teacher=teacher,
-            valset=valset,
-            num_threads=num_threads,
-            seed=seed,
-            valset_ratio=valset_ratio,
-            strategy=strategy,
-            optimizer_compile_args=optimizer_compile_args,
-        )
+        plan = self._plan(student, names, given, train, held_out, teachers, threads)
         with (
             Ledger(run_folder(run_dir, asks), budget=budget) as ledger,
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
@@ -186,7 +176,18 @@ class BetterTogether(Teleprompter):
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed or 0)
-        teachers = _listed(teacher)
+        return self._plan(student, names, given, train, held_out, _listed(teacher), check_threads(num_threads))
+
+    def _plan(
+        self,
+        student: dspy.Module,
+        names: list[str],
+        given: dict[str, dict[str, Any]],
+        train: list[dspy.Example],
+        held_out: list[dspy.Example],
+        teachers: list[dspy.Module],
+        threads: int,
+    ) -> Plan:
         plans: list[tuple[str, Plan | None]] = []
         for place, name in enumerate(names):
             optimizer = self.optimizers[name]
@@ -196,7 +197,7 @@ class BetterTogether(Teleprompter):
             arguments = {key: value for key, value in arguments.items() if key in taken}
             plans.append((f"{place + 1}. {name}", planned(student, **arguments) if planned is not None else None))
         compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
-        return sum_of(plans, compared, check_threads(num_threads))
+        return sum_of(plans, compared, threads)
 
     def _take(self, sequence: "_Sequence", judge: "_Judge") -> None:
         """Take the steps, each from the judge's base, until the budget is spent.
