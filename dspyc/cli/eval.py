@@ -51,7 +51,7 @@ def evaluate(
         )
     if why:
         typer.secho(why, fg=typer.colors.YELLOW, err=True)
-    mean = sum(run.score or 0.0 for run in runs) / len(runs)
+    mean = sum(run.counted for run in runs) / len(runs)
     seconds = round(time.monotonic() - started, 1)
     console(as_json).print(f"Score: {mean:.3f} on {len(runs):,} examples, {failed} of them failed, in {seconds} s.")
     if as_json:

@@ -1,22 +1,17 @@
 """Runs of a program over many examples, concurrent, recorded and resumable."""
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
-from enum import Enum
-from typing import Any
 
 import dspy
-from pydantic import BaseModel
 
-from ..errors import BudgetError, ConfigError, DataError
+from ..errors import BudgetError
 from ..evaluation.metrics import Metric
 from ..progress import bar
-from ..signatures import copy_program, fingerprint, predictors, remembering
+from ..signatures import copy_program, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
-from ..signatures.fingerprints import stable
 from .calls import Workers, durable, durable_whoever
+from .examples import example_keys
 from .failures import too_many
 from .ledger import Ledger
 from .pool import Pool
@@ -109,78 +104,3 @@ def bootstrap(
     if refused and not done:
         raise refused
     return sorted(done, key=lambda trace: trace.index)
-
-
-def check_examples(examples: Any, name: str, *, allow_empty: bool = False, inputs: bool = True) -> list[dspy.Example]:
-    """The examples as a list, each with its inputs named unless `inputs=False`.
-
-    Raises:
-        DataError: Nothing, or something other than examples with inputs, arrived.
-    """
-    if isinstance(examples, (str, bytes)) or not hasattr(examples, "__iter__"):
-        raise DataError(f"`{name}` is a {type(examples).__name__}; a list of dspy.Example is allowed.")
-    checked: list[dspy.Example] = list(examples)
-    if not checked and not allow_empty:
-        raise DataError(f"`{name}` is empty.", hint="Pass at least one dspy.Example(...).with_inputs(...).")
-    for i, example in enumerate(checked):
-        if not isinstance(example, dspy.Example):
-            raise DataError(
-                f"`{name}[{i}]` is a {type(example).__name__}; a dspy.Example is allowed.",
-                hint="Write dspy.Example(**row).with_inputs('question').",
-            )
-        try:
-            empty = inputs and not example.inputs().keys()
-        except ValueError:
-            empty = True
-        if empty:
-            raise DataError(
-                f"`{name}[{i}]` does not say which of its fields {sorted(example.keys())} are inputs.",
-                hint="Call .with_inputs('question', ...) on every example.",
-            )
-    return checked
-
-
-def example_keys(examples: Sequence[dspy.Example]) -> list[str]:
-    """One stable key an example, by content; repeats of an example are numbered, so each has its own run."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for example in examples:
-        content = fingerprint([sorted((k, _stable(v)) for k, v in example.items()), sorted(example.inputs().keys())])
-        keys.append(f"{content}#{seen[content]}")
-        seen[content] += 1
-    return keys
-
-
-def check_threads(num_threads: int | None) -> int:
-    """The number of threads to run: DSPy's own setting where none is given.
-
-    Raises:
-        ConfigError: It is not a positive whole number.
-    """
-    number = num_threads if num_threads is not None else (dspy.settings.num_threads or 8)
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ConfigError(f"`num_threads` is {number!r}; a whole number from 1 is allowed.")
-    return number
-
-
-def _stable(value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, dict) and all(key is None or isinstance(key, (str, int, float)) for key in value):
-        return {str(k): _stable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_stable(v) for v in value]
-    if isinstance(value, BaseModel):
-        with suppress(ValueError):  # it holds what JSON does not
-            if not _holds_sets(value.model_dump()):
-                return value.model_dump_json()
-    described = stable(value)
-    # Where the text of a value says it all, the text is its key: folders and files of earlier versions are found by it.
-    as_text = isinstance(value, Enum) or described == [type(value).__name__, repr(value)]
-    return f"{type(value).__qualname__}:{value!s}" if as_text else described
-
-
-def _holds_sets(value: Any) -> bool:
-    if isinstance(value, (dict, list, tuple)):
-        return any(map(_holds_sets, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, (set, frozenset))

@@ -11,6 +11,7 @@ import dspy
 from ..errors import ConfigError, DataError, RenderError
 from ..signatures import fingerprint, row
 from ..signatures.render import Row
+from .examples import content_of
 from .trace import Trace
 
 FULL_MARKS = 1.0  # what a score has to reach where no threshold is given
@@ -60,7 +61,7 @@ class DatasetReport:
 
 @dataclass
 class Dataset:
-    """Rows by predictor name, split so that all rows of one example are on one side."""
+    """Rows by predictor name. All of one example are on one side, and every predictor that has rows has some to learn from."""
 
     train: dict[str, list[Row]]
     validation: dict[str, list[Row]]
@@ -119,7 +120,7 @@ def from_labels(
     rows: list[Row] = []
     for example, key in zip(examples, keys, strict=True):
         report.traces += 1
-        trace = Trace(f"label-{key}", "labels", 0, key.split("#")[0])
+        trace = Trace(f"label-{key}", "labels", 0, content_of(key))
         for name, target in targets.items():
             fields = target.predictor.signature
             inputs = {k: example[k] for k in fields.input_fields if k in example}
@@ -169,7 +170,7 @@ def _finish(rows: list[Row], report: DatasetReport, balance: str | None, fractio
     report.rows = Counter(r["predictor"] for r in kept)
     if not kept:
         raise DataError(f"There is nothing to train on: {report.explain()}.", hint=_remedy(report))
-    held_out = _held_out(sorted({r["example"] for r in kept}), fraction, seed)
+    held_out = _with_rows_left(_held_out(sorted({r["example"] for r in kept}), fraction, seed), kept)
     train: dict[str, list[Row]] = defaultdict(list)
     validation: dict[str, list[Row]] = defaultdict(list)
     for r in kept:
@@ -180,6 +181,18 @@ def _finish(rows: list[Row], report: DatasetReport, balance: str | None, fractio
 def _held_out(examples: list[str], fraction: float, seed: int) -> set[str]:
     count = round(len(examples) * fraction)
     return set(random.Random(f"validation {seed}").sample(examples, count)) if count < len(examples) else set()
+
+
+def _with_rows_left(held_out: set[str], rows: Sequence[Row]) -> set[str]:
+    """The held-out examples, less one for each predictor that would have no row to learn from."""
+    by_predictor: dict[str, set[str]] = defaultdict(set)
+    for r in rows:
+        by_predictor[r["predictor"]].add(r["example"])
+    left = set(held_out)
+    for examples in by_predictor.values():
+        if examples <= left:
+            left.remove(min(examples))
+    return left
 
 
 def _balance(rows: list[Row], predictor: str, report: DatasetReport, seed: int) -> list[Row]:

@@ -1,6 +1,7 @@
 """Demos that fit the context of the language model that reads them, counted by its own tokenizer.
 
 fitting("answer", predictor, predictor.demos, inputs)      # those that leave room for the longest inputs and a reply
+fitted("answer", predictor, predictor.demos, inputs, fit_context)      # by an optimizer's setting
 """
 
 import logging
@@ -11,12 +12,44 @@ from typing import Any
 
 import dspy
 
+from ..errors import RenderError
 from ..signatures import adapter_of, prompt
 from ..signatures.render import Prompt
 
 logger = logging.getLogger(__name__)
 
+FitContext = bool | int | None  # an optimizer's setting: whether prompts have to fit, or into how many tokens
 _REPLY_SHARE = 0.25  # of the context, where the language model sets no `max_tokens`
+
+
+def fitted(
+    name: str,
+    predictor: dspy.Predict,
+    demos: Sequence[Any],
+    inputs: Sequence[Mapping[str, Any]] | Sequence[dspy.Example],
+    fit_context: FitContext,
+    *,
+    shown: int | None = None,
+) -> list[Any]:
+    """The demos that fit by an optimizer's setting; of a pool of which `shown` are shown at once, those of which any fit.
+
+    None as setting is True where that is exact, for a language model whose tokenizer is here, and False for others.
+
+    Raises:
+        RenderError: The adapter cannot write the prompt; without a setting, all demos stay then.
+    """
+    limit = _limit_by(predictor, fit_context)
+    if limit is None:
+        return list(demos)
+    asked = [dict(given.items()) for given in inputs]
+    try:
+        if shown is None:
+            return fitting(name, predictor, demos, asked, limit=limit)
+        return fitting_pool(name, predictor, demos, shown, asked, limit=limit)
+    except RenderError:
+        if fit_context is None:
+            return list(demos)
+        raise
 
 
 def fitting(
@@ -74,6 +107,15 @@ def fitting_pool(
     kept = [pool[at] for at in sorted(by_length[:fit])]
     reader.warn(name, pool, kept)
     return kept
+
+
+def _limit_by(predictor: dspy.Predict, fit_context: FitContext) -> int | None:
+    lm = predictor.lm or dspy.settings.lm
+    if fit_context is False or lm is None:
+        return None
+    if fit_context is None and getattr(_local(lm), "chat", None) is None:
+        return None
+    return prompt_limit(lm) if fit_context is None or fit_context is True else fit_context
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import RegressionError
 from ..evaluation import mean, paired_interval
+from ..evaluation.intervals import Difference, difference_of
 from .failures import metric_failed
 from .trace import Trace
 
@@ -31,11 +32,8 @@ class Verdict:
     failed: dict[str, int]
 
     @property
-    def outcome(self) -> Literal["better", "worse", "no clear difference"]:
-        low, high = self.interval
-        if low > 0:
-            return "better"
-        return "worse" if high < 0 else "no clear difference"
+    def outcome(self) -> Difference:
+        return difference_of(self.interval)
 
     @property
     def regressed(self) -> bool:
@@ -96,4 +94,4 @@ def refuse(verdict: Verdict, run_dir: str) -> RegressionError:
 
 
 def _scores(traces: Sequence[Trace]) -> list[float]:
-    return [trace.score if trace.score is not None else 0.0 for trace in traces]
+    return [trace.counted for trace in traces]

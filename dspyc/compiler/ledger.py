@@ -161,11 +161,6 @@ class Ledger:
         rows = self._read("SELECT record FROM traces WHERE role=? OR ? IS NULL ORDER BY at", role, role)
         return [json.loads(record) for (record,) in rows]
 
-    def candidates(self) -> list[dict[str, Any]]:
-        """The programs that a search considered, best first."""
-        rows = self._read("SELECT id, score, record FROM candidates ORDER BY score DESC, at")
-        return [{"id": id, "score": score, **json.loads(record)} for id, score, record in rows]
-
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """What happened, oldest first."""
         rows = self._read("SELECT at, kind, record FROM events WHERE kind=? OR ? IS NULL ORDER BY at", kind, kind)

@@ -10,6 +10,7 @@ import dspy
 from ..evaluation.metrics import Metric
 from ..signatures import fingerprint
 from .calls import Workers
+from .examples import parts_of
 from .ledger import Ledger
 from .threads import Threads
 from .trace import Subject, Trace, run_example
@@ -51,7 +52,7 @@ class Pool:
         Raises:
             BudgetError: The pool was left.
         """
-        content, _, repeat = key.partition("#")
+        content, repeat = parts_of(key)
         trace = Trace(fingerprint([subject.role, subject.fingerprint, key]), subject.role, index, content)
         if trace.id in self._recorded:
             known: Future[Trace] = Future()

@@ -31,8 +31,8 @@ from ..errors import BudgetError, ConfigError, DspycError
 from ..evaluation.estimates import student_quantile
 from .failures import too_many
 from .pool import Pool
-from .search_report import Usage
 from .trace import Subject, Trace
+from .usage import Usage
 
 FIRST_LOOK, GROWTH = 16, 1.25
 Scores = NDArray[np.float64]
@@ -90,7 +90,7 @@ class Lane:
         return self.scores[: self.left_at if self.left is not None else self.seen]
 
     def keep(self, place: int, trace: Trace) -> None:
-        self.scores[place] = 0.0 if trace.score is None else trace.score  # an answer that cannot be had is a wrong one
+        self.scores[place] = trace.counted
         if trace.error:
             self.failed[place] = trace
         self._beyond.add(place)

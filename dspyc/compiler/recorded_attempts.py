@@ -8,7 +8,7 @@ import dspy
 from ..errors import DataError
 from ..evaluation.metrics import Metric
 from .attempts import Attempt
-from .bootstrap import example_keys
+from .examples import content_of, example_keys
 from .fitted_traces import fitted_to, rescored
 from .trace import Taken, Trace
 
@@ -29,7 +29,7 @@ def recorded_attempts(
     Raises:
         DataError: No trace is of one of the examples, or one gave a predictor what it does not take.
     """
-    keys = [key.split("#")[0] for key in example_keys(examples)]
+    keys = [content_of(key) for key in example_keys(examples)]
     known = dict(zip(keys, examples, strict=True))
     usable = fitted_to([trace for trace in traces if trace.example in known], predictors)
     if not usable:

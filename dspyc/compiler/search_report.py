@@ -1,76 +1,17 @@
 """What a search over candidates saw, what it chose, and what that is worth on examples that it did not use."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation.estimates import mean_interval
 from .budget import Spent
 from .html_table import html_table
+from .score import Score
 from .spending import spending_table
-from .trace import Trace
 
 _COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
-
-
-@dataclass
-class Usage:
-    """What runs used: calls, those that an earlier sitting paid for, and USD where the providers say.
-
-    A call that several runs share, as candidates share a teacher's, counts once.
-    """
-
-    calls: int = 0
-    replayed: int = 0
-    cost: float | None = None
-    _seen: dict[tuple[str, str, str, int], bool] = field(default_factory=dict)  # whether each was only replayed
-
-    def add(self, trace: Trace) -> None:
-        for call in trace.calls:
-            key = (trace.role, trace.asked, call.request, call.nth)  # the ledger's
-            known = self._seen.get(key)
-            if known is None:
-                self.calls += 1
-                if call.cost is not None:
-                    self.cost = (self.cost or 0.0) + call.cost
-            self._seen[key] = call.replayed and known is not False
-            self.replayed += self._seen[key] - bool(known)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean in the metric's unit, over so many examples, with its 95 % interval for examples not seen."""
-
-    mean: float
-    interval: tuple[float, float]
-    examples: int
-
-    @classmethod
-    def of(cls, scores: Sequence[float]) -> "Score | None":
-        """None of no scores."""
-        if not len(scores):
-            return None
-        return cls(float(sum(scores)) / len(scores), mean_interval(scores), len(scores))
-
-    @classmethod
-    def from_dict(cls, facts: dict[str, Any] | None) -> "Score | None":
-        """The score that `to_dict` wrote."""
-        if facts is None:
-            return None
-        low, high = facts["interval"]
-        return cls(facts["mean"], (-inf if low is None else low, inf if high is None else high), facts["examples"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: None where the interval has no end, as after one example."""
-        return {**asdict(self), "interval": [end if isfinite(end) else None for end in self.interval]}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.mean:.3f}, {low:.3f} to {high:.3f}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .html_table import html_table
 from .race import Lane, Race
-from .search_report import Score
+from .score import Score
 
 Watch = Callable[[Race], None]
 _PERIOD = 0.25  # seconds between two pictures

@@ -6,13 +6,14 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from ..evaluation.intervals import Difference
 from .budget import Spent
 from .html_table import html_table
-from .search_report import Score
+from .score import Score
 from .spending import spending_table
 
 _COLUMNS = ("program", "score (95 %)", "against the best before it", "outcome")
-Outcome = Literal["better", "worse", "no clear difference", "not compared"]
+Outcome = Difference | Literal["not compared"]
 
 
 @dataclass(frozen=True)

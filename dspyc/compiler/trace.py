@@ -62,6 +62,11 @@ class Trace:
     def calls(self) -> list[Call]:
         return [call for step in self.steps for call in step.calls]
 
+    @property
+    def counted(self) -> float:
+        """The score where runs are compared: an answer that cannot be had is a wrong one."""
+        return 0.0 if self.score is None else self.score
+
     def to_record(self) -> dict[str, Any]:
         """The trace as JSON; its calls are named by their keys in the ledger, which holds messages and replies."""
         steps = [

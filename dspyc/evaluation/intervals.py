@@ -1,8 +1,11 @@
 """How sure a difference of means is: the paired bootstrap (Efron & Tibshirani, 1993, ch. 13; Koehn, 2004, for NLP)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+
+Difference = Literal["better", "worse", "no clear difference"]
 
 RESAMPLES = 10_000
 
@@ -32,3 +35,11 @@ def paired_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def difference_of(interval: tuple[float, float]) -> Difference:
+    """What the interval of a difference says of what came after."""
+    low, high = interval
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "no clear difference"

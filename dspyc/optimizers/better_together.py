@@ -16,26 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.teleprompt import GEPA, Teleprompter
 from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
-from dspy.teleprompt import Teleprompter
+from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
-from ..compiler.bootstrap import bootstrap, check_examples, check_threads, observe
+from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.budget import Budget, counted_by
 from ..compiler.calls import Workers
+from ..compiler.examples import check_examples
 from ..compiler.failures import all_failed, metric_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.search_report import Score
+from ..compiler.score import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
 from ..compiler.trace import Trace
 from ..errors import BudgetError, ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint, paired_interval
+from ..evaluation.intervals import difference_of
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
-from .checks import check_executor, check_limits, check_share
+from .checks import check_executor, check_limits, check_share, check_threads
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder
@@ -43,6 +46,7 @@ from .runs import data_fingerprint, run_folder
 logger = logging.getLogger(__name__)
 
 _ARROW = " -> "
+_UNTAUGHT = (GEPA, GRPO)  # the `teacher` of their `compile` has to be None, or the very student of the step
 
 
 class BetterTogether(Teleprompter):
@@ -121,17 +125,7 @@ class BetterTogether(Teleprompter):
         asks = self._asks(student, train, held_out, names, seed)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
-        plan = self.plan(
-            student,
-            trainset=trainset,
-            teacher=teacher,
-            valset=valset,
-            num_threads=num_threads,
-            seed=seed,
-            valset_ratio=valset_ratio,
-            strategy=strategy,
-            optimizer_compile_args=optimizer_compile_args,
-        )
+        plan = self._plan(student, names, given, train, held_out, teachers, threads)
         with (
             Ledger(run_folder(run_dir, asks), budget=budget) as ledger,
             workers_of(executor, num_threads=threads, ledger=ledger) as workers,
@@ -182,7 +176,18 @@ class BetterTogether(Teleprompter):
         check_student(student)
         names, given = self._names(strategy), self._arguments(optimizer_compile_args or {})
         train, held_out = _split(check_examples(trainset, "trainset"), valset, valset_ratio, seed or 0)
-        teachers = _listed(teacher)
+        return self._plan(student, names, given, train, held_out, _listed(teacher), check_threads(num_threads))
+
+    def _plan(
+        self,
+        student: dspy.Module,
+        names: list[str],
+        given: dict[str, dict[str, Any]],
+        train: list[dspy.Example],
+        held_out: list[dspy.Example],
+        teachers: list[dspy.Module],
+        threads: int,
+    ) -> Plan:
         plans: list[tuple[str, Plan | None]] = []
         for place, name in enumerate(names):
             optimizer = self.optimizers[name]
@@ -192,7 +197,7 @@ class BetterTogether(Teleprompter):
             arguments = {key: value for key, value in arguments.items() if key in taken}
             plans.append((f"{place + 1}. {name}", planned(student, **arguments) if planned is not None else None))
         compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
-        return sum_of(plans, compared, check_threads(num_threads))
+        return sum_of(plans, compared, threads)
 
     def _take(self, sequence: "_Sequence", judge: "_Judge") -> None:
         """Take the steps, each from the judge's base, until the budget is spent.
@@ -312,15 +317,14 @@ class _Judge:
         failures = [trace for trace in traces if trace.error is not None]
         self._scored = self._scored or len(failures) < len(traces)
         self.failures = [] if self._scored else self.failures + failures
-        # An answer that cannot be had is a wrong one.
-        self._scores.append([0.0 if trace.score is None else trace.score for trace in traces])
+        self._scores.append([trace.counted for trace in traces])
         self.programs.append(program)
         place, scores = len(self._scores) - 1, self._scores[-1]
         difference: tuple[float, float] | None = None
         outcome: Outcome = "not compared"
         if place and scores:
             difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
-            outcome = "better" if difference[0] > 0 else "worse" if difference[1] < 0 else "no clear difference"
+            outcome = difference_of(difference)
         self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
         self._base = self.best if outcome == "worse" else place
         if sum(scores) > sum(self._scores[self.best]) or not scores:
@@ -431,7 +435,8 @@ def _threads_setting(num_threads: int | None) -> dict[str, Any]:
 
 def _taught_by(optimizer: Teleprompter, teachers: list[dspy.Module]) -> dict[str, Any]:
     """The argument `teacher` of an optimizer's `compile`, if it takes one."""
-    if not teachers or "teacher" not in inspect.signature(optimizer.compile).parameters:
+    taken = "teacher" in inspect.signature(optimizer.compile).parameters and not isinstance(optimizer, _UNTAUGHT)
+    if not teachers or not taken:
         return {}
     several = isinstance(optimizer, (BootstrapFinetune, DSPyBootstrapFinetune))
     return {"teacher": list(teachers) if several else teachers[0]}

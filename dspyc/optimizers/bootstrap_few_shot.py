@@ -19,10 +19,12 @@ from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
 from ..compiler.attempts import Attempt, Begin, first_good
-from ..compiler.bootstrap import check_examples, check_threads, example_keys, observe
+from ..compiler.bootstrap import observe
 from ..compiler.budget import Budget
 from ..compiler.calls import in_round
 from ..compiler.demos import demos_of, labelled, spread
+from ..compiler.examples import check_examples, example_keys
+from ..compiler.fitting import FitContext, fitted
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
@@ -31,6 +33,7 @@ from ..compiler.recorded_attempts import recorded_attempts
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
 from ..compiler.traces_file import given_traces
+from ..compiler.usage import Usage
 from ..compiler.withheld import withheld, withhold
 from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
@@ -38,8 +41,16 @@ from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
 from ..signatures.checks import check_answers
-from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
-from .labeled_few_shot import LabeledFewShot, blank_copy, fitted
+from .checks import (
+    check_count,
+    check_executor,
+    check_fit,
+    check_limits,
+    check_number,
+    check_teacher_settings,
+    check_threads,
+)
+from .labeled_few_shot import LabeledFewShot, blank_copy
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages
 from .runs import data_fingerprint, run_folder
@@ -54,7 +65,7 @@ class Sizes:
     max_labeled_demos: int = 16
     max_rounds: int = 1
     diverse: bool = False
-    fit_context: bool | int = False
+    fit_context: FitContext = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def demonstrate(
         dspy.context(**(teacher_settings or {})),
         bar(f"teacher: looking for {wanted} good runs", wanted, show=show_progress) as advance,
     ):
-        rounds = _rounds(_with_labels(teacher, trainset, sizes.max_labeled_demos, seed), sizes.max_rounds)
+        rounds = _rounds(_with_labels(teacher, trainset, sizes, seed), sizes.max_rounds)
         attempts = first_good(
             _begin(rounds, trainset, pool),
             len(trainset),
@@ -152,7 +163,8 @@ class BootstrapFewShot(Teleprompter):
         diverse: Run the teacher on examples that are as unlike each other as can be first, and choose labelled ones that
             are unlike these, by tf-idf of each predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
-            counted by its own tokenizer; a number of tokens sets the limit instead.
+            counted by its own tokenizer; a number of tokens sets the limit instead. Default: where the student is on this
+            machine, whose context is known exactly. A teacher's labelled demos fit its own context, unless this is False.
         show_progress: Whether a bar is drawn on a terminal or notebook.
     """
 
@@ -172,7 +184,7 @@ class BootstrapFewShot(Teleprompter):
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
         diverse: bool = False,
-        fit_context: bool | int = False,
+        fit_context: FitContext = None,
         show_progress: bool = True,
     ) -> None:
         super().__init__()
@@ -318,10 +330,13 @@ def choose_teacher(
     return chosen[0].program
 
 
-def _with_labels(teacher: dspy.Module, trainset: Sequence[dspy.Example], number: int, seed: int) -> dspy.Module:
-    if not number or teacher._compiled:
+def _with_labels(teacher: dspy.Module, trainset: Sequence[dspy.Example], sizes: Sizes, seed: int) -> dspy.Module:
+    if not sizes.max_labeled_demos or teacher._compiled:
         return teacher
-    return LabeledFewShot(number, seed=seed).compile(teacher, trainset=trainset)
+    fit_context = False if sizes.fit_context is False else None  # a number is the student's
+    return LabeledFewShot(sizes.max_labeled_demos, seed=seed, fit_context=fit_context).compile(
+        teacher, trainset=trainset
+    )
 
 
 def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
@@ -380,14 +395,13 @@ def _report(
     made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str], plan: Plan
 ) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
-    calls = [call for run in runs for call in run.calls]
-    costs = [call.cost for call in calls if call.cost is not None]
+    usage = Usage.of(runs)
     named = predictors(made.program, frozen=False)
     return CompileReport(
         verdict=None,
         calls=ledger.calls(),
-        replayed=sum(call.replayed for call in calls),
-        cost=sum(costs) if costs else None,
+        replayed=usage.replayed,
+        cost=usage.cost,
         seconds=time.monotonic() - started,
         rows={},
         dataset={

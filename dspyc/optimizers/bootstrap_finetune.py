@@ -16,10 +16,11 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact, gate
-from ..compiler.bootstrap import bootstrap, check_examples, check_threads, example_keys, observe
+from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.budget import Budget
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
+from ..compiler.examples import check_examples, content_of, example_keys
 from ..compiler.fitted_traces import fitted_to, rescored
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
@@ -27,6 +28,7 @@ from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
+from ..compiler.usage import Usage
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
@@ -42,7 +44,7 @@ from ..signatures import (
     program_fingerprint,
 )
 from ..signatures.checks import adapter_of_name
-from .checks import check_executor, check_limits, check_number, check_share
+from .checks import check_executor, check_limits, check_number, check_share, check_threads
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_task_names, check_trainable, plan_units, train_units
@@ -183,8 +185,8 @@ class BootstrapFinetune(Teleprompter):
             report = CompileReport(
                 verdict=verdict,
                 calls=ledger.calls(),
-                replayed=sitting.replayed,
-                cost=sitting.cost,
+                replayed=sitting.usage.replayed,
+                cost=sitting.usage.cost,
                 seconds=time.monotonic() - started,
                 rows={name: len(rows) for name, rows in dataset.train.items()},
                 dataset=dataset.report.to_dict(),
@@ -314,9 +316,8 @@ class _Sitting:
 
     def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
         self.options, self.ledger, self.threads, self.workers = options, ledger, threads, workers
-        self.replayed = 0
+        self.usage = Usage()
         self.taught = False  # whether there is anything that a spent budget leaves
-        self.cost: float | None = None
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
@@ -340,8 +341,8 @@ class _Sitting:
     ) -> Dataset:
         """Rows of runs that were recorded before."""
         o, self.taught = self.options, True
-        kept_aside = {key.split("#")[0] for key in example_keys(held_out)}
-        known = {key.split("#")[0]: example for key, example in zip(example_keys(train), train, strict=True)}
+        kept_aside = set(map(content_of, example_keys(held_out)))
+        known = {content_of(key): example for key, example in zip(example_keys(train), train, strict=True)}
         predictors_of = {name: target.predictor for name, target in targets.items()}
         usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
         if o.metric is not None:
@@ -394,11 +395,8 @@ class _Sitting:
                 raise
             return []  # what was learned so far is the best there will be
         self.taught = True
-        calls = [call for trace in traces for call in trace.calls]
-        self.replayed += sum(call.replayed for call in calls)
-        costs = [call.cost for call in calls if call.cost is not None]
-        if costs:
-            self.cost = (self.cost or 0.0) + sum(costs)
+        for trace in traces:
+            self.usage.add(trace)
         return traces
 
 

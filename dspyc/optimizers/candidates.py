@@ -49,7 +49,7 @@ class CandidateMaker:
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
         self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
-        self._to_bootstrap = sum(number >= -1 for number in numbers)
+        self._to_bootstrap = sum(number >= -1 for number in numbers)  # less those that failed
         self._lock = threading.Lock()
 
     def make(self, number: int, pool: Pool) -> Subject:
@@ -77,7 +77,7 @@ class CandidateMaker:
         except BootstrapError as error:
             with self._lock:
                 self._to_bootstrap -= 1
-                if not self._to_bootstrap and not any(made >= -1 for made in self.programs):
+                if not self._to_bootstrap:
                     raise
             raise Withdrawn(f"not made: {error.message.splitlines()[0]}") from error
         with self._lock:

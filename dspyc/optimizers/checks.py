@@ -59,7 +59,7 @@ def check_teacher_settings(value: Any) -> None:
 
 def check_fit(value: Any) -> None:
     """Raises ConfigError unless `value` can say what prompts have to fit."""
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         check_count("fit_context", value, least=1)
 
 
@@ -83,3 +83,15 @@ def check_share(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is a part of the examples that leaves some over."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ConfigError(f"`{name}` is {value!r}; a share from 0 up to, not including, 1 is allowed.")
+
+
+def check_threads(num_threads: int | None) -> int:
+    """The number of threads to run: DSPy's own setting where none is given.
+
+    Raises:
+        ConfigError: It is not a positive whole number.
+    """
+    number = num_threads if num_threads is not None else (dspy.settings.num_threads or 8)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"`num_threads` is {number!r}; a whole number from 1 is allowed.")
+    return number

@@ -73,12 +73,14 @@ def check_answers(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = N
     """
     asked = lm.copy(cache=False)
     extra = {"tools": row["tools"]} if row.get("tools") else {}
+    reason = ""
     for attempt in range(_QUESTIONS):
+        if attempt:
+            time.sleep(2.0**attempt / 8)
         try:
             replies = asked(messages=list(row["messages"][:-1]), **extra)
         except Exception as error:  # whatever the server, the SDK or DSPy makes of it
             reason = f"{type(error).__name__}: {error}"
-            time.sleep(2.0**attempt / 4)
             continue
         reply = replies[0] if replies else None
         if reply and (isinstance(reply, str) or reply.get("text") or reply.get("tool_calls")):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import dspy
 
-from ..compiler.bootstrap import check_examples
+from ..compiler.examples import check_examples
 from ..errors import DataError
 
 VALIDATION_SHARE, FINAL_SHARE = 0.4, 0.2  # of training examples that are divided

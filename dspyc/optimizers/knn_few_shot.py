@@ -14,17 +14,20 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples
-from ..compiler.fitting import fitting_pool
+from ..compiler.examples import check_examples
+from ..compiler.fitting import FitContext, fitted
 from ..compiler.plan import Plan
+from ..compiler.ray_workers import Executor
+from ..compiler.trace import Trace
 from ..errors import ConfigError
 from ..signatures import predictors
 from ..signatures.nearest import Nearest, choose_nearest
 from .bootstrap_few_shot import BootstrapFewShot
-from .checks import check_fit
+from .checks import check_executor, check_fit
 from .labeled_few_shot import LabeledFewShot
 
 logger = logging.getLogger(__name__)
+Traces = Sequence[Trace] | str | os.PathLike[str] | None
 
 
 class KNNFewShot(Teleprompter):
@@ -39,8 +42,8 @@ class KNNFewShot(Teleprompter):
         vectorizer: By what texts are alike. Default: scikit-learn's tf-idf, with no network and no model
             (`pip install "dspyc[search]"`).
         fit_context: Leave the longest demos out of a pool, so that any `k` of it fit the student's context, counted by its own
-            tokenizer; a number of tokens sets the limit instead.
-        run_dir: As for BootstrapFewShot.
+            tokenizer; a number of tokens sets the limit instead. Default: where the student is on this machine.
+        executor, run_dir: As for BootstrapFewShot.
         **few_shot_bootstrap_args: Of BootstrapFewShot, such as `metric`. `max_bootstrapped_demos` is by default all examples.
     """
 
@@ -50,7 +53,8 @@ class KNNFewShot(Teleprompter):
         trainset: Sequence[dspy.Example] | None = None,
         vectorizer: dspy.Embedder | None = None,
         *,
-        fit_context: bool | int = False,
+        fit_context: FitContext = None,
+        executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,
         **few_shot_bootstrap_args: Any,
     ) -> None:
@@ -58,8 +62,9 @@ class KNNFewShot(Teleprompter):
         for number in k.values() if isinstance(k, Mapping) else [k]:
             Nearest(number, vectorizer)
         check_fit(fit_context)
+        check_executor(executor)
         self.k, self.trainset, self.vectorizer = k, trainset, vectorizer
-        self.fit_context, self.run_dir = fit_context, run_dir
+        self.fit_context, self.executor, self.run_dir = fit_context, executor, run_dir
         self.few_shot_bootstrap_args = few_shot_bootstrap_args
 
     def compile(
@@ -68,26 +73,24 @@ class KNNFewShot(Teleprompter):
         *,
         teacher: dspy.Module | None = None,
         trainset: Sequence[dspy.Example] | None = None,
+        traces: Traces = None,
     ) -> dspy.Module:
         """A copy of `student` whose predictors choose their demos, with `report` and `save`.
+
+        `traces` teach in place of a teacher, as in BootstrapFewShot.
 
         Raises:
             DspycError: Its subclass says what was wrong.
         """
         examples = check_examples(self.trainset if trainset is None else trainset, "trainset")
         wanted = self._wanted(student, len(examples))
-        compiled = self._with_pools(student, teacher, examples)
+        compiled = self._with_pools(student, teacher, examples, traces)
         for name, predictor in predictors(compiled, frozen=False).items():
             if name not in wanted:
                 predictor.demos = []
                 continue
-            if self.fit_context is not False:
-                limit = None if self.fit_context is True else self.fit_context
-                given = [
-                    *(dict(example.items()) for example in examples),
-                    *(dict(demo.items()) for demo in predictor.demos),
-                ]
-                predictor.demos = fitting_pool(name, predictor, predictor.demos, wanted[name], given, limit=limit)
+            asked = [*examples, *predictor.demos]
+            predictor.demos = fitted(name, predictor, predictor.demos, asked, self.fit_context, shown=wanted[name])
             if len(predictor.demos) < wanted[name]:
                 logger.warning("`%s` has %d demos to choose %d from.", name, len(predictor.demos), wanted[name])
             choose_nearest(predictor, Nearest(wanted[name], self.vectorizer))
@@ -101,12 +104,14 @@ class KNNFewShot(Teleprompter):
         *,
         teacher: dspy.Module | None = None,
         trainset: Sequence[dspy.Example] | None = None,
+        traces: Traces = None,
     ) -> Plan:
         """What `compile` with the same arguments will ask for: an estimate, at no cost. A `vectorizer` is not in it."""
         examples = check_examples(self.trainset if trainset is None else trainset, "trainset")
         self._wanted(student, len(examples))
-        bootstrap = self._bootstrap(teacher, len(examples))
-        return Plan([], 1) if bootstrap is None else bootstrap.plan(student, teacher=teacher, trainset=examples)
+        if (bootstrap := self._bootstrap(teacher, len(examples), traces)) is None:
+            return Plan([], 1)
+        return bootstrap.plan(student, teacher=teacher, trainset=examples, traces=traces)
 
     def _wanted(self, student: dspy.Module, examples: int) -> dict[str, int]:
         """Demos by predictor's name."""
@@ -123,15 +128,15 @@ class KNNFewShot(Teleprompter):
         return wanted
 
     def _with_pools(
-        self, student: dspy.Module, teacher: dspy.Module | None, examples: list[dspy.Example]
+        self, student: dspy.Module, teacher: dspy.Module | None, examples: list[dspy.Example], traces: Traces
     ) -> dspy.Module:
-        if (bootstrap := self._bootstrap(teacher, len(examples))) is not None:
-            return bootstrap.compile(student, teacher=teacher, trainset=examples)
-        return LabeledFewShot(len(examples)).compile(student, trainset=examples, sample=False)
+        if (bootstrap := self._bootstrap(teacher, len(examples), traces)) is not None:
+            return bootstrap.compile(student, teacher=teacher, trainset=examples, traces=traces)
+        return LabeledFewShot(len(examples), fit_context=False).compile(student, trainset=examples, sample=False)
 
-    def _bootstrap(self, teacher: dspy.Module | None, examples: int) -> BootstrapFewShot | None:
+    def _bootstrap(self, teacher: dspy.Module | None, examples: int, traces: Traces) -> BootstrapFewShot | None:
         """What makes the pool; None where it is the examples as they are."""
-        if teacher is None and not self.few_shot_bootstrap_args:
+        if teacher is None and traces is None and not self.few_shot_bootstrap_args:
             return None
-        settings = {"max_bootstrapped_demos": examples, **self.few_shot_bootstrap_args, "run_dir": self.run_dir}
-        return BootstrapFewShot(**settings)
+        settings = {"max_bootstrapped_demos": examples, **self.few_shot_bootstrap_args}
+        return BootstrapFewShot(**settings, executor=self.executor, run_dir=self.run_dir, fit_context=False)

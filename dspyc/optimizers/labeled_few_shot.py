@@ -2,16 +2,15 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples
 from ..compiler.demos import labelled
-from ..compiler.fitting import fitting
+from ..compiler.examples import check_examples
+from ..compiler.fitting import FitContext, fitted
 from ..compiler.plan import Plan
 from ..compiler.report import CompileReport
 from ..signatures import copy_program, predictors, program_fingerprint
@@ -28,10 +27,11 @@ class LabeledFewShot(Teleprompter):
         diverse: Choose examples that are as unlike each other as can be, by the words of each predictor's inputs; needs
             scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for its language model's
-            context, counted by its own tokenizer; a number of tokens sets the limit instead.
+            context, counted by its own tokenizer; a number of tokens sets the limit instead. Default: where the model is
+            on this machine.
     """
 
-    def __init__(self, k: int = 16, *, seed: int = 0, diverse: bool = False, fit_context: bool | int = False) -> None:
+    def __init__(self, k: int = 16, *, seed: int = 0, diverse: bool = False, fit_context: FitContext = None) -> None:
         super().__init__()
         check_count("k", k)
         check_fit(fit_context)
@@ -83,20 +83,6 @@ class LabeledFewShot(Teleprompter):
 def _named(examples: Sequence[dspy.Example]) -> str:
     """A fingerprint of examples that need not say which of their fields are inputs."""
     return data_fingerprint([e if e._input_keys is not None else e.with_inputs() for e in examples])
-
-
-def fitted(
-    name: str,
-    predictor: dspy.Predict,
-    demos: list[dspy.Example],
-    inputs: Sequence[Mapping[str, Any]] | Sequence[dspy.Example],
-    fit_context: bool | int,
-) -> list[dspy.Example]:
-    """The demos that fit beside the longest of `inputs`, by an optimizer's setting."""
-    if fit_context is False:
-        return demos
-    asked = [dict(given.items()) for given in inputs]
-    return fitting(name, predictor, demos, asked, limit=None if fit_context is True else fit_context)
 
 
 def blank_copy(program: dspy.Module) -> dspy.Module:

@@ -20,7 +20,7 @@ def bootstrap_stages(
     runs are the same for all, so each is made once.
     """
     shown = not labels or teacher._compiled
-    program = teacher if shown else LabeledFewShot(labels).compile(teacher, trainset=train)
+    program = teacher if shown else _with_labels(teacher, train, labels)
     needed = [min(number, len(train)) for number in wanted]
     searches = min(1, len(needed)) if shown else len(needed)
     least = max(needed, default=0) if shown else sum(needed)
@@ -51,7 +51,7 @@ def search_stages(
     least = total * (1 if stops_early else len(numbers))
     if race:
         least = total + min(FIRST_LOOK, total) * (len(numbers) - 1)
-    shown = student if not labels else LabeledFewShot(labels).compile(student, trainset=folds.train)
+    shown = student if not labels else _with_labels(student, folds.train, labels)
     candidate = blank_copy(student) if list(numbers) == [-3] else shown
     stages += plan_stages(candidate, "candidate", folds.validation, runs=len(numbers) * total, least=least)
     final = folds.final or (folds.train if race else [])  # of these, the ones that the winner has no part of
@@ -74,3 +74,8 @@ def sum_of(plans: Sequence[tuple[str, Plan | None]], judged: Sequence[Stage], th
         for stage in plan.stages
     ]
     return Plan([*stages, *judged], threads, [name for name, plan in plans if plan is None])
+
+
+def _with_labels(program: dspy.Module, train: Sequence[dspy.Example], labels: int) -> dspy.Module:
+    """With as many labelled demos as there may be: that some will not fit is for the compile to find, and to say."""
+    return LabeledFewShot(labels, fit_context=False).compile(program, trainset=train)

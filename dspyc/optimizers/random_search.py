@@ -19,15 +19,17 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.bootstrap import check_examples, check_threads, example_keys
 from ..compiler.budget import Budget
+from ..compiler.examples import check_examples, example_keys
 from ..compiler.failures import all_failed
+from ..compiler.fitting import FitContext
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, percent
 from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.search_report import CandidateReport, Score, SearchReport
+from ..compiler.score import Score
+from ..compiler.search_report import CandidateReport, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Subject, Trace, recorded
@@ -37,7 +39,15 @@ from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
-from .checks import check_count, check_executor, check_fit, check_limits, check_number, check_teacher_settings
+from .checks import (
+    check_count,
+    check_executor,
+    check_fit,
+    check_limits,
+    check_number,
+    check_teacher_settings,
+    check_threads,
+)
 from .folds import Folds, divide
 from .plans import search_stages
 from .runs import data_fingerprint, run_folder
@@ -90,7 +100,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         race: bool = True,
         risk: float = 0.2,
         diverse: bool = False,
-        fit_context: bool | int = False,
+        fit_context: FitContext = None,
         budget: Budget | None = None,
         executor: Executor = "threads",
         run_dir: str | os.PathLike[str] | None = None,

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import dspy
 
-from ..compiler.bootstrap import example_keys
+from ..compiler.examples import example_keys
 from ..files import home
 
 
 def run_folder(run_dir: str | os.PathLike[str] | None, asks: str) -> Path:
     """The folder that was asked for; else one named after all that the compile asks by, so that it is found again.
 
-    The metric and its threshold are no part of `asks`: with others, recorded answers are scored anew.
+    The metric is no part of `asks`: with another, recorded answers are scored anew. So it is with its threshold, but in a
+    random search: one that is finished begins no runs ahead, and another threshold may need many.
     """
     return Path(run_dir) if run_dir is not None else home() / "runs" / asks
 

@@ -11,7 +11,7 @@ from ..compiler.dataset import Dataset, Target
 from ..compiler.ledger import Ledger
 from ..errors import ConfigError, DataError, ProgramError
 from ..providers.job import check_order
-from ..providers.local import LocalProvider, check_base, trained_lm
+from ..providers.local import LocalProvider, trained_lm
 from ..providers.remote import RemoteProvider
 from ..signatures import TerseAdapter, fingerprint, signature_fingerprint, task_name
 from ..signatures.render import Row
@@ -59,8 +59,7 @@ def check_trainable(unit: Unit, seed: int) -> None:
 
     Raises:
         ProgramError: Nothing can fine-tune the unit's LM.
-        ModelError: The LM wears an adapter, which a training of its base would lose.
-        ConfigError: A setting of its training is unknown or contradicts another.
+        ConfigError: A setting of its training is unknown, or contradicts another or the adapter that the LM wears.
     """
     provider = getattr(unit.lm, "provider", None)
     if provider is None or not provider.finetunable:
@@ -69,10 +68,19 @@ def check_trainable(unit: Unit, seed: int) -> None:
             hint="Set a student LM that can: program.set_lm(dspyc.LocalLM('dspyc/tiny')).",
         )
     if isinstance(provider, LocalProvider):
-        check_base(unit.lm.engine.serving(unit.lm.model))
-        _config(unit, seed)
+        _check_here(unit, seed)
     elif isinstance(provider, RemoteProvider):
         check_order(provider, unit.lm.finetuning_model or unit.lm.model, unit.train_kwargs)
+
+
+def _check_here(unit: Unit, seed: int) -> None:
+    from ..training.adapters import check_continues
+    from ..training.launching import check_processes
+
+    config, worn = _config(unit, seed), unit.lm.engine.serving(unit.lm.model).adapter
+    check_processes(unit.train_kwargs.get("num_processes", 1), adapter=worn)
+    if worn is not None:
+        check_continues(worn, config)
 
 
 def check_task_names(unit: Unit) -> None:
@@ -140,6 +148,7 @@ def _train_here(
         output_dir=folder,
         validation=validation,
         device=base.device,
+        adapter=base.adapter,
         show_progress=show_progress,
         num_processes=unit.train_kwargs.get("num_processes", 1),
     )
@@ -149,9 +158,7 @@ def _train_here(
 
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
-    from ..training.launching import check_processes
 
-    check_processes(unit.train_kwargs.get("num_processes", 1))
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
     return TrainingConfig.from_kwargs({"seed": seed, **settings})

@@ -14,7 +14,7 @@ from dspy import lm15
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
-from ..errors import ConfigError, DataError, ModelError, needing
+from ..errors import ConfigError, DataError, needing
 from ..files import home
 from ..signatures import fingerprint
 
@@ -137,10 +137,12 @@ class LocalProvider(Provider):
     ) -> str:
         """Train `model` (a local model string, folder or hub id) on chat rows; the tuned weights' model string.
 
+        An adapter that the model wears is trained further.
+
         Raises:
-            ConfigError: A format other than chat, or a setting that training does not have.
+            ConfigError: A format other than chat, or a setting that training, or the adapter, does not have.
             DataError: No rows.
-            ModelError: The model cannot be found, or already wears an adapter.
+            ModelError: The model cannot be found.
         """
         if isinstance(job, LocalTrainingJob) and not job.set_running_or_notify_cancel():
             raise SystemExit  # ends the job's thread without a word: the job already says that it was cancelled
@@ -148,7 +150,6 @@ class LocalProvider(Provider):
         from ..models.engine import LocalEngine, find_engine
 
         base = find_engine(model) if model.startswith("local/") else LocalEngine(model)
-        check_base(base)
         settings = dict(train_kwargs or {})
         output = settings.pop("output_dir", None)
         share = settings.pop("validation_fraction", _VALIDATION_SHARE)
@@ -169,21 +170,12 @@ class LocalProvider(Provider):
             validation=held_out,
             device=base.device,
             show_progress=shown,
+            adapter=base.adapter,
             num_processes=count,
         )
         tuned = _tuned_engine(base, result)
         base.serving(tuned.model_string)
         return tuned.model_string
-
-
-def check_base(engine: "LocalEngine") -> None:
-    """Raises ModelError where an engine wears an adapter: training would start from the base, and lose it."""
-    if engine.adapter is not None:
-        raise ModelError(
-            f"{engine.model_string} is {engine.model} with the LoRA adapter in {engine.adapter}; "
-            "only a base model can be trained.",
-            hint="Train the base anew, or merge the adapter first: PeftModel.merge_and_unload(), save_pretrained(folder).",
-        )
 
 
 def trained_lm(lm: dspy.LM, result: "TrainingResult") -> dspy.LM:

@@ -21,7 +21,7 @@ from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
 from . import division, processes, shards
-from .adapters import continue_adapter
+from .adapters import check_continues, continue_adapter
 from .callbacks import Callback
 from .card import base_name, describe
 from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
@@ -68,7 +68,7 @@ def train(
 
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
-        adapter: The folder of a LoRA adapter on `model` to train on; its shape is the config's.
+        adapter: The folder of a LoRA adapter on `model` to train on; its shape and scale are the config's.
         num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
             are those of one, but for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
@@ -114,11 +114,8 @@ class _Run:
             )
         check_method(config, self.device)
         check_trackers(config)
-        if adapter is not None and config.method == "full":
-            raise ConfigError(
-                f"adapter is {adapter}, and the method is 'full'.",
-                hint="Use method='lora', or merge the adapter first.",
-            )
+        if self.adapter is not None:
+            check_continues(self.adapter, config)
 
     def carry_out(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int

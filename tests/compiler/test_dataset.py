@@ -1,13 +1,15 @@
-"""From labels to rows: which of them stay."""
+"""From labels and runs to rows: which of them stay, and which are learned from."""
 
 from collections import Counter
 from typing import Any
 
 import dspy
+import pytest
 
 import dspyc
-from dspyc.compiler.bootstrap import example_keys
-from dspyc.compiler.dataset import Dataset, Target, from_labels
+from dspyc.compiler.dataset import Dataset, Target, from_labels, from_traces
+from dspyc.compiler.examples import example_keys
+from dspyc.compiler.trace import Step, Trace
 
 
 def labelled(**settings: Any) -> Dataset:
@@ -40,3 +42,27 @@ def test_what_balance_leaves_out_depends_on_the_seed_alone() -> None:
     chosen = [[row["example"] for row in labelled(balance="topic", seed=seed).train["topic"]] for seed in range(5)]
     assert chosen[3] == [row["example"] for row in labelled(balance="topic", seed=3).train["topic"]]
     assert len(set(map(tuple, chosen))) > 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_predictor_that_is_seldom_called_has_rows_to_learn_from(seed: int) -> None:
+    """`often` is called for ten examples; `once` for one of them, `never` for none."""
+    lm, adapter = dspyc.ScriptedLM(lambda inputs: {}), dspyc.TerseAdapter()
+    names = ("often", "once", "never")
+    targets = {name: Target(dspy.Predict(f"text -> {name}"), adapter, lm) for name in names}
+    traces = [
+        Trace(
+            str(i),
+            "teacher",
+            i,
+            str(i),
+            steps=[Step(name, {"text": f"text {i}"}, {name: "x"}) for name in names[: 2 if i == 3 else 1]],
+        )
+        for i in range(10)
+    ]
+    made = from_traces(traces, targets, threshold=None, scored=False, validation_fraction=0.9, seed=seed)
+    assert len(made.train["once"]) == 1
+    assert "3" in {row["example"] for row in made.train["often"]}  # all rows of an example are on one side
+    assert len(made.train["often"]) in (1, 2)
+    assert "once" not in made.validation
+    assert made.report.rows == {"often": 10, "once": 1}

@@ -11,7 +11,7 @@ import pytest
 import dspyc
 from dspyc.compiler.demos import labelled, spread
 from dspyc.compiler.fitting import fitting, prompt_limit, token_counter
-from dspyc.errors import ConfigError
+from dspyc.errors import ConfigError, RenderError
 from dspyc.models import LocalEngine
 from dspyc.signatures import prompt
 
@@ -84,7 +84,7 @@ def test_the_context_of_a_known_model_is_litellms() -> None:
 def test_optimizers_leave_out_what_does_not_fit_when_asked_to() -> None:
     student = local_predictor([])
     train = [example(f"question {i} " + "word " * 30) for i in range(40)]
-    assert len(dspyc.LabeledFewShot(40).compile(student, trainset=train).demos) == 40
+    assert len(dspyc.LabeledFewShot(40, fit_context=False).compile(student, trainset=train).demos) == 40
     fits = dspyc.LabeledFewShot(40, fit_context=600).compile(student, trainset=train).demos
     assert 0 < len(fits) < 40
     teacher = {"lm": dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})}
@@ -93,6 +93,56 @@ def test_optimizers_leave_out_what_does_not_fit_when_asked_to() -> None:
         demos = optimizer.compile(student, trainset=train).demos
         assert min(12, number) - 2 <= len(demos) <= min(12, number)
         assert [demo.get("augmented", False) for demo in demos[:3]] == [True, True, False]
+
+
+def few_shot_optimizers(train: list[dspy.Example], folder: Any, **settings: Any) -> list[Any]:
+    def good(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return True
+
+    teacher = {"lm": dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})}
+    return [
+        dspyc.LabeledFewShot(16, **settings),
+        dspyc.BootstrapFewShot(good, teacher_settings=teacher, run_dir=folder / "b", **settings),
+        dspyc.KNNFewShot(16, train, **settings),
+        dspyc.KNNFewShot(16, train, metric=good, teacher_settings=teacher, run_dir=folder / "k", **settings),
+        dspyc.BootstrapFewShotWithRandomSearch(
+            good, teacher, num_candidate_programs=1, stop_at_score=0, run_dir=folder / "r", **settings
+        ),
+    ]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_student_of_this_machine_is_given_what_it_can_read(tmp_path: Any, which: int) -> None:
+    train = [example(f"question {i} " + "word " * 120) for i in range(20)]
+    compiled = few_shot_optimizers(train, tmp_path)[which].compile(local_predictor([], max_tokens=8), trainset=train)
+    assert len(compiled.demos) < 16 if which < 2 else compiled.demos is not None
+    compiled(question=train[0].question)  # the engine refuses a prompt that is too long
+
+
+def test_without_a_limit_it_is_given_what_dspy_gives_it(tmp_path: Any) -> None:
+    train = [example(f"question {i} " + "word " * 120) for i in range(20)]
+    for optimizer in few_shot_optimizers(train, tmp_path, fit_context=False)[:2]:
+        compiled = optimizer.compile(local_predictor([], max_tokens=8), trainset=train)
+        assert len(compiled.demos) == 16
+        with pytest.raises(dspy.ContextWindowExceededError):
+            compiled(question=train[0].question)
+
+
+def test_models_elsewhere_are_not_counted_unless_asked_to(tmp_path: Any) -> None:
+    student = dspy.Predict("question -> answer")
+    student.lm = dspy.LM("openai/gpt-4")
+    train = [example(f"question {i} " + "word " * 1000) for i in range(16)]
+    assert len(dspyc.LabeledFewShot().compile(student, trainset=train).demos) == 16
+    assert len(dspyc.LabeledFewShot(fit_context=True).compile(student, trainset=train).demos) < 16
+
+
+def test_what_cannot_be_written_is_left_as_it_is_unless_it_was_asked_for() -> None:
+    """A predictor's history is in no example: its prompt cannot be counted beforehand."""
+    student = dspy.Predict("question, history: dspy.History -> answer")
+    student.lm = tiny()
+    assert len(dspyc.LabeledFewShot(4).compile(student, trainset=[example("q")] * 4).demos) == 4
+    with pytest.raises(RenderError, match="cannot be written"):
+        dspyc.LabeledFewShot(4, fit_context=True).compile(student, trainset=[example("q")] * 4)
 
 
 # ------------------------------------------------------------------------------------------------------------------ diversity

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,56 +22,100 @@ from dspyc.signatures import program_fingerprint
 from tests.optimizers import desk
 
 CALLS = 30  # ten examples, three calls each
-# A sitting dies by SIGKILL at a moment of its own: before, within or after the write of an answer. The next one goes on.
+# Sittings that die by SIGKILL, each with so many answers given: as the next is asked for, or so many seconds after the last,
+# before, within or after its write. The next one goes on, and the last one ends. What is recorded after each is printed.
 SITTINGS = """
-import os, signal, sys, threading
+import json, os, signal, sys, threading, time
+from collections import Counter
 from pathlib import Path
+import dspy
 import dspyc
-from dspyc.compiler import Ledger, bootstrap, observe
-from tests.optimizers import desk
+from dspyc.compiler import Ledger, bootstrap, observe, read_run
+from dspyc.compiler.calls import call_key
+from tests.compiler.test_pool import Three, three_times
 
 folder, threads = Path(sys.argv[1]), int(sys.argv[2])
-examples = desk.examples(10)
+log = folder / "answers.log"
 
-def sitting(kill_after):
-    lm = dspyc.ScriptedLM(desk.LoggedExpert(folder / "answers.log"))
-    program = desk.Desk()
-    program.set_lm(lm)
-    if kill_after is not None:
-        threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+class Expert:
+    def __init__(self, answers, seconds):
+        self.left, self.seconds, self.lock, self.dying = answers, seconds, threading.Lock(), False
+
+    def __call__(self, inputs):
+        with self.lock:
+            if self.dying:
+                time.sleep(60)
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            if self.left == 0 and self.seconds:
+                self.dying, sitting = True, os.getpid()
+                if os.fork() == 0:
+                    time.sleep(self.seconds)
+                    os.kill(sitting, signal.SIGKILL)
+                    os._exit(0)
+            with log.open("a") as file:
+                file.write(inputs["question"] + "\\n")
+        return {"answer": "yes"}
+
+def sitting(answers, seconds):
+    program = Three()
+    program.set_lm(dspyc.ScriptedLM(Expert(answers, seconds)))
     with Ledger(folder / "run") as ledger:
         subject = observe(program, "teacher", identity="x")
-        traces = bootstrap(subject, examples, metric=desk.metric, ledger=ledger, num_threads=threads)
-        assert [t.score for t in traces] == [1.0] * 10
-        os.write(1, b"%d\\n" % sum(ledger.calls().values()))  # in one piece, or not at all
+        traces = bootstrap(subject, three_times(), metric=None, ledger=ledger, num_threads=threads)
+        assert [t.error for t in traces] == [None] * 10
 
-for moment in sys.argv[3:]:
+def recorded():
+    known = Counter(example for example, *_ in read_run(folder / "run").call_keys())
+    return [f"{e.question} {step}" for e in three_times() for step in range(known[call_key(e, "0")])]
+
+for moment in [*sys.argv[3:], "-1:0"]:
+    answers, seconds = moment.split(":")
     child = os.fork()  # what costs a second to import is imported once
     if child == 0:
-        sitting(float(moment))
+        sitting(int(answers), float(seconds))
         os._exit(0)
-    os.waitpid(child, 0)
-sitting(None)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    log.touch()
+    print(json.dumps([killed, log.read_text().split("\\n")[:-1], recorded()]), flush=True)
 """
 
 
-def answers(folder: Path) -> Counter[str]:
-    log = folder / "answers.log"
-    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+class Three(dspy.Module):  # type: ignore[misc]
+    """Asks three times, each time something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        return [self.answer(question=f"{question} {step}") for step in range(3)][-1]
+
+
+def three_times() -> list[dspy.Example]:
+    return [dspy.Example(question=f"q{i}").with_inputs("question") for i in range(10)]
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_twenty_kills_at_random_moments_repeat_no_recorded_call(tmp_path: Path, threads: int) -> None:
+def test_twenty_kills_among_the_calls_repeat_no_recorded_call(tmp_path: Path, threads: int) -> None:
     """What was in flight at a kill may be asked again, by each thread once; what was recorded never is."""
     rng = random.Random(threads)
-    moments = [f"{rng.uniform(0.001, 0.04):.4f}" for _ in range(20)]
+    moments = [f"{rng.choice((0, 1, 1, 2))}:{rng.choice((0, 0.0002, 0.001, 0.005))}" for _ in range(20)]
+    assert sum(int(moment[0]) for moment in moments) < CALLS  # so that each dies
     command = [sys.executable, "-c", SITTINGS, str(tmp_path), str(threads), *moments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(CALLS)
-    asked = answers(tmp_path)
-    assert sum(asked.values()) >= CALLS
-    assert sum(asked.values()) <= CALLS + threads * len(moments)
+    sittings = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [killed for killed, *_ in sittings] == [True] * 20 + [False]
+    before, known = 0, set()
+    for _, answered, recorded in sittings:
+        asked = answered[before:]
+        assert known.isdisjoint(asked)
+        assert len(set(asked)) == len(asked)
+        assert 0 <= len(asked) - len(recorded) + len(known) <= threads
+        before, known = len(answered), set(recorded)
+    assert len(known) == CALLS
 
 
 def run(folder: Path, program: dspy.Module | None = None, **changes: Any) -> tuple[int, list[Any]]:

@@ -12,8 +12,8 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, observe
-from dspyc.compiler.bootstrap import example_keys
 from dspyc.compiler.budget import Budget
+from dspyc.compiler.examples import example_keys
 from dspyc.compiler.pool import Pool
 from dspyc.compiler.race import Race, Rule, Withdrawn, percent, schedule
 from dspyc.compiler.trace import Subject

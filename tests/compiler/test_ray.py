@@ -252,6 +252,9 @@ OPTIMIZERS: dict[str, Callable[[Path, dspy.Module], Any]] = {
     "a step of a sequence": lambda run_dir, student: dspyc.BetterTogether(right, p=few_shot(None)).compile(
         student, trainset=examples(4), valset=[], strategy="p", executor="ray", run_dir=run_dir
     ),
+    "a pool of a step": lambda run_dir, student: dspyc.BetterTogether(
+        right, k=dspyc.KNNFewShot(1, metric=right, num_threads=2, show_progress=False)
+    ).compile(student, trainset=examples(4), valset=[], strategy="k", executor="ray", run_dir=run_dir),
     "what compares the steps": lambda run_dir, student: dspyc.BetterTogether(right, k=dspyc.LabeledFewShot()).compile(
         student, trainset=examples(4), valset=examples(4), strategy="k", executor="ray", run_dir=run_dir
     ),

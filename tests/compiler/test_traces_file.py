@@ -92,6 +92,10 @@ def test_a_loaded_bootstrap_makes_the_demos_that_it_made(recorded: tuple[Path, l
     assert planned.to_dict() == made.report.plan
     again = optimizer("again").compile(desk.Desk(), trainset=desk.examples(10), traces=(trace for trace in loaded))
     assert [dict(d) for d in again.name.demos] == [dict(d) for d in made.name.demos]
+    pools = dspyc.KNNFewShot(2, metric=desk.metric, max_labeled_demos=0, run_dir=tmp_path / "pool")
+    pool = pools.compile(desk.Desk(), trainset=desk.examples(10), traces=path)
+    assert (len(pool.count.demos), pool.report.spent["calls"]) == (10, 0)
+    assert pools.plan(desk.Desk(), trainset=desk.examples(10), traces=path).calls == 0
     with pytest.raises(ConfigError, match=r"`traces\[0\]` is a dict; traces, or the path of their file"):
         optimizer("wrong").compile(desk.Desk(), trainset=desk.examples(10), traces=[{}])
     assert made.report.dataset["bootstrapped"] == 4

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from dspyc.cli.output import console
 from dspyc.compiler.plan import Plan, Stage
-from dspyc.compiler.search_report import CandidateReport, Score, SearchReport
+from dspyc.compiler.score import Score
+from dspyc.compiler.search_report import CandidateReport, SearchReport
 from dspyc.compiler.sequence_report import SequenceReport, StepReport
 from dspyc.progress import bar
 

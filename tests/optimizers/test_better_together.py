@@ -138,6 +138,11 @@ def test_each_optimizer_gets_the_teachers_that_it_takes_and_its_own_arguments(tm
     assert learn.given[0]["note"] == "hello"
 
 
+def test_too_few_examples_to_compare_by_are_told_once(tmp_path: Path, caplog: Any) -> None:
+    together(p=Learn(+1)).compile(counter(), trainset=numbers(5), strategy="p", run_dir=tmp_path)
+    assert caplog.text.count("Too few examples to hold any out") == 1
+
+
 def test_without_held_out_examples_the_last_program_is_returned(tmp_path: Path) -> None:
     compiled = together(p=Learn(+1), w=Learn(-1)).compile(
         counter(), trainset=numbers(10), strategy="p -> w", valset_ratio=0, run_dir=tmp_path

@@ -25,7 +25,6 @@ from dspyc.errors import (
     ConfigError,
     DataError,
     LedgerError,
-    ModelError,
     ProgramError,
     RegressionError,
     RenderError,
@@ -547,11 +546,23 @@ def test_a_student_without_an_lm_or_with_one_that_cannot_be_tuned_is_refused(tmp
         optimizer(tmp_path).compile("Desk", trainset=desk.examples(4))  # type: ignore[arg-type]
 
 
-def test_a_student_that_wears_an_adapter_is_refused_before_any_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "full"}, "'full'.*wears the adapter"),
+        ({"lora_rank": 4}, "r is 16, not 4"),
+        ({"lora_alpha": 16}, "lora_alpha is 32.0, not 16.0"),
+        ({"num_processes": 2}, "num_processes is 2, with an adapter"),
+    ],
+)
+def test_a_training_that_would_lose_the_students_adapter_is_refused_before_any_call(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
     first = compile_desk(tmp_path / "first", 4)
     teacher_lm = dspyc.ScriptedLM(desk.expert)
-    with pytest.raises(ModelError, match="only a base model can be trained"):
-        optimizer(tmp_path / "second", teacher_lm=teacher_lm).compile(first, trainset=desk.examples(4))
+    second = optimizer(tmp_path / "second", teacher_lm=teacher_lm, train_kwargs={**QUICK, **settings})
+    with pytest.raises(ConfigError, match=said):
+        second.compile(first, trainset=desk.examples(4))
     assert teacher_lm.engine.calls == 0
 
 

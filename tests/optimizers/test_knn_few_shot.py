@@ -10,8 +10,8 @@ import dspy
 import pytest
 
 import dspyc
-from dspyc.compiler.bootstrap import example_keys
 from dspyc.compiler.dataset import Target, from_labels
+from dspyc.compiler.examples import example_keys
 from dspyc.compiler.fitting import token_counter
 from dspyc.compiler.records import read_run
 from dspyc.errors import ConfigError, DataError

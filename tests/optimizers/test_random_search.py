@@ -17,11 +17,12 @@ import pytest
 
 import dspyc
 from dspyc.compiler.budget import Budget
-from dspyc.compiler.ledger import Ledger
+from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
+from . import few_shot_programs
 from .simulated import questions, right, share, simulated_lm
 
 TRAIN, VALIDATION, TEST = questions(0, 40), questions(100, 60), questions(300, 50)
@@ -80,6 +81,43 @@ def test_without_the_race_everything_is_as_dspy_finds_it(
     assert "pass a `testset`" in ours.report.final_on
 
 
+def fails_at_times(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+    if few_shot_programs.draw("raise", example.question) < 15:
+        raise ValueError("no judgement")
+    return few_shot_programs.half(example, prediction)
+
+
+@pytest.mark.parametrize("make", few_shot_programs.PROGRAMS)
+@pytest.mark.parametrize(
+    ("taught", "settings"),
+    [
+        (True, {"metric": few_shot_programs.half}),
+        (False, {"metric": few_shot_programs.graded, "metric_threshold": 0.6, "max_bootstrapped_demos": 3}),
+        (True, {"metric": fails_at_times, "max_rounds": 2, "max_errors": 1000}),
+    ],
+)
+def test_candidates_of_any_program_are_dspys(tmp_path: Path, make: Any, taught: bool, settings: dict[str, Any]) -> None:
+    examples, settings = (
+        few_shot_programs.trainset(24),
+        {"num_candidate_programs": 2, "max_labeled_demos": 5, **settings},
+    )
+
+    def compiled(kind: Any, **more: Any) -> dspy.Module:
+        teacher = make() if taught else None
+        with dspy.context(lm=few_shot_programs.lm()):
+            return kind(**settings, **more).compile(
+                make(), teacher=teacher, trainset=examples[:16], valset=examples[16:]
+            )
+
+    def found(program: dspy.Module) -> list[Any]:
+        return [{**c, "program": few_shot_programs.demos(c["program"])} for c in program.candidate_programs]
+
+    theirs = compiled(dspy.BootstrapFewShotWithRandomSearch, num_threads=1)
+    ours = compiled(dspyc.BootstrapFewShotWithRandomSearch, num_threads=4, race=False, run_dir=tmp_path)
+    assert found(ours) == found(theirs)
+    assert few_shot_programs.demos(ours) == few_shot_programs.demos(theirs)
+
+
 def test_the_arguments_are_left_as_they_were(tmp_path: Path) -> None:
     program = student(simulated_lm())
     before = (list(TRAIN), list(VALIDATION), program_fingerprint(program))
@@ -134,8 +172,7 @@ def test_every_candidate_says_what_it_saw_and_why_it_left(tmp_path: Path) -> Non
         if candidate.score.examples < len(VALIDATION):
             assert f"behind candidate {report.winner}" in candidate.ended
     assert {candidate.score.examples for candidate in report.candidates} > {len(VALIDATION)}
-    with Ledger(tmp_path) as ledger:
-        kept = {found["id"]: found["score"] for found in ledger.candidates()}
+    kept = {found["id"]: found["score"] for found in read_run(tmp_path).candidates()}
     assert kept == {str(candidate.number): candidate.score.mean for candidate in report.candidates}
 
 
@@ -464,8 +501,8 @@ def test_an_artifact_is_json_where_a_score_of_one_example_has_no_bounds(tmp_path
     compiled.save(tmp_path / "adder")
     assert "Infinity" not in (tmp_path / "adder" / "artifact.json").read_text()
     assert dspyc.load(tmp_path / "adder").report == compiled.report
-    with Ledger(tmp_path / "run") as ledger:
-        assert "inf" not in str(ledger.candidates()) + str(ledger.events("report"))
+    kept = read_run(tmp_path / "run")
+    assert "inf" not in str(kept.candidates()) + str(kept.events())
 
 
 def test_the_report_is_told_in_a_table_in_html_and_in_the_artifact(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """A whole BootstrapFinetune compile through OpenAI's protocol: the server really trains the bundled student on the file that it
 was sent, and serves the result."""
 
+import itertools
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,10 +140,20 @@ def test_what_cannot_be_ordered_is_found_before_a_teacher_is_called(tmp_path: Pa
 
 
 def test_a_model_that_does_not_answer_stops_the_compile_and_is_kept(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def say_nothing(request: dict[str, Any]) -> str:
+        if not request["model"].startswith("ft:"):
+            return "red"
+        asked.append(time.monotonic())
+        return ""
+
     with OpenAIServer() as server:
-        server.reply = lambda request: "" if request["model"].startswith("ft:") else "red"
+        server.reply = say_nothing
         with pytest.raises(ModelError, match="its reply is empty") as caught:
             compile_it(server, tmp_path)
+        waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        assert [wait > least for wait, least in zip(waits, (0.25, 0.5, 1, 2), strict=True)] == [True] * 4
         server.reply = lambda request: "red"
         assert compile_it(server, tmp_path).lm.model.endswith("ftjob-1")
         assert list(server.jobs) == ["ftjob-1"]

@@ -6,7 +6,9 @@ from typing import Any
 
 import dspy
 import pytest
+import torch
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
+from safetensors.torch import load_file
 
 from dspyc.errors import ConfigError, DataError, DspycError, ModelError
 from dspyc.providers import LocalLM, LocalProvider, LocalTrainingJob
@@ -120,12 +122,17 @@ def test_a_failed_job_returns_what_went_wrong(
     assert job.status() is TrainingStatus.failed
 
 
-def test_a_model_that_wears_an_adapter_is_not_trained(student: Path, tmp_path: Path) -> None:
-    lm = LocalLM(student, small.lora(student, tmp_path / "worn", seed=1))
-    error = lm.finetune(rows(), TrainDataFormat.CHAT, QUICK).result(timeout=60)
-    assert isinstance(error, ModelError)
-    assert "only a base model can be trained" in str(error)
-    assert "merge" in error.hint
+def test_an_adapter_that_a_model_wears_is_trained_further(student: Path, tmp_path: Path) -> None:
+    worn = small.lora(student, tmp_path / "worn", seed=1, r=16, lora_alpha=32, target_modules="all-linear")
+    lm = LocalLM(student, worn)
+    tuned = lm.finetune(rows(), TrainDataFormat.CHAT, {**QUICK, "learning_rate": 1e-9}).result(timeout=60)
+    assert isinstance(tuned, dspy.LM), tuned
+    before, after = (load_file(engine.adapter / "adapter_model.safetensors") for engine in (lm.engine, tuned.engine))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    error = lm.finetune(rows(), TrainDataFormat.CHAT, {**QUICK, "lora_rank": 2}).result(timeout=60)
+    assert isinstance(error, ConfigError)
+    assert "r is 16, not 2" in str(error)
 
 
 def test_a_job_is_cancelled_before_it_begins_and_not_after() -> None:

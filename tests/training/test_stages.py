@@ -52,15 +52,22 @@ def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
     assert [(tmp_path / "out" / name / "events.jsonl").read_bytes() for name in ("1-a", "2-b")] == events
 
 
-def test_an_adapter_of_another_shape_cannot_be_trained_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"lora_rank": 8}, r"r is 4, not 8.*lora_rank"),
+        ({"lora_alpha": 8.0}, r"lora_alpha is 32.0, not 8.0.*lora_alpha"),
+        ({"target_modules": ("q_proj",)}, r"lora_A.*differs.*target_modules"),
+    ],
+)
+def test_an_adapter_of_another_shape_or_scale_cannot_be_trained_on(
+    other: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     base, out = small.folder(tmp_path / "model"), tmp_path / "out"
     first = TrainingConfig(lora_rank=4, **SETTINGS)
-    with pytest.raises(ConfigError, match=r"another shape.*lora_A.*lora_rank"):
-        train_stages(
-            str(base),
-            [Stage("a", small.rows(4), first), Stage("b", small.rows(4), TrainingConfig(lora_rank=8, **SETTINGS))],
-            output_dir=out,
-        )
+    second = TrainingConfig(**{"lora_rank": 4, **SETTINGS, **other})
+    with pytest.raises(ConfigError, match=f"another shape.*{said}"):
+        train_stages(str(base), [Stage("a", small.rows(4), first), Stage("b", small.rows(4), second)], output_dir=out)
 
 
 def test_another_adapter_is_another_run(tmp_path: Path) -> None:
