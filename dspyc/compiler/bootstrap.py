@@ -1,7 +1,9 @@
 """Runs of a program over many examples, concurrent, recorded and resumable."""
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from itertools import islice
+from queue import SimpleQueue
 
 import dspy
 
@@ -73,32 +75,32 @@ def bootstrap(
         bar(f"{subject.role}: running {len(examples)} examples", len(examples), show=show_progress) as advance,
         Pool(ledger, metric=metric, num_threads=num_threads, workers=workers) as pool,
     ):
-        running: set[Future[Trace]] = set()
+        finished: SimpleQueue[Future[Trace]] = SimpleQueue()
 
-        def start_next() -> None:
-            if (item := next(pending, None)) is not None:
-                index, (example, key) = item
-                running.add(pool.submit(subject, example, key, index))
+        def begin(number: int) -> int:
+            """Begin so many runs, or as many as are left; how many those are."""
+            begun = 0
+            for index, (example, key) in islice(pending, number):
+                pool.submit(subject, example, key, index).add_done_callback(finished.put)
+                begun += 1
+            return begun
 
-        for _ in range(num_threads):
-            start_next()
+        running = begin(num_threads)
         while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                try:
-                    trace = future.result()
-                except BudgetError as error:  # examples that the ledger knows still count
-                    refused = error
-                    start_next()
-                    continue
-                done.append(trace)
-                if trace.error:
-                    errors.append(trace)
-                    ledger.event("bad example", role=subject.role, trace=trace.id, error=trace.error)
-                advance(note=f"{len(errors)} failed" if errors else "")
-                if max_errors is not None and len(errors) >= max_errors:
-                    continue
-                start_next()
+            running -= 1
+            try:
+                trace = finished.get().result()
+            except BudgetError as error:  # examples that the ledger knows still count
+                refused = error
+                running += begin(1)
+                continue
+            done.append(trace)
+            if trace.error:
+                errors.append(trace)
+                ledger.event("bad example", role=subject.role, trace=trace.id, error=trace.error)
+            advance(note=f"{len(errors)} failed" if errors else "")
+            if max_errors is None or len(errors) < max_errors:
+                running += begin(1)
     if max_errors is not None and len(errors) >= max_errors:
         raise too_many(errors, len(done), max_errors, subject.role)
     if refused and not done:

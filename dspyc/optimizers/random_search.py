@@ -197,7 +197,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 winner=winner.number,
                 candidates=[_told(lane, maker, winner) for lane in race.lanes],
                 validation=folds.validation_name,
-                final=Score.of([trace.score or 0.0 for trace in final]),
+                final=Score.of([trace.counted for trace in final]),
                 final_on=_final_name(folds, final, refused, raced=self.rule is not None),
                 stopped=error.message if (error := race.refused or refused) else None,
                 calls=ledger.calls(),
