@@ -4,6 +4,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 _home = tempfile.mkdtemp(prefix="dspyc-tests-")
 os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
 os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
@@ -14,3 +16,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes on a busy machine says nothing about what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
