@@ -2,7 +2,6 @@
 
 checkpoint-120/
   model.safetensors        the trained tensors, by parameter name, in training precision
-  average.safetensors      their moving average, where `ema_decay` asks for one
   optimizer.safetensors    the optimizer's moments; optimizer.json its settings
   scheduler.json           where the learning rate stands
   scaler.json              the loss scale, where precision is "fp16"
@@ -32,7 +31,7 @@ from .files import MANIFEST, first_damaged, guarded, sums
 
 log = logging.getLogger("dspyc.training")
 _PREFIX, _DIVERGED, _LATER = "checkpoint-", "diverged-", "later-"
-MODEL, AVERAGE = "model.safetensors", "average.safetensors"
+_MODEL = "model.safetensors"
 
 
 @dataclass
@@ -80,36 +79,27 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_trained(tensors: dict[str, torch.Tensor], folder: Path, name: str = MODEL) -> None:
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, folder / name)
+def save_trained(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, folder / _MODEL)
 
 
-def load_trained(into: dict[str, torch.Tensor], folder: Path, name: str = MODEL) -> None:
-    """Put a checkpoint's tensors into those of a run of the same settings.
+def load_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Put a checkpoint's tensors into a model of the same settings.
 
     Raises:
-        TrainingError: They are not the same ones.
+        TrainingError: The tensors are not this model's.
     """
-    saved = load_file(folder / name)
-    if saved.keys() != into.keys() or any(saved[name].shape != into[name].shape for name in into):
+    saved, own = load_file(folder / _MODEL), trained_tensors(model)
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
         raise TrainingError(
             f"The checkpoint {folder} holds other tensors than this model trains.", hint="Use a new output_dir."
         )
-    put_trained(into, saved)
-
-
-def load_kept(model: torch.nn.Module, folder: Path) -> None:
-    """Put into a model what its run keeps of a step: the average of the weights where there is one, else the weights.
-
-    Raises:
-        TrainingError: The checkpoint's tensors are not this model's.
-    """
-    load_trained(trained_tensors(model), folder, AVERAGE if (folder / AVERAGE).exists() else MODEL)
+    put_trained(model, saved)
 
 
 @torch.no_grad()
-def put_trained(into: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
-    for name, tensor in into.items():
+def put_trained(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in trained_tensors(model).items():
         tensor.copy_(shards.part(tensors[name], tensor))
 
 

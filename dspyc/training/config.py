@@ -68,12 +68,6 @@ class TrainingConfig(BaseModel):
     warmup_steps: int | None = _field(None, "steps, at least 0, instead of warmup_ratio; or None", ge=0)
     weight_decay: float = _field(0.0, "a number of at least 0", ge=0)
     max_grad_norm: float = _field(1.0, "a number of at least 0; 0 turns clipping off", ge=0)
-    ema_decay: float | None = _field(
-        None,
-        "the share, in (0, 1), that a moving average of the weights keeps of itself at a step; or None",
-        gt=0,
-        lt=1,
-    )
 
     dropout: float | None = _field(None, "a number in [0, 1), or None for the model's own", ge=0, lt=1)
     embedding_dropout: float = _field(0.0, "a number in [0, 1)", ge=0, lt=1)

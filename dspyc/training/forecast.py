@@ -32,16 +32,13 @@ class Forecast:
         return f"{saved}About {_duration(self.seconds)} and {self.memory / 1e9:.1f} GB."
 
 
-def forecast(
-    learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, precision: Any, *, averaged: bool = False
-) -> Forecast:
+def forecast(learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, precision: Any) -> Forecast:
     """Time and memory of `epochs` passes over the trees of one, measured on a sample.
 
     Args:
         epoch: All trees of one epoch.
         sample: Their largest batch.
         precision: Makes the autocast context that training runs in.
-        averaged: Whether a moving average of what is trained is held too.
     """
     before = RandomState.capture()
     parameters = list(learner.parameters())
@@ -71,7 +68,7 @@ def forecast(
         tokens=sum(len(row) for tree in epoch for row in tree.all_rows()),
         computed_tokens=computed,
         seconds=round(seconds * computed / sample.tokens * epochs, 1),
-        memory=bytes_of_weights + 4 * trained * (1 + _ADAM + averaged) + sum(held.values()),
+        memory=bytes_of_weights + 4 * trained * (1 + _ADAM) + sum(held.values()),
     )
 
 

@@ -39,7 +39,7 @@ class Speed:
 
 
 class Timing(TrainerCallback):
-    """Between steps: weights are averaged, the bar moves, the last step is logged, and a save waits for a due evaluation."""
+    """What happens between steps: the bar moves, the last step is logged, and a save waits for a due evaluation."""
 
     def __init__(self, trainer: "RowTrainer") -> None:
         self.trainer = trainer
@@ -55,8 +55,6 @@ class Timing(TrainerCallback):
         self.trainer.unsettled()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.average is not None:
-            self.trainer.average.update(state.global_step)
         last = state.global_step >= state.max_steps
         note = "" if self.trainer.events.last_loss is None else f"loss {self.trainer.events.last_loss:.3f}"
         self.trainer.advance(1, note=note)

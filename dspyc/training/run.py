@@ -24,7 +24,7 @@ from . import division, processes, shards
 from .adapters import check_continues, continue_adapter
 from .callbacks import Callback
 from .card import base_name, describe
-from .checkpoint import CheckpointStore, RandomState, load_kept, put_trained, trained_tensors
+from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
 from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
@@ -288,7 +288,7 @@ class _Run:
 
     def _fit(self, trainer: RowTrainer, checkpoint: Path | None, state: Any) -> None:
         if checkpoint is not None and self._had_stopped(state):
-            load_kept(trainer.student, checkpoint)
+            load_trained(trainer.student, checkpoint)
             trainer.state = state
             return
         with bar(f"Training {Path(self.model).name}", trainer.total_steps(), show=self.show) as advance:
@@ -299,8 +299,6 @@ class _Run:
             except KeyboardInterrupt:
                 trainer.save_if_settled()
                 raise
-        if trainer.average is not None:
-            trainer.average.put()
 
     def _had_stopped(self, state: Any) -> bool:
         """Whether a checkpoint is the last of a run, whose weights were then not written."""
@@ -346,7 +344,7 @@ class _Run:
         if not processes.is_main():
             return None
         whole = self._prepared()
-        put_trained(trained_tensors(whole), tensors)
+        put_trained(whole, tensors)
         return whole
 
     def _write(self, trainer: RowTrainer, student: Any, tokenizer: Any, result: TrainingResult) -> None:
@@ -365,9 +363,9 @@ class _Run:
             names.append("best_model")
             if best != result.steps:
                 last = {name: tensor.cpu().clone() for name, tensor in trained_tensors(student).items()}
-                load_kept(student, self.store.path(best))
+                load_trained(student, self.store.path(best))
                 write("best_model", best)
-                put_trained(trained_tensors(student), last)
+                put_trained(student, last)
         write("final_model", result.steps)
         if best == result.steps:
             with whole_folder(self.folder / "best_model") as aside:

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,9 @@ from transformers import PrinterCallback, Trainer
 from ..errors import TrainingError
 from ..progress import Advance
 from . import precision, processes, shards
-from .averaging import Average
 from .batching import Steps, weight_of
 from .callbacks import Callback, Progress, peak_memory
 from .checkpoint import (
-    AVERAGE,
     CheckpointStore,
     OptimizerState,
     RandomState,
@@ -95,7 +92,6 @@ class RowTrainer(Trainer):
         self._trained = [p for p in learner.parameters() if p.requires_grad]
         if not learner.divided:  # its parts are those of what all had made alike
             processes.agree(self._trained)
-        self.average = Average(self.student, config.ema_decay) if config.ema_decay is not None else None
         self.remove_callback(PrinterCallback)
         self.add_callback(Timing(self))
 
@@ -264,8 +260,7 @@ class RowTrainer(Trainer):
 
         def measured(trees: list[Tree]) -> Forecast:
             sample = self._own(largest_batch(trees))
-            averaged = self.average is not None
-            return forecast(self.learner, [*map(self._own, trees)], sample, epochs, self._precision, averaged=averaged)
+            return forecast(self.learner, [*map(self._own, trees)], sample, epochs, self._precision)
 
         return self._fitting(plan, measured)
 
@@ -280,10 +275,9 @@ class RowTrainer(Trainer):
         """Mean cross entropy of the reply tokens of all validation rows in nats: no smoothing, no prompt tokens."""
         self.learner.eval()
         sums = torch.zeros(2, device=self.args.device)
-        with self.average.in_place() if self.average is not None else nullcontext():
-            for start in range(0, len(self.validation), _EVALUATED):
-                rows = self.validation[start : start + _EVALUATED]
-                sums += self._fitting(partial(self._share, rows), self._summed)
+        for start in range(0, len(self.validation), _EVALUATED):
+            rows = self.validation[start : start + _EVALUATED]
+            sums += self._fitting(partial(self._share, rows), self._summed)
         shards.let_go(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
@@ -368,14 +362,11 @@ class RowTrainer(Trainer):
         """Write a checkpoint of this step. Raises TrainingError where the disk refuses it."""
         step, best = self.state.global_step, self.state.best_global_step
         tensors, optimizer = trained_tensors(self.student), OptimizerState.of(self.optimizer)
-        average = self.average.tensors if self.average is not None else {}
         if self.learner.divided:
-            tensors, average, optimizer.tensors = map(shards.gather, (tensors, average, optimizer.tensors))
+            tensors, optimizer.tensors = shards.gather(tensors), shards.gather(optimizer.tensors)
 
         def fill(folder: Path) -> None:
             save_trained(tensors, folder)
-            if average:
-                save_trained(average, folder, AVERAGE)
             optimizer.save(folder)
             save_scheduler(self.lr_scheduler, folder)
             save_scaler(self.accelerator.scaler, folder)
@@ -417,9 +408,7 @@ class RowTrainer(Trainer):
         return bool(processes.total(torch.tensor(float(told), device=self.args.device)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(trained_tensors(self.student), Path(resume_from_checkpoint))
-        if self.average is not None:
-            load_trained(self.average.tensors, Path(resume_from_checkpoint), AVERAGE)
+        load_trained(self.student, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -34,7 +34,7 @@ from .test_processes import COMMON, PROMPT, measured, start, wait_for, weights
 from .test_resume import Signal
 
 RUNS: dict[str, dict[str, Any]] = {
-    "full": {"method": "full", "batch_size": 8, "epochs": 3, "ema_decay": 0.5},
+    "full": {"method": "full", "batch_size": 8, "epochs": 3},
     "lora": {"batch_size": 4, "gradient_accumulation": 2, "epochs": 2, "lora_dropout": 0.0},
     "early": {
         "method": "full",
@@ -47,7 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "checkpointed": {"method": "full", "batch_size": 8, "epochs": 1, "gradient_checkpointing": True},
 }
 # With dropout: what a process draws must be the same after a resume.
-LONG: dict[str, Any] = {"batch_size": 8, "epochs": 8, "save_steps": 6, "embedding_dropout": 0.1, "ema_decay": 0.8}
+LONG: dict[str, Any] = {"batch_size": 8, "epochs": 8, "save_steps": 6, "embedding_dropout": 0.1}
 KINDS = ("llama", "gpt2", "gemma2")
 SCRIPT = "import sys; from pathlib import Path; import tests.training.test_divided as t; t.together(*map(Path, sys.argv[1:]))"
 FSDP_2 = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: true}\n"

@@ -36,7 +36,6 @@ SETTINGS: dict[str, Any] = {
     "embedding_dropout": 0.1,
     "logging_steps": 1,
     "early_stopping_patience": 50,
-    "ema_decay": 0.8,
 }
 STEPS = 35
 
