@@ -11,12 +11,12 @@ from ..errors import ArtifactError, ConfigError
 from .failures import explained, interrupted
 from .inputs import chosen_inputs
 from .loading import (
+    as_examples,
     is_reference,
     load_metric,
     load_program,
     load_student_lm,
     load_teacher,
-    read_examples,
     read_object,
     read_records,
 )
@@ -83,9 +83,10 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    names, needed = chosen_inputs(loaded, inputs, read_records(trainset))
-    train = read_examples(trainset, names, needed)
-    held_out = read_examples(valset, names, needed) if valset else None
+    records = read_records(trainset)
+    names, needed = chosen_inputs(loaded, inputs, records)
+    train = as_examples(records, trainset, names, needed)
+    held_out = as_examples(read_records(valset), valset, names, needed) if valset else None
     judged_by = load_metric(metric) if metric else None
     settings = read_object(train_kwargs, "--train-kwargs")
     if max_usd is not None and not yes:

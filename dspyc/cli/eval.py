@@ -11,7 +11,7 @@ from ..errors import ProgramError
 from .artifacts import load_artifact
 from .failures import INTERRUPTED, explained
 from .inputs import chosen_inputs
-from .loading import load_metric, read_examples, read_records
+from .loading import as_examples, load_metric, read_records
 from .output import Json, console, emit, quiet
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def evaluate(
     from ..compiler.failures import reasons
 
     judged_by = load_metric(metric)
-    rows = read_records(devset)
+    records = read_records(devset)
     loaded = load_artifact(artifact, program)
-    examples = read_examples(devset, *chosen_inputs(loaded, inputs, rows))
+    examples = as_examples(records, devset, *chosen_inputs(loaded, inputs, records))
     started = time.monotonic()
     quiet()
     try:

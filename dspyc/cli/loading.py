@@ -137,26 +137,27 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: The file cannot be read, is empty, or a line is no JSON object; the message has its number.
     """
-    return [row for _, row in read_objects(path)]
+    return [record for _, record in read_objects(path)]
 
 
-def read_examples(path: Path, inputs: Sequence[str], needed: Collection[str] = ()) -> "list[dspy.Example]":
-    """The rows of a JSONL file as examples with their inputs named; `needed` are those that have no default, if not all.
+def as_examples(
+    records: Sequence[dict[str, Any]], path: Path, inputs: Sequence[str], needed: Collection[str] = ()
+) -> "list[dspy.Example]":
+    """The records of the file `path` as examples with their inputs named; `needed` are those that have no default, if not all.
 
     Raises:
-        DataError: A row lacks an input that it needs.
+        DataError: A record lacks an input that it needs.
     """
     import dspy
 
-    rows = read_records(path)
-    for number, row in enumerate(rows, start=1):
-        missing = [name for name in needed or inputs if name not in row]
+    for number, record in enumerate(records, start=1):
+        missing = [name for name in needed or inputs if name not in record]
         if missing:
             raise DataError(
-                f"{path}, example {number} has no {', '.join(map(repr, missing))}; it has {sorted(row)}.",
+                f"{path}, example {number} has no {', '.join(map(repr, missing))}; it has {sorted(record)}.",
                 hint="Name the fields that the program takes with --inputs a,b, or mend the file.",
             )
-    return [dspy.Example(**row).with_inputs(*(name for name in inputs if name in row)) for row in rows]
+    return [dspy.Example(**record).with_inputs(*(name for name in inputs if name in record)) for record in records]
 
 
 def read_object(text: str, option: str) -> dict[str, Any]:

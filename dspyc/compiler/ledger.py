@@ -76,7 +76,6 @@ class Ledger:
         self.path = run_dir / "ledger.sqlite"
         self._reading = threading.Lock()
         self._messages: dict[bytes, int] = {}
-        self._calls: set[int] | None = None  # the hashes of all calls, where this ledger began without any
         self._room_seen = -math.inf  # when the disk last had room
         self.failure: LedgerError | None = None
         self.stopped = False  # no further call may begin: the run is being left
@@ -87,15 +86,18 @@ class Ledger:
                 self._commits = Commits(self._open(), undone=self._messages.clear)
                 self._reader = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
                 spent = self._reader.execute("SELECT SUM(paid), SUM(tokens), SUM(usd) FROM spent").fetchone()
-                for table in ("messages", "calls", "traces", "events"):  # a truncated file lacks its last pages
-                    last = self._reader.execute(
+                # Read, for a truncated file lacks its last pages.
+                last_of = {
+                    table: self._reader.execute(
                         f"SELECT * FROM {table} WHERE rowid=(SELECT MAX(rowid) FROM {table})"
                     ).fetchone()
-                    if table == "calls" and last is None:
-                        self._calls = set()
+                    for table in ("messages", "calls", "traces", "events")
+                }
             except BaseException:
                 self._door.close()
                 raise
+        # The hashes of all calls, where this ledger began without any.
+        self._calls: set[int] | None = set() if last_of["calls"] is None else None
         self.meter = Meter(budget, Spent(*(value or 0 for value in spent)), run_dir)
 
     def recall(self, key: CallKey) -> Answer | None:

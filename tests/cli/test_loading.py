@@ -8,6 +8,7 @@ import pytest
 
 from dspyc.cli.inputs import expected_inputs, input_names
 from dspyc.cli.loading import (
+    as_examples,
     is_reference,
     load_lm_or_program,
     load_metric,
@@ -15,7 +16,6 @@ from dspyc.cli.loading import (
     load_reference,
     load_student_lm,
     load_teacher,
-    read_examples,
     read_object,
     read_records,
 )
@@ -177,9 +177,10 @@ def test_a_missing_file_and_a_binary_one_are_named(tmp_path: Path) -> None:
 
 
 def test_an_example_without_an_input_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"thing": "x"}\n{"object": "y"}\n')
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"thing": "x"}\n{"object": "y"}\n')
     with pytest.raises(DataError, match=r"example 2 has no 'thing'; it has \['object'\]"):
-        read_examples(tmp_path / "rows.jsonl", ["thing"])
+        as_examples(read_records(path), path, ["thing"])
 
 
 @pytest.mark.parametrize(("text", "said"), [("{a: 1}", "not JSON"), ("[1]", "is a JSON list")])
