@@ -4,6 +4,7 @@ Every step is one forward pass over the tokens that each row has to read next: o
 keys and values lie in its slot, apart from those of its prefix; the slots in use are the first ones, without a gap.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,8 @@ from .cascade import Group, Layer, Prefix, Span, Step, Store
 from .generation import Generation
 
 STEP_TOKENS = 2048  # that are read in one forward pass at most; a longer prompt takes several
+
+_AHEAD = 64  # tokens of a reply that are counted before they are written; most replies are short
 
 Read = Callable[[list[int], list[int], Step, list[int], list[tuple[str | None, int]]], torch.Tensor]
 
@@ -54,6 +57,11 @@ class _Row:
         return self.generation.length - self.generation.computed
 
 
+def _coming(generation: Generation, shared: int) -> int:
+    """Tokens of a row's own, those that it will write soon included."""
+    return generation.length - shared + min(generation.left, _AHEAD)
+
+
 class CascadeBatch:
     """A `Batch` over a model whose attention is `cascade.attend`; `read` is its forward pass (see `runner.Runner`)."""
 
@@ -63,6 +71,7 @@ class CascadeBatch:
         self._rows: list[_Row] = []
         self._store = Store()
         self._groups: dict[tuple[int, ...], list[Group]] = {}
+        self.limit = math.inf  # tokens that the slots hold at most beyond what rows need
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,10 +90,12 @@ class CascadeBatch:
         """What the keys and values of one token take; 0 before the first."""
         return sum(layer.bytes // (self._store.slots * self._store.room) for layer in self._store.layers)
 
-    def room(self, rows: int, longest: int) -> int:
-        """Tokens that the slots hold once so many rows more, of at most so many tokens of their own, have joined."""
-        longest = max([longest, *(row.generation.length - row.shared for row in self._rows)])
-        return (len(self._rows) + rows) * longest
+    def room(self, joining: Generation | None = None, shared: int = 0) -> int:
+        """Tokens that the slots will hold: of the rows, and of one that joins behind a prefix of `shared` tokens, if any."""
+        lengths = [_coming(row.generation, row.shared) for row in self._rows]
+        if joining is not None:
+            lengths.append(_coming(joining, shared))
+        return len(lengths) * max(lengths, default=0)
 
     def add(
         self, generation: Generation, prefix: Prefix | None = None, shared: int = 0, like: Generation | None = None
@@ -134,8 +145,9 @@ class CascadeBatch:
             order.append(at)
             counts.append(count)
         columns = [self._rows[at].own for at in single]
-        ends = [span.start + span.length for span in spans]
-        self._store.reserve(len(self._rows), max([*(column + 1 for column in columns), *ends]), len(self._rows))
+        held = (row.own for row in self._rows)
+        needed = max([*held, *(column + 1 for column in columns), *(span.start + span.length for span in spans)])
+        self._store.reserve(len(self._rows), needed, len(self._rows), self.limit)
         step = self._step(single, columns, spans)
         ready, last, offset = [], [], 0
         for at, count in zip(order, counts, strict=True):

@@ -9,6 +9,7 @@ Own values have the same shape, but lie in memory as (slots, key heads, size, ro
 what lies together, which takes a CPU half of the time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -118,7 +119,7 @@ class Step:
 
 
 class Store:
-    """Keys and values of slots, layer by layer, in buffers that grow by doubling; `slots` and `room` are asked, not held."""
+    """Keys and values of slots, layer by layer, in buffers that grow; `slots` and `room` are asked, not held."""
 
     def __init__(self, slots: int = 0, room: int = 0) -> None:
         self.layers: list[Layer] = []
@@ -128,12 +129,18 @@ class Store:
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
 
-    def reserve(self, slots: int, room: int, kept: int) -> None:
-        """Have space for so many slots of so many tokens each, of which `kept` slots hold something."""
+    def reserve(self, slots: int, room: int, kept: int, limit: float = math.inf) -> None:
+        """Have space for so many slots of so many tokens each, of which `kept` slots hold something.
+
+        Growing takes half as much again for what may come, and exactly what is asked for where that would be more than
+        `limit` tokens in all.
+        """
         if slots <= self.slots and room <= self.room:
             return
-        slots = max(slots, self.slots, min(2 * self.slots, 64) if slots > self.slots else 0)
-        room = max(room, self.room, _roomy(room) if room > self.room else 0)
+        more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
+        more_room = max(self.room, _roomy(room) if room > self.room else 0)
+        if more_slots * more_room <= limit:
+            slots, room = more_slots, more_room
         for at, layer in enumerate(self.layers):
             self.layers[at] = self._grown(layer, slots, room, kept)
         self.slots, self.room = slots, room
@@ -159,9 +166,9 @@ class Store:
     @staticmethod
     def _grown(old: Layer, slots: int, room: int, kept: int) -> Layer:
         new = Store(slots, room).layer(0, old.keys[:1], old.values[:1])
-        kept, before = min(kept, len(old.keys)), old.keys.shape[2]
-        new.keys[:kept, :, :before] = old.keys[:kept]
-        new.values[:kept, :, :before] = old.values[:kept]
+        kept, before = min(kept, slots, len(old.keys)), min(room, old.keys.shape[2])
+        new.keys[:kept, :, :before] = old.keys[:kept, :, :before]
+        new.values[:kept, :, :before] = old.values[:kept, :, :before]
         return new
 
 

@@ -19,7 +19,7 @@ import json
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple, Protocol
 
@@ -136,7 +136,7 @@ class CompiledGrammar:
         mask = torch.zeros(self.vocabulary.size, dtype=torch.bool)
         mask[self.vocabulary.order[~np.isin(states, late) & (states != DEAD) if late else states != DEAD]] = True
         if self.automaton.ends(state):
-            mask[list(self.stop_ids)] = True
+            mask[[stop for stop in self.stop_ids if stop < len(mask)]] = True
         self._masks.keep((self._own, state, late), mask)
         return mask
 
@@ -284,7 +284,7 @@ def constraint_of(grammar: str, chat: ChatTokenizer, *, max_tokens: int, size: i
     Args:
         grammar: A grammar of `dspyc.signatures.grammar`, as JSON text.
         chat: The tokenizer; what its template writes before a reply is part of the constraint.
-        size: The length of masks, the model's vocabulary, if more than the tokenizer's.
+        size: The length of masks, the model's vocabulary, if not the tokenizer's.
 
     Raises:
         ModelError: No reply fits into `max_tokens`, or the tokenizer's tokens cannot be told as bytes.
@@ -292,8 +292,10 @@ def constraint_of(grammar: str, chat: ChatTokenizer, *, max_tokens: int, size: i
     return GrammarConstraint(_shelf(chat, size).compiled(grammar), max_tokens)
 
 
-def refuse_cutting(stop: Iterable[str], grammar: str) -> None:
+def refuse_cutting(stop: Sequence[str], grammar: str) -> None:
     """Raises ModelError where a stop string stands in what the format fixes, so that no reply would ever be whole."""
+    if not stop:
+        return
     fixed = _fixed([part for _, part in json.loads(grammar)["fields"]])
     for word in stop:
         if found := next((text for text in fixed if word in text), None):

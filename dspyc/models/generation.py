@@ -13,6 +13,7 @@ from .opening import Opening
 from .sampling import Sampling
 from .stops import first_stop
 
+_CPU = torch.device("cpu")
 FinishReason = Literal["stop", "length"]
 Decode = Callable[[list[int]], str]
 
@@ -74,13 +75,16 @@ class Ending:
 
 
 class Generation:
-    """The state of one reply. `computed` counts the tokens, of prompt and reply, whose keys and values are in place."""
+    """The state of one reply. `computed` counts the tokens, of prompt and reply, whose keys and values are in place.
 
-    def __init__(self, job: Job, ending: Ending) -> None:
+    `device` is the model's, where a seed's numbers are drawn.
+    """
+
+    def __init__(self, job: Job, ending: Ending, device: torch.device = _CPU) -> None:
         self.job = job
         self.sampling = job.sampling
         self.adapter = job.adapter[0] if job.adapter else None
-        self.generator = job.sampling.generator()
+        self.generator = job.sampling.generator(device)
         self.written: list[int] = []
         self.scores: list[TokenScore] = []
         self.finish_reason: FinishReason | None = None

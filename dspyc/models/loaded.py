@@ -20,7 +20,7 @@ from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
 from .linear import quicken
 from .memory import MemoryReport
-from .scheduler import MAX_ROWS, Scheduler
+from .scheduler import Scheduler, most_rows
 
 _GATHER = 0.002  # seconds without a new request after which those that wait begin, where others are expected
 _IDLE = 5.0  # seconds without a request after which the thread ends; the weights stay
@@ -154,7 +154,8 @@ class LoadedModel:
 
         A request that comes alone, where the last ones came alone too, does not wait at all.
         """
-        expected, self._together = min(self._together, MAX_ROWS), 0
+        most = most_rows(weights.device_of(self._device))
+        expected, self._together = min(self._together, most), 0
         seen, until = len(self._arrived), time.monotonic() + _GATHER
         while seen < expected and (left := until - time.monotonic()) > 0:
             self._condition.wait(left)
@@ -165,8 +166,10 @@ class LoadedModel:
         if self._scheduler is None:
             self._scheduler = self._load()
         self._scheduler.submit(jobs)
-        for adapter in self._take_forgotten():
-            self._scheduler.forget(adapter)
+        needed = {adapter for adapter in self._take_forgotten() if not self._scheduler.forget(adapter)}
+        if needed:
+            with self._condition:
+                self._forgotten |= needed
         self._scheduler.step()
 
     def _take_forgotten(self) -> set[str]:
@@ -177,7 +180,7 @@ class LoadedModel:
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         if self._scheduler is not None:
             self._scheduler.fail(error)
-            self._scheduler, self._model = None, None  # whatever state they are in; the next request loads them again
+        self._scheduler, self._model = None, None  # whatever state they are in; the next request loads them again
         for job in jobs:
             job.fail(error)
 

@@ -34,12 +34,12 @@ class Sampling:
     def is_sampled(self) -> bool:
         return self.temperature is not None and self.temperature >= _COLDEST
 
-    def generator(self) -> torch.Generator | None:
-        """The generator that a seed asks for; it belongs to one reply."""
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The generator that a seed asks for; it belongs to one reply. Each kind of device has its own numbers."""
         if not self.is_sampled or self.seed is None:
             return None
         # torch takes the last 32 bits of a seed only; Python takes all, and spreads them.
-        return torch.Generator().manual_seed(random.Random(self.seed).getrandbits(32))
+        return torch.Generator(_drawing_on(device)).manual_seed(random.Random(self.seed).getrandbits(32))
 
 
 def choose(
@@ -96,12 +96,18 @@ def _keep_likeliest(row: torch.Tensor, top_p: float) -> None:
 
 def _race(scores: torch.Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
     """A token a row, each token's chance being its probability (the Gumbel-max trick)."""
-    noise = torch.empty(scores.shape, dtype=torch.float64)
+    device = _drawing_on(scores.device)
+    noise = torch.empty(scores.shape, dtype=torch.float64, device=device)
     for row, generator in zip(noise, generators, strict=True):
         row.uniform_(generator=generator)
     waits = noise.clamp_(min=1e-300).log_().neg_()  # exponential, by one draw in double precision for each token
-    won = scores.to("cpu", torch.float64) - waits.log_()
+    won = scores.to(device, torch.float64) - waits.log_()
     return won.argmax(-1).tolist()
+
+
+def _drawing_on(device: torch.device) -> torch.device:
+    """Where numbers in double precision are drawn: Apple's MPS has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _inverse(scores: torch.Tensor) -> list[int]:
@@ -110,8 +116,7 @@ def _inverse(scores: torch.Tensor) -> list[int]:
     total = sums[:, -1:]
     found = torch.searchsorted(sums, torch.rand_like(total) * total, right=True)
     last = sums.shape[-1] - 1
-    tokens: list[int] = found[:, 0].clamp(max=last).tolist()
-    for row, token in enumerate(tokens):
-        if scores[row, token] == -torch.inf:  # a number that rounded up to the sum of all
-            tokens[row] = int(scores[row].argmax())
-    return tokens
+    tokens = found.clamp(max=last)
+    beyond = scores.gather(-1, tokens) == -torch.inf  # a number that rounded up to the sum of all
+    chosen: list[int] = torch.where(beyond, scores.argmax(-1, keepdim=True), tokens)[:, 0].tolist()
+    return chosen

@@ -5,6 +5,7 @@ token, or several where a format fixes them, of every row.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,7 @@ from .prefixes import PrefixCache, as_array, long_length, shared_length
 from .runner import Runner, Wearing
 from .sampling import choose
 
-MAX_ROWS = 64
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
-_AHEAD = 64  # tokens of a reply that are counted when a row joins; most replies are short
 _ADAPTERS = 64  # that stay loaded
 
 logger = logging.getLogger(__name__)
@@ -59,6 +58,7 @@ class Scheduler:
         if self._short is not None:
             logger.info("Texts of more than %d tokens are computed one by one: longrope.", self._short)
         self._token_bytes = runner.qualify()
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._mixed = CascadeBatch(runner.read, runner.device)
         # Batches of adapters that cannot share a step with others; replaced, never changed, since `memory` reads them.
@@ -66,7 +66,7 @@ class Scheduler:
         self._padded: list[PaddedBatch] = []
         self._waiting: deque[Generation] = deque()
         self._long = 0  # tokens that padded batches may come to: `memory` is asked from other threads
-        self._rows = MAX_ROWS
+        self._rows = self._most = most_rows(model.device)
 
     @property
     def live(self) -> int:
@@ -86,29 +86,33 @@ class Scheduler:
             try:
                 if job.adapter is not None:
                     self._load(*job.adapter)
-                generation = Generation(job, self._ending)
+                generation = Generation(job, self._ending, self._model.device)
                 generation.begin()
             except Exception as error:  # it concerns this request alone, which gets it
                 job.fail(error)
                 continue
             self._waiting.append(generation)
 
-    def forget(self, adapter: str) -> None:
-        """Free an adapter and its prefixes, unless a request needs it now."""
-        if adapter in self._used and adapter not in self._needed:
+    def forget(self, adapter: str) -> bool:
+        """Free an adapter and its prefixes, unless a request needs it now; whether it is free."""
+        if adapter in self._needed:
+            return False
+        if adapter in self._used:
             self._drop(adapter)
+        return True
 
     @torch.inference_mode()
     def step(self) -> None:
         """Let requests join, and compute the next tokens of all rows. Errors go to the requests that they concern."""
         self._join()
+        self._limit()
         for batch in self._batches:
             if len(batch):
                 self._advance(batch)
         self._padded = [batch for batch in self._padded if len(batch)]
         self._long = sum(_whole(row) for batch in self._padded for row in batch.generations)
         if not self.live:
-            self._rows = MAX_ROWS
+            self._rows = self._most
 
     def fail(self, error: BaseException) -> None:
         """Give all requests this error. The scheduler must not be used any more."""
@@ -162,7 +166,7 @@ class Scheduler:
                 if like is None:
                     others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
                     prefix, shared = self._prefix(generation, ids, others)
-                if not self._fits(adapter, len(ids) - shared + min(generation.left, _AHEAD)):
+                if not self._fits(generation, shared):
                     self._waiting.extendleft(reversed(joining[at:]))
                     break
                 self._batch_of(adapter).add(generation, prefix, shared, like)
@@ -194,15 +198,14 @@ class Scheduler:
             self._prefixes.keep(found)
         return found, shared
 
-    def _fits(self, adapter: str | None, tokens: int) -> bool:
-        """Whether a row of so many tokens of its own, under an adapter, may join now.
+    def _fits(self, generation: Generation, shared: int) -> bool:
+        """Whether a row may join now, behind a prefix of so many tokens.
 
         Raises:
             ModelError: It does not fit into the memory that is planned for batches, even alone.
         """
-        joined = self._batch_of(adapter)
-        others = [batch for batch in (self._mixed, *self._alone.values()) if batch is not joined]
-        wanted = (joined.room(1, tokens) + sum(batch.room(0, 0) for batch in others)) * self._token_bytes
+        joined = self._batch_of(generation.adapter)
+        wanted = joined.room(generation, shared) * self._token_bytes + self._held_beside(joined)
         if wanted <= self._plan.batch:
             return True
         if self._generations:
@@ -212,6 +215,16 @@ class Scheduler:
             "for batches.",
             hint="Shorten the prompt, close other models, or load this one in a smaller dtype.",
         )
+
+    def _held_beside(self, batch: CascadeBatch) -> int:
+        """The bytes that the slots of the other batches hold, or will."""
+        others = [other for other in (self._mixed, *self._alone.values()) if other is not batch]
+        return sum(max(other.bytes, other.room() * self._token_bytes) for other in others)
+
+    def _limit(self) -> None:
+        """Tell the batches how much of the plan their slots may take beyond what they need, beside the others' slots."""
+        for batch in (self._mixed, *self._alone.values()):
+            batch.limit = (self._plan.batch - self._held_beside(batch)) / max(1, self._token_bytes)
 
     def _batch_of(self, adapter: str | None) -> CascadeBatch:
         if adapter is None or adapter in self._adapters:
@@ -252,12 +265,15 @@ class Scheduler:
         return both
 
     def _join_padded(self, joining: list[Generation]) -> None:
-        """One batch for each adapter; what is too much for it waits."""
+        """One batch for each adapter; what is too much for it waits, and what padding would push beyond the context."""
         by_adapter: dict[str | None, list[Generation]] = {}
         for generation in sorted(joining, key=lambda each: each.length):
             by_adapter.setdefault(generation.adapter, []).append(generation)
         for adapter, rows in by_adapter.items():
-            while len(rows) > 1 and len(rows) * rows[-1].length > MAX_TOKENS:
+            while len(rows) > 1 and (
+                len(rows) * rows[-1].length > MAX_TOKENS
+                or rows[-1].length + max(row.left for row in rows) > self._context
+            ):
                 self._waiting.appendleft(rows.pop())
             self._padded.append(PaddedBatch(self._model, rows, self._pad_id, self._wearing(adapter)))
 
@@ -291,14 +307,14 @@ class Scheduler:
         for i, generation in enumerate(ready):
             try:
                 mask = generation.mask()
+                if mask is not None:
+                    if id(mask) not in masks:
+                        masks[id(mask)] = mask, ~mask.to(logits.device)
+                    logits[i].masked_fill_(masks[id(mask)][1], -torch.inf)
             except Exception as error:  # a constraint that cannot go on ends its own row only
                 over.append((generation, error))
                 failed.add(i)
                 continue
-            if mask is not None:
-                if id(mask) not in masks:
-                    masks[id(mask)] = mask, ~mask.to(logits.device)
-                logits[i].masked_fill_(masks[id(mask)][1], -torch.inf)
         tokens = choose(logits, [row.sampling for row in ready], [row.generator for row in ready])
         for i, (generation, token) in enumerate(zip(ready, tokens, strict=True)):
             if i in failed:
@@ -349,6 +365,15 @@ class Scheduler:
         self._alone = {other: batch for other, batch in self._alone.items() if other != name}
         self._prefixes.forget(name)
         (self._adapters if name in self._adapters else self._special).drop(name)
+
+
+def most_rows(device: torch.device) -> int:
+    """How many requests a model on `device` computes at once, where memory allows it.
+
+    A step of many takes a GPU little longer than one of a few: it is bound by reading the weights. A processor is bound by
+    arithmetic.
+    """
+    return 512 if device.type == "cuda" else 64
 
 
 def _whole(generation: Generation) -> int:

@@ -20,7 +20,7 @@ class Vocabulary:
     Args:
         tokenizer: A fast tokenizer, byte-level or with byte fallback.
         encode: Text to its token ids, as training rows are encoded.
-        size: The number of ids that the model knows, if more than the tokenizer's.
+        size: The number of ids that the model knows, if not the tokenizer's; it writes no others.
 
     Raises:
         ModelError: A tokenizer whose tokens cannot be told as bytes.
@@ -30,7 +30,7 @@ class Vocabulary:
         self, tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], list[int]], size: int | None = None
     ) -> None:
         self._encode = encode
-        self.size = max(len(tokenizer), size or 0)
+        self.size = size or len(tokenizer)
         self.spellings = _spellings(tokenizer, self.size)
 
     @cached_property

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -135,6 +137,24 @@ def gpt2(folder: Path, *, seed: int = 0, template: str | None = CHATML) -> Path:
         eos_token_id=words.eos_token_id,
     )
     return _save(GPT2LMHeadModel, config, words, folder, seed)
+
+
+def gpt_neo(folder: Path, *, context: int, seed: int = 0) -> Path:
+    """A GPT-Neo of the same size: learned absolute positions, and an attention that takes none but its own."""
+    words = tokenizer()
+    config = GPTNeoConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=context,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return _save(GPTNeoForCausalLM, config, words, folder, seed)
 
 
 def lora(base: Path, folder: Path, *, seed: int, embeddings: bool | str = "auto", **settings: Any) -> Path:

@@ -61,6 +61,14 @@ def test_models_whose_cache_is_more_than_keys_and_values_run_their_own_way(kind:
     assert single.model(folders[kind])._scheduler._token_bytes == 0
 
 
+def test_padding_pushes_no_row_beyond_the_context(tmp_path: Path) -> None:
+    """The model's own mask is as wide as its context: a short prompt beside a long one could not write as much as alone."""
+    folder = small.gpt_neo(tmp_path / "neo", context=64)
+    asked = [([7] * 50, 2), ([9, 11], 60), ([13], 60)]
+    found = single.replies(folder, *(single.greedy(ids, most) for ids, most in asked))
+    assert found == [single.answer(folder, ids, most) for ids, most in asked]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_models_qualify_for_live_batches(kind: str, folders: dict[str, Path]) -> None:
     single.replies(folders[kind], single.greedy([5, 6, 7], 1))

@@ -7,8 +7,10 @@ import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request
 from pydantic import BaseModel
+from transformers import AddedToken
 
 import dspyc
+from dspyc.models import load_tokenizer
 from tests.models import small
 
 ADAPTERS = [dspy.ChatAdapter(use_json_adapter_fallback=False), dspy.JSONAdapter(), dspyc.TerseAdapter()]
@@ -161,3 +163,15 @@ def test_no_more_tokens_are_cached_than_the_prompt_has(lm):
 def test_direct_calls_are_free(lm):
     (text,) = lm("hello", max_tokens=12)
     assert not text.startswith("[[ ##")
+
+
+def test_a_tokenizer_may_have_tokens_that_the_model_does_not_score(tmp_path):
+    """As Gemma 3 has for pictures in its models that see none."""
+    folder = small.llama(tmp_path / "small")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(AddedToken("<image_soft_token>", special=True))
+    tokenizer.save_pretrained(folder)
+    with dspy.context(
+        lm=dspyc.LocalLM(str(folder), device="cpu", cache=False, max_tokens=60), adapter=dspy.ChatAdapter()
+    ):
+        assert dspy.Predict("ticket -> urgent: bool")(ticket="It burns!").urgent in (True, False)
