@@ -72,7 +72,8 @@ def train(
         num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
             are those of one, but for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
-            kept as `checkpoints/later-N`; a finished run is finished anew. To go on after another stop, leave it out.
+            kept as `checkpoints/later-N`; a finished run is finished anew. The same call again goes on from the newest; to
+            go back to that step once more, remove `checkpoints/went_back.json`.
 
     Raises:
         ConfigError: Settings that cannot be used, an `output_dir` that holds another run, or no checkpoint to `resume_from`.
@@ -150,15 +151,18 @@ class _Run:
             self._go_back()
             done = finished(self.folder)
         if done is None:
-            train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)
+            train_in_processes(
+                count, self.model, rows, validation, self.config, self.folder, self.device, self.show, self.resume_from
+            )
 
     def _go_back(self) -> None:
-        """Let the run go on from the checkpoint that was asked for."""
-        if self.resume_from is not None:
-            self.store.go_back(self.resume_from)
-            self.resume_from = None  # once: after a hand-over the run is further
-            with guarded("start training", self.folder):
+        """Let the run go on from the checkpoint that is asked for; where the same call did that before, from the newest."""
+        if self.resume_from is not None and not self.store.go_back(self.resume_from):
+            return
+        with guarded("start training", self.folder):
+            if self.resume_from is not None:
                 (self.folder / "result.json").unlink(missing_ok=True)  # it is finished no more
+            self.store.note_return(self.resume_from)
 
     def _encode_and_train(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
