@@ -257,9 +257,9 @@ class _Run:
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if trainer.learner.divided:
-                raise  # the other processes wait for this one
+                raise trainer.out_of_memory("when shared prompts were compared with whole rows") from error
             trainer.learner.attend_in_place(False)
             why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):
