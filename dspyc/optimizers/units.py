@@ -77,13 +77,11 @@ def check_trainable(unit: Unit, seed: int) -> None:
 
 
 def _check_here(unit: Unit, seed: int) -> None:
-    from ..training.adapters import check_continues
     from ..training.launching import check_processes
 
-    config, worn = _config(unit, seed), unit.lm.engine.serving(unit.lm.model).adapter
+    _config(unit, seed)
+    worn = unit.lm.engine.serving(unit.lm.model).adapter
     check_processes(unit.train_kwargs.get("num_processes", 1), adapter=worn)
-    if worn is not None:
-        check_continues(worn, config)
 
 
 def check_task_names(unit: Unit) -> None:
@@ -168,10 +166,13 @@ def _train_here(
 
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
+    from ..training.adapters import continuing
 
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
-    return TrainingConfig.from_kwargs({"seed": seed, **settings})
+    config = TrainingConfig.from_kwargs({"seed": seed, **settings})
+    worn = unit.lm.engine.serving(unit.lm.model).adapter
+    return config if worn is None else continuing(worn, config)
 
 
 def _to_its_end(unit: Unit, config: "TrainingConfig") -> "TrainingConfig":

@@ -21,7 +21,7 @@ from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
 from . import division, processes, shards
-from .adapters import check_continues, continue_adapter
+from .adapters import continue_adapter, continuing
 from .callbacks import Callback
 from .card import base_name, describe
 from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
@@ -68,7 +68,8 @@ def train(
 
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
-        adapter: The folder of a LoRA adapter on `model` to train on; its shape and scale are the config's.
+        adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
+            others is an error.
         num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
             are those of one, but for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
@@ -100,9 +101,11 @@ class _Run:
         resume_from: int | None,
     ) -> None:
         self.resume_from = resume_from
-        self.model, self.config, self.folder = model, config, folder
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
+        if self.adapter is not None:
+            config = continuing(self.adapter, config)
+        self.model, self.config, self.folder = model, config, folder
         self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
@@ -115,8 +118,6 @@ class _Run:
             )
         check_method(config, self.device)
         check_trackers(config)
-        if self.adapter is not None:
-            check_continues(self.adapter, config)
 
     def carry_out(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int
