@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..providers.costs import CostEstimate
     from ..providers.rows import RowReport
 
+_EPOCHS = 3.0  # of a price, where none are given
 _SHOWN = 50  # refused rows on a screen; --json has all of them
 
 data = typer.Typer(name="data", help="Look at training rows.", no_args_is_help=True)
@@ -46,7 +47,9 @@ def check(
     provider: Annotated[Target, typer.Option("--for", help="Whose rules to hold the rows to.")],
     model: Annotated[str, typer.Option(help="The base model, for its price; with --for local, for its tokens.")] = "",
     max_length: Annotated[int | None, typer.Option(help="Tokens a row, with --for local.")] = None,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows, for the price.")] = 3,
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="Passes over the rows, for the price. Default: 3.")
+    ] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Fail where training costs more.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Let it cost more than --max-usd, or what nobody knows.")] = False,
     as_json: Json = False,
@@ -57,16 +60,25 @@ def check(
     from ..training.formats import read_objects
 
     if provider is Target.local:
+        _refuse_prices({"--epochs": epochs is not None, "--max-usd": max_usd is not None, "--yes": yes})
         _check_local(rows, model, max_length, as_json)
         return
     if max_length is not None:
         raise ConfigError("--max-length is for --for local.", hint="Leave it out: providers have limits of their own.")
     report = formatter(provider.value).format_numbered(read_objects(rows))
-    cost = estimate_cost(report.rows, provider.value, model, epochs)
+    cost = estimate_cost(report.rows, provider.value, model, _EPOCHS if epochs is None else epochs)
     _tell(rows, report, cost, as_json)
     if not report.ok:
         raise typer.Exit(1)
     cost.check(max_usd, confirmed=yes)
+
+
+def _refuse_prices(given: dict[str, bool]) -> None:
+    """Raises ConfigError where an option that has to do with prices is given; training here has none."""
+    if named := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"{', '.join(named)} and --for local do not go together.", hint="Training here costs nothing: leave it out."
+        )
 
 
 def _check_local(path: Path, model: str, max_length: int | None, as_json: bool) -> None:

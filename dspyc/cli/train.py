@@ -53,7 +53,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Any setting, as name=value; the value is JSON or text.")
     ] = None,
     resume_from: Annotated[
-        int | None, typer.Option(help="Go on from the checkpoint of this step instead of the newest.")
+        int | None, typer.Option(help="Go on from the checkpoint of this step instead of the newest; once.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write an adapter's whole weights too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",

@@ -28,19 +28,20 @@ class ChatTokenizer:
     """Token ids of chats, by one tokenizer. Safe to share between threads.
 
     Raises:
-        ModelError: The tokenizer has no chat template, the template refuses the messages, or a message holds media.
+        ModelError: The tokenizer has no end-of-sequence token or no chat template, the template refuses the messages, or a
+            message holds media.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template.",
-                hint="Load it with dspyc.models.load_tokenizer, which gives it a plain one.",
-            )
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no end-of-sequence token.",
                 hint="Set `eos_token` in its tokenizer_config.json to the token that ends a turn.",
+            )
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template.",
+                hint="Load it with dspyc.models.load_tokenizer, which gives it a plain one.",
             )
         self.tokenizer = tokenizer
         self._lock = threading.RLock()  # a fast tokenizer changes its own settings while it encodes

@@ -21,7 +21,7 @@ from dspy.adapters.types.decision import Choice, Noul, Score
 
 from ..errors import ConfigError
 from ..signatures.adapted import adapt, adapter_of
-from ..signatures.asked import Asked, Retyping, retyped
+from ..signatures.asked import Asked, Retyping, plain_choice, retyped
 from ..signatures.grammar import written_value
 from ..signatures.render import prompt
 from .candidates import CandidatesLM
@@ -108,7 +108,9 @@ def _as_choices(predictor: dspy.Predict, decisions: DecisionState, demos: Sequen
         questions = {name: decisions._question(name, fields[name], kind) for name, kind in types.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    plain = tuple((name, _plain(kind), _told(name, fields[name], questions[name])) for name, kind in types.items())
+    plain = tuple(
+        (name, plain_choice(kind), _told(name, fields[name], questions[name])) for name, kind in types.items()
+    )
     twin = dspy.Predict(_as_plain(signature, plain), **predictor.config)
     twin.lm = predictor.lm
     twin.demos = [
@@ -191,14 +193,6 @@ def _told(name: str, field: Any, question: Mapping[str, Any]) -> str | None:
     if not any(meanings) and instructions in (desc, None):
         return None
     return f"{desc}\n{json.dumps(question, ensure_ascii=False, indent=2)}"
-
-
-def _plain(kind: Any) -> Any:
-    if issubclass(kind, Noul):
-        return bool
-    if issubclass(kind, Score):
-        return Literal[tuple(range(len(kind.criteria())))]
-    return kind.model_fields["value"].annotation
 
 
 def _plain_value(value: Any, kind: Any) -> Any:

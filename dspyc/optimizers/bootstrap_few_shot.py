@@ -86,6 +86,7 @@ def demonstrate(
     metric_threshold: float | None = None,
     max_errors: int | None = None,
     teacher_settings: Mapping[str, Any] | None = None,
+    fit_labels: FitContext = None,
     seed: int = 0,
     ahead: bool = True,
     show_progress: bool = False,
@@ -106,6 +107,8 @@ def demonstrate(
         metric_threshold: The lowest score of a good run. None: any above 0.
         max_errors: Failed runs that stop it. None: DSPy's setting.
         teacher_settings: DSPy settings that the teacher runs under, such as `{"rm": …}`.
+        fit_labels: Whether the teacher's labelled demos have to fit its own context: the `fit_context` of an optimizer, of
+            which a number counts for students only.
         seed: Of the labelled demos' draw; 0 draws as DSPy does.
         ahead: Whether examples are run that may turn out not to be needed.
         show_progress: Whether a bar is drawn where a person can see it.
@@ -120,7 +123,7 @@ def demonstrate(
         dspy.context(**(teacher_settings or {})),
         bar(f"teacher: looking for {wanted} good runs", wanted, show=show_progress) as advance,
     ):
-        rounds = _rounds(_with_labels(teacher, trainset, sizes, seed), sizes.max_rounds)
+        rounds = _rounds(_with_labels(teacher, trainset, sizes, fit_labels, seed), sizes.max_rounds)
         attempts = first_good(
             _begin(rounds, trainset, pool),
             len(trainset),
@@ -164,9 +167,12 @@ class BootstrapFewShot(Teleprompter):
             are unlike these, by tf-idf of each predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
             counted by its own tokenizer; a number of tokens sets the limit instead. Default: where the student is on this
-            machine, whose context is known exactly. A teacher's labelled demos fit its own context, unless this is False.
+            machine, whose context is known exactly. Of a teacher's labelled demos True, False and the default say the same
+            for the teacher's own context; a number says nothing of them.
         show_progress: Whether a bar is drawn on a terminal or notebook.
     """
+
+    fits_demos = True  # False where the demos are a pool, which is fitted by who knows how many are shown at once
 
     def __init__(
         self,
@@ -231,7 +237,11 @@ class BootstrapFewShot(Teleprompter):
         program = self._teacher(student, teacher, recorded)
         taught_by = [trace.id for trace in recorded or []] if program is None else program_fingerprint(program)
         sizes = Sizes(
-            self.max_bootstrapped_demos, self.max_labeled_demos, self.max_rounds, self.diverse, self.fit_context
+            self.max_bootstrapped_demos,
+            self.max_labeled_demos,
+            self.max_rounds,
+            self.diverse,
+            self.fit_context if self.fits_demos else False,
         )
         asks = fingerprint([program_fingerprint(student), taught_by, data_fingerprint(train), asdict(sizes), self.seed])
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
@@ -255,6 +265,7 @@ class BootstrapFewShot(Teleprompter):
                         metric_threshold=self.metric_threshold,
                         max_errors=self.max_errors,
                         teacher_settings=self.teacher_settings,
+                        fit_labels=self.fit_context,
                         seed=self.seed,
                         show_progress=self.show_progress,
                     )
@@ -330,13 +341,13 @@ def choose_teacher(
     return chosen[0].program
 
 
-def _with_labels(teacher: dspy.Module, trainset: Sequence[dspy.Example], sizes: Sizes, seed: int) -> dspy.Module:
+def _with_labels(
+    teacher: dspy.Module, trainset: Sequence[dspy.Example], sizes: Sizes, fit: FitContext, seed: int
+) -> dspy.Module:
     if not sizes.max_labeled_demos or teacher._compiled:
         return teacher
-    fit_context = False if sizes.fit_context is False else None  # a number is the student's
-    return LabeledFewShot(sizes.max_labeled_demos, seed=seed, fit_context=fit_context).compile(
-        teacher, trainset=trainset
-    )
+    own = fit if isinstance(fit, bool) else None  # a number is the student's
+    return LabeledFewShot(sizes.max_labeled_demos, seed=seed, fit_context=own).compile(teacher, trainset=trainset)
 
 
 def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:

@@ -111,6 +111,7 @@ class CandidateMaker:
             metric_threshold=o.metric_threshold,
             max_errors=self.max_errors,
             teacher_settings=o.teacher_settings,
+            fit_labels=o.fit_context,
             ahead=self.ahead,
         )
         self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}

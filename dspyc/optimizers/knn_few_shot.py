@@ -139,4 +139,10 @@ class KNNFewShot(Teleprompter):
         if teacher is None and traces is None and not self.few_shot_bootstrap_args:
             return None
         settings = {"max_bootstrapped_demos": examples, **self.few_shot_bootstrap_args}
-        return BootstrapFewShot(**settings, executor=self.executor, run_dir=self.run_dir, fit_context=False)
+        return _PoolBootstrap(**settings, executor=self.executor, run_dir=self.run_dir, fit_context=self.fit_context)
+
+
+class _PoolBootstrap(BootstrapFewShot):
+    """Keeps all demos; its `fit_context` is that of a teacher's labelled ones."""
+
+    fits_demos = False

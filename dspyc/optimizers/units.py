@@ -1,5 +1,6 @@
 """What is trained together: one set of weights, the predictors that it will serve, and the rows that they have."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .elsewhere import train_elsewhere
 
 if TYPE_CHECKING:
     from ..training import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,11 @@ def check_trainable(unit: Unit, seed: int) -> None:
 
 
 def _check_here(unit: Unit, seed: int) -> None:
-    from ..training.adapters import check_continues
     from ..training.launching import check_processes
 
-    config, worn = _config(unit, seed), unit.lm.engine.serving(unit.lm.model).adapter
+    _config(unit, seed)
+    worn = unit.lm.engine.serving(unit.lm.model).adapter
     check_processes(unit.train_kwargs.get("num_processes", 1), adapter=worn)
-    if worn is not None:
-        check_continues(worn, config)
 
 
 def check_task_names(unit: Unit) -> None:
@@ -127,16 +128,23 @@ def train_unit(unit: Unit, dataset: Dataset, ledger: Ledger, seed: int, show_pro
     train = [row for name in unit.names for row in dataset.train.get(name, [])]
     validation = [row for name in unit.names for row in dataset.validation.get(name, [])]
     if isinstance(unit.lm.provider, LocalProvider):
-        return _train_here(unit, train, validation, ledger, seed, show_progress)
+        config = _config(unit, seed)
+        if dataset.validation and not validation:
+            config = _to_its_end(unit, config)
+        return _train_here(unit, config, train, validation, ledger, show_progress)
     return Trained(*train_elsewhere(unit, train, validation, ledger))
 
 
 def _train_here(
-    unit: Unit, train: list[Row], validation: list[Row], ledger: Ledger, seed: int, show_progress: bool
+    unit: Unit,
+    config: "TrainingConfig",
+    train: list[Row],
+    validation: list[Row],
+    ledger: Ledger,
+    show_progress: bool,
 ) -> Trained:
     from ..training import train as run_training
 
-    config = _config(unit, seed)
     base = unit.lm.engine.serving(unit.lm.model)
     key = fingerprint([base.model_string, train, validation, config.model_dump(mode="json")])
     folder = ledger.run_dir / "training" / key
@@ -158,10 +166,23 @@ def _train_here(
 
 def _config(unit: Unit, seed: int) -> "TrainingConfig":
     from ..training import TrainingConfig
+    from ..training.adapters import continuing
 
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
-    return TrainingConfig.from_kwargs({"seed": seed, **settings})
+    config = TrainingConfig.from_kwargs({"seed": seed, **settings})
+    worn = unit.lm.engine.serving(unit.lm.model).adapter
+    return config if worn is None else continuing(worn, config)
+
+
+def _to_its_end(unit: Unit, config: "TrainingConfig") -> "TrainingConfig":
+    """The config without early stopping, for a unit none of whose rows are held out though others' are."""
+    if config.early_stopping_patience is None:
+        return config
+    logger.warning(
+        "Predictor(s) %s have too few rows to hold any out: they are trained without early stopping.", unit.names
+    )
+    return config.model_copy(update={"early_stopping_patience": None, "early_stopping_threshold": 0.0})
 
 
 def _kwargs_of(lm: dspy.BaseLM, train_kwargs: Mapping[Any, Any]) -> Mapping[str, Any]:

@@ -70,7 +70,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of all that is not a container. `validation_data` holds rows, which are not settings."""
     if isinstance(value, Mapping):
         pair = {str(name).lower(): inner for name, inner in value.items()}
-        if pair.keys() == {"key", "value"}:  # as AWS writes tags
+        if pair.keys() == {"key", "value"} and isinstance(pair["key"], str):  # as AWS writes tags
+            yield path, pair["key"]
             value = {pair["key"]: pair["value"]}
         for name, inner in value.items():
             if not path and name == "validation_data":

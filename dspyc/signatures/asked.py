@@ -12,11 +12,12 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import dspy
 from dspy.adapters.decision import evidence_type
 from dspy.adapters.decision_state import DecisionState
+from dspy.adapters.types.decision import Noul, Score
 
 from .terse import TerseAdapter, task_name
 
@@ -56,6 +57,15 @@ def retyped(signature: type[dspy.Signature], changes: Retyping) -> type[dspy.Sig
     for name, kind, desc in changes:
         signature = signature.with_updated_fields(name, type_=kind, **({} if desc is None else {"desc": desc}))
     return signature
+
+
+def plain_choice(kind: Any) -> Any:
+    """The type with the options of one of DSPy's decision types: a bool, a Literal, or a Literal of a score's levels."""
+    if issubclass(kind, Noul):
+        return bool
+    if issubclass(kind, Score):
+        return Literal[tuple(range(len(kind.criteria())))]
+    return kind.model_fields["value"].annotation
 
 
 _with_evidence = lru_cache(maxsize=256)(retyped)  # kept, as its grammar is

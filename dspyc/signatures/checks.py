@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError, RenderError
 from .adapted import adapter_of
+from .asked import plain_choice, retyped
 from .grammar import reply_grammar
 from .render import silenced
 from .structure import predictors
@@ -206,10 +207,10 @@ def _check_constrained(name: str, predictor: dspy.Predict, adapter: dspy.Adapter
     signature = predictor.signature
     if not getattr(lm, "constrained", False) or _offers_tools(signature, adapter, lm):
         return
-    for decided in DecisionState(signature, predictor.fields).types:  # their options are scored, not written
-        signature = signature.delete(decided)
+    decided = DecisionState(signature, predictor.fields).types  # asked for as plain choices
+    plain = tuple((field, plain_choice(kind), None) for field, kind in decided.items())
     try:
-        reply_grammar(signature, adapter)
+        reply_grammar(retyped(signature, plain), adapter)
     except ConfigError as error:
         raise ConfigError(f"Predictor `{name}`: {error.message}", hint=error.hint) from error
 

@@ -16,6 +16,7 @@ import random
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .files import MANIFEST, first_damaged, guarded, sums
 
 log = logging.getLogger("dspyc.training")
 _PREFIX, _DIVERGED, _LATER = "checkpoint-", "diverged-", "later-"
+_WENT_BACK = "went_back.json"  # the step that the run went back to, until a call without one
 _MODEL = "model.safetensors"
 
 
@@ -182,12 +184,19 @@ class CheckpointStore:
             log.warning("Checkpoint %s is not whole (%s): it is passed over.", self.path(step), damaged)
         return None
 
-    def go_back(self, step: int) -> None:
-        """Make the checkpoint of `step` the one to go on from: those of later steps are set aside.
+    def go_back(self, step: int) -> bool:
+        """Make the checkpoint of `step` the one to go on from, unless that was done: those of later steps are set aside.
+
+        Done twice in a row for one step, it would throw away how far the run has come since, on every start of one command.
+
+        Returns:
+            Whether it was done now.
 
         Raises:
             ConfigError: There is none of that step, or it is not whole.
         """
+        if self._went_back() == step:
+            return False
         steps = self.steps()
         damaged = self._damage(step) if step in steps else None
         if step not in steps or damaged is not None:
@@ -198,15 +207,35 @@ class CheckpointStore:
                 hint=f"Those of steps {whole} are." if whole else "No whole one is: leave resume_from out.",
             )
         for later in steps[steps.index(step) + 1 :]:
-            log.warning("Checkpoint %s is kept as %s.", self.path(later), self.set_aside(later, _LATER))
+            aside = self._free(f"{_LATER}{later}")
+            log.warning("Checkpoint %s is kept as %s.", self.path(later), self.set_aside(later, aside))
+        return True
 
-    def set_aside(self, step: int, name: str = _DIVERGED) -> Path:
-        """Let no run go on from a checkpoint; returns where it is kept for people."""
-        aside = self.folder / f"{name}{step}"
+    def note_return(self, step: int | None) -> None:
+        """Keep in the folder to which step the run went back; None where a call asks for no step."""
+        if step is not None:
+            write_json(self.folder / _WENT_BACK, {"step": step})
+        else:
+            (self.folder / _WENT_BACK).unlink(missing_ok=True)
+
+    def set_aside(self, step: int, aside: Path | None = None) -> Path:
+        """Let no run go on from a checkpoint; returns where it is kept for people: as the one that diverged, by default."""
+        aside = aside or self.folder / f"{_DIVERGED}{step}"
         with guarded("set a checkpoint aside", self.folder):
             shutil.rmtree(aside, ignore_errors=True)
             self.path(step).rename(aside)
         return aside
+
+    def _went_back(self) -> int | None:
+        try:
+            return int(_read(self.folder / _WENT_BACK)["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _free(self, name: str) -> Path:
+        """`name`, or with -2, -3 and so on behind it, where nothing stands."""
+        others = (self.folder / f"{name}-{number}" for number in count(2))
+        return next(path for path in chain([self.folder / name], others) if not path.exists())
 
     def keep(self, limit: int, step: int, others: Collection[int | None]) -> None:
         """Remove all but the `limit` newest up to `step`, and `others`. Newer ones are damaged and get replaced."""

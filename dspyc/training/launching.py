@@ -40,6 +40,7 @@ def train_in_processes(
     folder: Path,
     device: "torch.device",
     show_progress: bool,
+    resume_from: int | None = None,
 ) -> None:
     """Carry out a run in `count` processes, which end when this one does; the run is then finished in `folder`.
 
@@ -47,7 +48,7 @@ def train_in_processes(
         TrainingError: They ended otherwise; the message has their last words.
     """
     data = _kept(rows, validation, folder)
-    child = ServerProcess(_command(count, model, data, config, folder, device), os.environ, _GRACE)
+    child = ServerProcess(_command(count, model, data, config, folder, device, resume_from), os.environ, _GRACE)
     try:
         _watch(child, count, config, folder, show_progress)
     except KeyboardInterrupt:
@@ -88,10 +89,17 @@ def _kept(rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, A
 
 
 def _command(
-    count: int, model: str, data: Sequence[str], config: TrainingConfig, folder: Path, device: "torch.device"
+    count: int,
+    model: str,
+    data: Sequence[str],
+    config: TrainingConfig,
+    folder: Path,
+    device: "torch.device",
+    resume_from: int | None,
 ) -> list[str]:
     command = [sys.executable, "-m", "dspyc", "train", "--model", model, "--out", str(folder), *data]
     command += ["--device", device.type, "--launcher", "accelerate", "--num-processes", str(count)]
+    command += ["--resume-from", str(resume_from)] if resume_from is not None else []
     settings = config.model_dump(mode="json", exclude_defaults=True)
     return command + [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 

@@ -21,7 +21,7 @@ from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
 from . import division, processes, shards
-from .adapters import check_continues, continue_adapter
+from .adapters import continue_adapter, continuing
 from .callbacks import Callback
 from .card import base_name, describe
 from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
@@ -68,11 +68,13 @@ def train(
 
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
-        adapter: The folder of a LoRA adapter on `model` to train on; its shape and scale are the config's.
+        adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
+            others is an error.
         num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
             are those of one, but for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
-            kept as `checkpoints/later-N`; a finished run is finished anew. To go on after another stop, leave it out.
+            kept as `checkpoints/later-N`; a finished run is finished anew. The same call again goes on from the newest; to
+            go back to that step once more, remove `checkpoints/went_back.json`.
 
     Raises:
         ConfigError: Settings that cannot be used, an `output_dir` that holds another run, or no checkpoint to `resume_from`.
@@ -99,9 +101,11 @@ class _Run:
         resume_from: int | None,
     ) -> None:
         self.resume_from = resume_from
-        self.model, self.config, self.folder = model, config, folder
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
+        if self.adapter is not None:
+            config = continuing(self.adapter, config)
+        self.model, self.config, self.folder = model, config, folder
         self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
@@ -114,8 +118,6 @@ class _Run:
             )
         check_method(config, self.device)
         check_trackers(config)
-        if self.adapter is not None:
-            check_continues(self.adapter, config)
 
     def carry_out(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int
@@ -150,15 +152,18 @@ class _Run:
             self._go_back()
             done = finished(self.folder)
         if done is None:
-            train_in_processes(count, self.model, rows, validation, self.config, self.folder, self.device, self.show)
+            train_in_processes(
+                count, self.model, rows, validation, self.config, self.folder, self.device, self.show, self.resume_from
+            )
 
     def _go_back(self) -> None:
-        """Let the run go on from the checkpoint that was asked for."""
-        if self.resume_from is not None:
-            self.store.go_back(self.resume_from)
-            self.resume_from = None  # once: after a hand-over the run is further
-            with guarded("start training", self.folder):
+        """Let the run go on from the checkpoint that is asked for; where the same call did that before, from the newest."""
+        if self.resume_from is not None and not self.store.go_back(self.resume_from):
+            return
+        with guarded("start training", self.folder):
+            if self.resume_from is not None:
                 (self.folder / "result.json").unlink(missing_ok=True)  # it is finished no more
+            self.store.note_return(self.resume_from)
 
     def _encode_and_train(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
@@ -253,9 +258,9 @@ class _Run:
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if trainer.learner.divided:
-                raise  # the other processes wait for this one
+                raise trainer.out_of_memory("when shared prompts were compared with whole rows") from error
             trainer.learner.attend_in_place(False)
             why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):

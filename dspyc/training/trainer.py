@@ -175,10 +175,7 @@ class RowTrainer(Trainer):
         """Halve what is computed together until the plan is another; the step stays as it is."""
         step = self.state.global_step + 1
         if self.learner.divided:
-            raise TrainingError(
-                f"Out of memory at step {step}, and the other processes wait for this one.",
-                hint=f"Train again in a new output_dir with micro_batch_tokens below {self.planner.budget}.",
-            ) from error
+            raise self.out_of_memory(f"at step {step}") from error
         before, passes = self.planner, _passes(plan())
         budget = min(before.budget, max(passes))
         while _passes(plan()) == passes:
@@ -193,6 +190,13 @@ class RowTrainer(Trainer):
             self.planner = replace(before, budget=budget)
         log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
         self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
+
+    def out_of_memory(self, when: str) -> TrainingError:
+        """What ends a run whose model is divided: one process alone cannot compute a step in smaller parts."""
+        return TrainingError(
+            f"Out of memory {when}, and the other processes wait for this one.",
+            hint=f"Train again in a new output_dir with micro_batch_tokens below {self.planner.budget}.",
+        )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         self._unscale()

@@ -119,6 +119,13 @@ def test_rows_are_held_against_a_model_on_this_machine() -> None:
     assert "--max-length is for --for local" in check(good, "openai", "--max-length", "9").stderr
 
 
+@pytest.mark.parametrize("priced", [("--max-usd", "0"), ("--epochs", "3"), ("--yes",)])
+def test_what_is_about_prices_is_refused_for_training_here(priced: tuple[str, ...]) -> None:
+    refused = check([GOOD] * 10, "local", "--model", "dspyc/tiny", *priced)
+    assert refused.exit_code == 1
+    assert f"{priced[0]} and --for local do not go together" in refused.stderr
+
+
 def test_a_data_set_of_the_hub_is_no_file_and_the_hint_makes_one_of_it() -> None:
     result = CliRunner().invoke(app, ["data", "check", "openai/gsm8k", "--for", "local", "--model", "dspyc/tiny"])
     assert result.exit_code == 1

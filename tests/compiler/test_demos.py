@@ -7,12 +7,15 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 
 import dspyc
 from dspyc.compiler.demos import labelled, spread
 from dspyc.compiler.fitting import fitting, prompt_limit, token_counter
 from dspyc.errors import ConfigError, RenderError
 from dspyc.models import LocalEngine
+from dspyc.models.messages import messages_of
+from dspyc.models.scripted import ScriptedEngine
 from dspyc.signatures import prompt
 
 
@@ -134,6 +137,29 @@ def test_models_elsewhere_are_not_counted_unless_asked_to(tmp_path: Any) -> None
     train = [example(f"question {i} " + "word " * 1000) for i in range(16)]
     assert len(dspyc.LabeledFewShot().compile(student, trainset=train).demos) == 16
     assert len(dspyc.LabeledFewShot(fit_context=True).compile(student, trainset=train).demos) < 16
+
+
+class Counting(ScriptedEngine):
+    """Remembers how many demos each request shows."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(answer)
+        self.shown: list[int] = []
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        self.shown.append(sum(message["role"] == "user" for message in messages_of(request)[0]) - 1)
+        return super().complete(request)
+
+
+@pytest.mark.parametrize(("fit", "most"), [(None, 15), (7000, 15), (False, 15), (True, 6)])
+def test_a_teachers_labelled_demos_fit_its_own_context_by_the_same_setting(fit: Any, most: int, tmp_path: Any) -> None:
+    student, train = dspy.Predict("question -> answer"), [example(f"question {i} " + "word " * 1000) for i in range(16)]
+    student.lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})
+    engine = Counting(lambda inputs: {"answer": "yes"})
+    teacher = dspy.LM("openai/gpt-4", engine=engine, cache=False)  # of 8,192 tokens
+    settings = {"teacher_settings": {"lm": teacher}, "max_bootstrapped_demos": 1, "run_dir": tmp_path}
+    dspyc.BootstrapFewShot(**settings, fit_context=fit, num_threads=1).compile(student, trainset=train)
+    assert engine.shown == [most] if most == 15 else 0 < engine.shown[0] <= most
 
 
 def test_what_cannot_be_written_is_left_as_it_is_unless_it_was_asked_for() -> None:

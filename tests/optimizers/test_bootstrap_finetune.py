@@ -65,6 +65,36 @@ def test_rows_belong_to_predictors_by_name_though_one_is_called_twice(tmp_path: 
     assert compiled.name.lm.model != compiled.count.lm.model
 
 
+class Seldom(dspy.Module):  # type: ignore[misc]
+    """`name` is called for every example, `count` for one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = dspy.Predict("thing -> colour: Literal['red', 'green', 'blue', 'black']")
+        self.count = dspy.Predict("colours: list[str] -> total: int")
+
+    def forward(self, thing: str) -> dspy.Prediction:
+        colour = self.name(thing=thing).colour
+        return dspy.Prediction(colour=colour, total=self.count(colours=[colour]).total if "item" in thing else 0)
+
+
+def test_a_predictor_without_rows_to_hold_out_is_trained_without_early_stopping(tmp_path: Path, caplog: Any) -> None:
+    things = ["one red item", *(f"a {colour} thing {i}" for i, colour in enumerate(desk.COLOURS * 3))]
+    program = Seldom()
+    program.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=24, cache=False))
+    compiled = optimizer(
+        tmp_path,
+        metric=None,
+        teacher_lm=dspyc.ScriptedLM(desk.expert),
+        multitask=False,
+        validation_fraction=0.3,
+        train_kwargs={**QUICK, "early_stopping_patience": 2, "early_stopping_threshold": 0.1},
+    ).compile(program, trainset=[dspy.Example(thing=thing).with_inputs("thing") for thing in things])
+    patience = {t["predictors"][0]: t["config"]["early_stopping_patience"] for t in compiled.report.training}
+    assert patience == {"name": 2, "count": None}
+    assert "Predictor(s) ['count'] have too few rows to hold any out" in caplog.text
+
+
 def test_multitask_trains_one_set_of_weights_for_all(tmp_path: Path) -> None:
     compiled = compile_desk(tmp_path)
     assert compiled.name.lm is compiled.count.lm

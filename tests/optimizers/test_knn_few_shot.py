@@ -14,7 +14,7 @@ from dspyc.compiler.dataset import Target, from_labels
 from dspyc.compiler.examples import example_keys
 from dspyc.compiler.fitting import token_counter
 from dspyc.compiler.records import read_run
-from dspyc.errors import ConfigError, DataError
+from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.signatures import prompt
 
 from .desk import QUICK, examples
@@ -149,6 +149,18 @@ def test_any_k_of_a_pool_fit_the_students_context(caplog: pytest.LogCaptureFixtu
     kept = len(compiled.demos)
     assert length(compiled.demos[-4:]) <= limit < length([*compiled.demos[-3:], train[kept]])
     compiled(question=longest)  # the engine refuses a prompt that is too long
+
+
+def test_a_teacher_with_a_short_context_is_shown_the_labelled_demos_that_fit(tmp_path: Path) -> None:
+    train = [
+        dspy.Example(question=f"question {i} " + "word " * 120, answer="yes").with_inputs("question") for i in range(20)
+    ]
+    student = dspy.Predict("question -> answer")
+    student.lm = dspyc.LocalLM("dspyc/tiny", cache=False, max_tokens=8)
+    compiled = dspyc.KNNFewShot(4, train, metric=lambda *_: True, run_dir=tmp_path).compile(student)
+    assert compiled.report.dataset["failed"] == 0
+    with pytest.raises(BootstrapError, match="context"):
+        dspyc.KNNFewShot(4, train, metric=lambda *_: True, run_dir=tmp_path, fit_context=False).compile(student)
 
 
 def test_weights_are_trained_on_the_prompts_that_are_sent_and_no_row_shows_its_own_answer(tmp_path: Path) -> None:

@@ -18,6 +18,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("bedrock", {"tags": ["team"]}, "`tags` is ['team']"),
     ("bedrock", {"tags": [{"key": "team", "value": "desk"}]}, "`tags` is [{'key': 'team', 'value': 'desk'}]"),
     ("bedrock", {"tags": [{"Key": "api_key", "Value": "desk"}]}, "`tags[0].api_key` in train_kwargs is a secret"),
+    (
+        "bedrock",
+        {"tags": [{"Key": "sk-proj-abcdefghijklmnopqrstuvwx", "Value": "desk"}]},
+        "`tags[0]` in train_kwargs is a",
+    ),
+    ("bedrock", {"tags": [{"Key": ["team"], "Value": "desk"}]}, "`tags` is [{'Key': ['team'], 'Value': 'desk'}]"),
     ("bedrock", {"hyperparameters": "epochCount=3"}, "`hyperparameters` is 'epochCount=3'"),
     ("bedrock", {"hyperparameters": {1: 3}}, "`hyperparameters` is {1: 3}"),
     ("bedrock", {"start_endpoint": 0}, "`start_endpoint` is 0"),

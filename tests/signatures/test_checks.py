@@ -151,12 +151,39 @@ def test_what_a_constrained_model_cannot_reply_is_refused() -> None:
     check_renderable("p", predictor, adapter=dspy.ChatAdapter(), lm=dspyc.LocalLM("dspyc/tiny", constrained=False))
 
 
+def _scored(lm: Any) -> dspy.Predict:
+    class Scored(dspy.Signature):  # type: ignore[misc]
+        """Rate it."""
+
+        q: str = dspy.InputField()
+        mark: Score["bad", "good"] = dspy.OutputField()  # type: ignore[valid-type]  # noqa: F821
+        held: Noul = dspy.OutputField()
+
+    made = dspy.Predict(Scored)
+    made.lm = lm
+    return made
+
+
+def test_a_decision_with_an_option_that_the_adapter_cannot_read_is_refused_before_a_call_is() -> None:
+    decided = predict(Choice["one\ntwo", "three"])
+    decided.signature = decided.signature.with_updated_fields("a", desc="which of them")  # as DSPy wants a decision
+    decided.lm = dspyc.LocalLM("dspyc/tiny", cache=False)
+    with dspy.context(adapter=dspy.ChatAdapter()):
+        for ask in (check_answers, lambda program: program(q="which?")):
+            with pytest.raises(ConfigError, match=r"Output `a` .* cannot be constrained"):
+                ask(decided)
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        check_answers(decided)
+        assert decided(q="which?").a.value in ("one\ntwo", "three")
+
+
 def test_decisions_and_calls_with_tools_are_answered_without_a_grammar_of_theirs() -> None:
     lm = dspyc.LocalLM("dspyc/tiny")
     decided = predict(Choice[("refund", "money"), ("other", "the rest")])
     called = dspy.Predict("q, tools: list[dspy.Tool] -> calls: dspy.ToolCalls, a: Literal['one\\ntwo', 'three']")
     decided.lm = called.lm = lm
     check_answers(decided)
+    check_answers(_scored(lm))
     with dspy.context(adapter=dspy.ChatAdapter(use_native_function_calling=True)):
         check_answers(called)
     with pytest.raises(ConfigError, match="Output `a`"):

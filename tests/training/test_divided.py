@@ -29,7 +29,7 @@ from dspyc.training.sharing import Planner
 
 from . import small
 from .launched import in_two
-from .test_faults import limit_memory, trainer
+from .test_faults import SmallDevice, limit_memory, train_on, trainer
 from .test_processes import COMMON, PROMPT, measured, start, wait_for, weights
 from .test_resume import Signal
 
@@ -110,6 +110,11 @@ def together(base: Path, out: Path) -> None:
     run(base, out, "interrupted")
     found = {f"{kind} {reshard}": compared(kind, reshard) for kind in KINDS for reshard in (True, False)}
     (out / f"compared-{rank}.json").write_text(json.dumps(found))
+    try:
+        train_on(SmallDevice(evaluation=70), base, out / "compared", "a long question: " * 6)
+    except TrainingError as error:
+        (out / f"probe-{rank}.txt").write_text(str(error))
+    distributed.barrier()
     made = small.model()
     limit_memory(made, 60 if rank == 1 else 10_000)
     sys.setswitchinterval(10)  # gloo's threads let go of tensors late: none may do so after Python's end
@@ -181,6 +186,10 @@ def test_memory_that_runs_out_ends_all_processes_and_says_what_to_set(two: Path)
     assert "Out of memory at step 1" in (two / "error-1.txt").read_text()
     assert "micro_batch_tokens" in (two / "error-1.txt").read_text()
     assert "Another process of this run has ended" in (two / "error-0.txt").read_text()
+    for rank in (0, 1):
+        said = (two / f"probe-{rank}.txt").read_text()
+        assert "Out of memory when shared prompts were compared with whole rows" in said
+        assert "micro_batch_tokens" in said
 
 
 def command(base: Path, folder: Path, out: Path, config: str) -> list[str]:

@@ -26,10 +26,19 @@ if __name__ == "__main__": t.run(Path(sys.argv[1]), Path(sys.argv[2]), 2)
 """
 
 
-def run(base: Path, out: Path, count: int, **settings: Any) -> TrainingResult:
+def run(base: Path, out: Path, count: int, resume_from: int | None = None, **settings: Any) -> TrainingResult:
     config = TrainingConfig(**{**COMMON, "epochs": 20, "learning_rate": 1e-3, **settings})
     rows, held_out = small.rows(17, "one \u2028 prompt: "), small.rows(3, "v")
-    return train(str(base), rows, config=config, output_dir=out, validation=held_out, device="cpu", num_processes=count)
+    return train(
+        str(base),
+        rows,
+        config=config,
+        output_dir=out,
+        validation=held_out,
+        device="cpu",
+        num_processes=count,
+        resume_from=resume_from,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +74,10 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     began = time.monotonic()
     assert run(base, tmp_path / "two", 2) == two
     assert time.monotonic() - began < 3  # nothing was started
+
+    for _ in range(2):  # the second call finds a run that went back and is finished
+        assert run(base, tmp_path / "two", 2, resume_from=57).steps == 60
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").glob("later-*")] == ["later-60"]
 
 
 def test_what_goes_wrong_in_the_processes_is_told(base: Path, tmp_path: Path) -> None:

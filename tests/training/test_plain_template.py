@@ -9,6 +9,7 @@ import pytest
 from dspy.lm15 import Message, Request
 from transformers import AutoTokenizer
 
+from dspyc.errors import ModelError
 from dspyc.models import ChatTokenizer, load_tokenizer
 from dspyc.providers.local import LocalLM
 from dspyc.training import TrainingConfig, train
@@ -44,6 +45,18 @@ def test_turns_are_headed_by_roles_and_ended_by_the_tokenizers_own_end(base: Pat
     assert ids.count(tokenizer.eos_token_id) == 3  # what the user wrote ends nothing
     assert chat.stop_ids == {tokenizer.eos_token_id} == {chat.end_of_turn_id}
     assert not chat.takes_tools
+
+
+def test_without_an_end_of_sequence_there_is_no_plain_template_and_the_error_says_which_token_to_set(
+    tmp_path: Path,
+) -> None:
+    base = small.gpt2(tmp_path / "endless", template=None)
+    file = base / "tokenizer_config.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in facts.items() if name != "eos_token"}))
+    (base / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"no end-of-sequence token.*Set `eos_token`"):
+        ChatTokenizer(load_tokenizer(base))
 
 
 def test_a_model_that_opens_texts_with_a_token_gets_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.locks import FolderLock
 from dspyc.training import Callback, Progress, TrainingConfig, train
+from dspyc.training.checkpoint import CheckpointStore
 from dspyc.training.events import read_events
 from tests.forks import FORKS
 
@@ -293,3 +294,33 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_asked_for(
     (out / "result.json").write_text("{}")
     assert run(str(base), out, "lora", resume_from=STEPS) == uninterrupted["lora"]  # a finished run is finished anew
     assert "final_model" in (out / "result.json").read_text()
+
+
+def test_a_run_that_went_back_goes_on_from_where_it_got_to_by_the_same_call(
+    base: Path, uninterrupted: dict[str, bytes], stopped: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(stopped, out)
+    checkpoints = out / "checkpoints"
+    first, second = sorted(int(p.name.split("-")[1]) for p in checkpoints.iterdir())[-2:]
+    with pytest.raises(KeyboardInterrupt):
+        run(str(base), out, "lora", Signal(second + 1, signal.SIGINT), resume_from=first)
+    for _ in range(2):  # the second call finds a finished run
+        assert run(str(base), out, "lora", resume_from=first) == uninterrupted["lora"]
+    resumed = [e["step"] for e in read_events(out / "events.jsonl") if e.get("event") == "resumed"]
+    assert resumed == [first, second + 1]
+    assert [p.name for p in checkpoints.glob("later-*")] == [f"later-{second}"]
+
+    run(str(base), out, "lora")
+    with pytest.raises(ConfigError, match="is not there"):  # a call without it in between: the next one goes back anew
+        run(str(base), out, "lora", resume_from=first)
+
+
+def test_what_an_earlier_return_set_aside_stays(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for attempt in ("one", "two", "three"):
+        for step in (3, 6):
+            store.write(step, lambda folder, text=attempt: (folder / "weights").write_text(text), None)
+        assert store.go_back(3)
+    kept = {path.name: (path / "weights").read_text() for path in tmp_path.glob("later-*")}
+    assert kept == {"later-6": "one", "later-6-2": "two", "later-6-3": "three"}

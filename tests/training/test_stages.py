@@ -1,5 +1,7 @@
 """Stages: each goes on from the weights of the one before."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dspyc.errors import ConfigError
+from dspyc.errors import ConfigError, ModelError
 from dspyc.training import Stage, TrainingConfig, train, train_stages
+from dspyc.training.adapters import continuing
 from dspyc.training.events import read_events
 
 from . import small
@@ -68,6 +71,40 @@ def test_an_adapter_of_another_shape_or_scale_cannot_be_trained_on(
     second = TrainingConfig(**{"lora_rank": 4, **SETTINGS, **other})
     with pytest.raises(ConfigError, match=f"another shape.*{said}"):
         train_stages(str(base), [Stage("a", small.rows(4), first), Stage("b", small.rows(4), second)], output_dir=out)
+
+
+def test_an_adapter_is_trained_further_with_its_own_rank_and_scale_unless_others_are_named(tmp_path: Path) -> None:
+    base, own = small.folder(tmp_path / "model"), {"lora_rank": 4, "lora_alpha": 8.0, "use_rslora": True}
+    first = train(str(base), small.rows(4), config=TrainingConfig(**SETTINGS, **own), output_dir=tmp_path / "a")
+    train(str(base), small.rows(4), config=TrainingConfig(**SETTINGS), output_dir=tmp_path / "b", adapter=first.path)
+    kept = json.loads((tmp_path / "b" / "key.json").read_text())["config"]
+    assert {name: kept[name] for name in own} == own
+    again = TrainingConfig(**SETTINGS, **own)  # named or not, it is one run
+    train(str(base), small.rows(4), config=again, output_dir=tmp_path / "b", adapter=first.path)
+    named = TrainingConfig(**SETTINGS, use_rslora=False)
+    with pytest.raises(ConfigError, match=r"use_rslora is True, not False.*Leave these settings out"):
+        train(str(base), small.rows(4), config=named, output_dir=tmp_path / "c", adapter=first.path)
+
+
+def test_what_an_adapter_does_not_say_is_pefts_default(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    config = continuing(tmp_path, TrainingConfig())
+    assert (config.lora_rank, config.lora_alpha, config.use_rslora) == (4, 8.0, False)
+    with pytest.raises(ConfigError, match="use_rslora is False, not True"):
+        continuing(tmp_path, TrainingConfig(use_rslora=True))
+
+
+def test_a_folder_without_an_adapter_is_named_and_so_is_the_one_within_an_output_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "final_model").mkdir(parents=True)
+    for said in ("Pass the folder that an adapter was saved in", "It is a training's output: pass .*final_model"):
+        with pytest.raises(ModelError, match=f"{re.escape(str(out))} holds no adapter.*{said}"):
+            train("dspyc/tiny", small.rows(4), output_dir=tmp_path / "next", adapter=out)
+        (out / "final_model" / "adapter_config.json").write_text("{}")
+    (out / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelError, match="or is no JSON object"):
+        train("dspyc/tiny", small.rows(4), output_dir=tmp_path / "next", adapter=out)
+    assert not (tmp_path / "next").exists()
 
 
 def test_another_adapter_is_another_run(tmp_path: Path) -> None:
