@@ -15,6 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import cli as cli
+    from . import compiler as compiler
+    from . import demo as demo
+    from . import errors as errors
+    from . import evaluation as evaluation
+    from . import models as models
+    from . import optimizers as optimizers
+    from . import providers as providers
+    from . import signatures as signatures
+    from . import training as training
     from .compiler import Budget, CompileReport, load, load_traces, save, save_traces
     from .errors import (
         ArtifactError,
@@ -85,6 +95,19 @@ _ROOMS = {
     "save_traces": "compiler",
 }
 
+_SHOWN = (
+    "cli",
+    "compiler",
+    "demo",
+    "errors",
+    "evaluation",
+    "models",
+    "optimizers",
+    "providers",
+    "signatures",
+    "training",
+)
+
 __all__ = [  # noqa: RUF022 (in plain order)
     "ArtifactError",
     "BetterTogether",
@@ -124,8 +147,8 @@ __all__ = [  # noqa: RUF022 (in plain order)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "providers":  # for dspyc.providers.attach
-        return importlib.import_module(".providers", __name__)
+    if name in _SHOWN:  # as dspyc.compiler.read_run
+        return importlib.import_module(f".{name}", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module 'dspyc' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
@@ -134,4 +157,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", "providers"]
+    return [*__all__, "__version__", *_SHOWN]

@@ -141,3 +141,10 @@ def test_importing_dspyc_costs_little_more_than_dspy() -> None:
     run = [sys.executable, "-c", code]
     more = [float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
     assert sorted(more)[1] <= 0.15
+
+
+@pytest.mark.parametrize("room", [r for r in ORDER if (PACKAGE / r / "__init__.py").exists()] + ["errors"])
+def test_a_room_is_had_by_its_name_in_a_fresh_process(room: str) -> None:
+    code = f"import dspyc; assert {room!r} in dir(dspyc); print(dspyc.{room}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"dspyc.{room}"

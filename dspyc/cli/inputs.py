@@ -31,8 +31,8 @@ def chosen_inputs(
 def input_names(program: "dspy.Module", fields: Collection[str]) -> list[str]:
     """The inputs of `program` among `fields`, the names that the rows have.
 
-    They are the parameters that its `forward` names; where it names none, as `dspy.Predict` does not, the input fields of
-    its predictors that no predictor answers.
+    They are the input fields of the signature that it was made with; without one the parameters that its `forward` names;
+    where it names none, the input fields of its predictors that no predictor answers.
 
     Raises:
         ConfigError: Nothing in `fields` is an input.
@@ -48,10 +48,9 @@ def input_names(program: "dspy.Module", fields: Collection[str]) -> list[str]:
 
 
 def expected_inputs(program: "dspy.Module") -> list[str]:
-    """All inputs that `program` can take, in its own order; empty where it does not say."""
-    named = [p.name for p in _parameters(program) if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if named:
-        return named
+    """The inputs of `program` as far as can be seen, in its own order."""
+    if known := declared_inputs(program) or [p.name for p in _named(program)]:
+        return known
     from ..signatures import predictors
 
     signatures = [predictor.signature for predictor in predictors(program).values()]
@@ -61,8 +60,25 @@ def expected_inputs(program: "dspy.Module") -> list[str]:
 
 def required_inputs(program: "dspy.Module") -> list[str]:
     """The inputs that `forward` has no default for; empty where it does not say."""
-    named = [p for p in _parameters(program) if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [p.name for p in named if p.default is p.empty]
+    return [p.name for p in _named(program) if p.default is p.empty]
+
+
+def declared_inputs(program: "dspy.Module") -> list[str]:
+    """The input fields of the signature that a program, such as an agent, was made with and whose `forward` takes whatever
+    it is given; empty where there is none."""
+    import dspy
+
+    made = program.predict if isinstance(program, dspy.ChainOfThought) else program
+    return list(getattr(getattr(made, "signature", None), "input_fields", ())) if takes_any(program) else []
+
+
+def takes_any(program: "dspy.Module") -> bool:
+    """Whether `forward` takes inputs that it does not name."""
+    return any(p.kind is p.VAR_KEYWORD for p in _parameters(program))
+
+
+def _named(program: "dspy.Module") -> list[inspect.Parameter]:
+    return [p for p in _parameters(program) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def _parameters(program: "dspy.Module") -> list[inspect.Parameter]:

@@ -8,7 +8,7 @@ import typer
 from ..errors import DataError, DspycError, ProgramError
 from .artifacts import load_artifact
 from .failures import explained
-from .inputs import expected_inputs, required_inputs
+from .inputs import declared_inputs, expected_inputs, required_inputs, takes_any
 from .loading import read_object
 from .output import Json, console, emit
 
@@ -26,7 +26,7 @@ def run(
     """Run a compiled program on one input."""
     inputs = read_object(given, "--input")
     loaded = load_artifact(artifact, program)
-    _check(loaded, inputs)
+    check_inputs(loaded, inputs)
     answer = _answer(loaded, inputs)
     if as_json:
         emit(answer)
@@ -34,10 +34,11 @@ def run(
         console(as_json).print(_table(answer))
 
 
-def _check(program: "dspy.Module", inputs: dict[str, Any]) -> None:
-    expected = expected_inputs(program)
-    missing = [name for name in required_inputs(program) or expected if name not in inputs]
-    unknown = [name for name in inputs if expected and name not in expected]
+def check_inputs(program: "dspy.Module", inputs: dict[str, Any]) -> None:
+    """Raises DataError where inputs are missing, or the program takes none of that name."""
+    expected, declared = expected_inputs(program), declared_inputs(program)
+    missing = [name for name in declared or required_inputs(program) if name not in inputs]
+    unknown = [name for name in inputs if (declared or not takes_any(program)) and name not in expected]
     if missing or unknown:
         said = [f"lacks {missing}"] if missing else []
         said += [f"has {unknown}, which the program does not take"] if unknown else []

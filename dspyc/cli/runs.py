@@ -2,16 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import DataError, DspycError
 from .failures import explained
 from .output import Json, console, emit
-
-if TYPE_CHECKING:
-    from ..compiler.records import RunRecord
 
 runs = typer.Typer(name="runs", help="Compiles: what they asked, paid for and got.", no_args_is_help=True)
 
@@ -50,7 +47,9 @@ def show(run: _Run, as_json: Json = False) -> None:
     """What one run has done so far; a compile may be going on in it."""
     from rich.table import Table
 
-    record = _record(run)
+    from ..compiler.records import read_run
+
+    record = read_run(run)
     facts, failures = record.summary(), record.failures()
     if as_json:
         emit({**facts, "candidates": record.candidates(), "failures": failures})
@@ -82,9 +81,9 @@ def diff(first: _Run, second: _Run, as_json: Json = False) -> None:
     """Which calls and traces two runs share, and whose outcome differs."""
     from rich.table import Table
 
-    from ..compiler.records import differences
+    from ..compiler.records import differences, read_run
 
-    found = differences(_record(first), _record(second))
+    found = differences(read_run(first), read_run(second))
     if as_json:
         emit(found)
         return
@@ -109,9 +108,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's traces where every optimizer can learn from them: compile(..., traces=dspyc.load_traces(OUT))."""
-    from ..compiler import save_traces
+    from ..compiler import read_run, save_traces
 
-    record = _record(run)
+    record = read_run(run)
     if role is not None and role not in (known := record.summary()["traces"]):
         raise DataError(
             f"The run {run} has no traces of {role!r}; it has traces of {sorted(known)}.",
@@ -129,20 +128,12 @@ def _folders(folder: Path | None) -> list[Path]:
     return [path.parent for path in (folder or home() / "runs").glob("*/ledger.sqlite")]
 
 
-def _record(run: str) -> "RunRecord":
-    from ..compiler.records import read_run
-    from ..files import home
-
-    named = home() / "runs" / run
-    return read_run(named if (named / "ledger.sqlite").is_file() else Path(run))
-
-
 def _glance(folder: Path) -> dict[str, Any]:
     """A run's summary without its report; of one that cannot be read, what is wrong with it."""
-    from ..compiler.records import read_run
+    from ..compiler.records import RunRecord
 
     try:
-        facts = read_run(folder).summary()
+        facts = RunRecord(folder).summary()
     except DspycError as error:
         return {"run_dir": str(folder), "last": None, "finished": False, "calls": {}, "problem": error.message}
     return {name: value for name, value in facts.items() if name != "report"}

@@ -11,8 +11,6 @@ JSON and safetensors only. No key, token or header is written.
 """
 
 import json
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,18 +18,16 @@ from typing import Any
 import dspy
 from dspy.utils.saving import get_dependency_versions
 
-from .. import models
-from ..errors import ArtifactError, ModelError, public
+from ..errors import ArtifactError, public
 from ..files import json_bytes, settle, whole_folder
-from ..providers import LocalLM, RemoteProvider
-from ..providers.catalog import provider_class
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
 from ..signatures.mixins import Mixin, mix
 from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
-from .readme import Report, made_from, readme
+from .readme import Report, readme
 from .report import CompileReport
+from .saved_lms import load_lm, save_lm
 from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
@@ -42,8 +38,6 @@ _REPORTS: dict[str | None, type[Report]] = {
     "sequence": SequenceReport,
     None: CompileReport,
 }
-
-_ADDRESS = ("api_base", "api_version")  # no secrets, of models that a provider here has trained
 
 
 class CompiledMixin(Mixin):
@@ -121,13 +115,18 @@ def load(
 ) -> dspy.Module:
     """The program that an artifact holds, ready to run.
 
-    Without `program` it is made anew: DSPy's own modules from the signature that the artifact records, other classes by
-    importing the one that it names, so load only artifacts that you trust or pass a program (or a function that makes
-    one) yourself. `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what
-    predictors choose their demos, if by a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
+    Load only artifacts that you trust: classes that they name are imported, and their models are asked at the addresses that
+    they name, with this machine's keys. Without `program` it is made anew: DSPy's own modules from the signature that the
+    artifact records, other classes by importing the one that it names. With a `program`, or a function that makes one, only
+    adapters are imported, and a language model whose class or engine is not DSPy's is the one of its name that the program
+    asks.
+
+    `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what predictors
+    choose their demos, if by a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
 
     Raises:
-        ArtifactError: A file is missing or was changed, or the program is not the one that was saved.
+        ArtifactError: A file is missing or was changed, the program is not the one that was saved, or a language model
+            cannot be made again.
         ConfigError: A `vectorizer` is missing, or a package that it needs.
         ModelError: The weights cannot be read, or do not fit this machine.
     """
@@ -142,7 +141,8 @@ def load(
             f"The artifact {path} holds predictors {sorted(saved)}, the program has {sorted(found)}.",
             hint="Load it into the program that was saved.",
         )
-    lms = [_load_lm(entry, path, base, device, dtype) for entry in facts["lms"]]
+    asked = None if program is None else [p.lm or dspy.settings.lm for p in found.values()]
+    lms = [load_lm(entry, path, base, device, dtype, asked) for entry in facts["lms"]]
     for name, predictor in found.items():
         if "adapter" in state[name]:
             adapt(predictor, load_adapter(state[name]["adapter"]))
@@ -187,7 +187,7 @@ def _write(program: dspy.Module, folder: Path, name: str, include_base: bool, so
     for predictor in named.values():
         if predictor.lm is not None and id(predictor.lm) not in order:
             order[id(predictor.lm)] = len(lms)
-            lms.append(_save_lm(predictor.lm, folder, len(lms), include_base))
+            lms.append(save_lm(predictor.lm, folder, len(lms), include_base))
     report = getattr(program, "_dspyc_report", None)
     facts = {
         "format": FORMAT,
@@ -222,88 +222,6 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
         twin.lm = None
         copies.append((key, twin))
     return copies
-
-
-def _save_lm(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
-    """The facts by which the LM comes back; what it needs of weights is copied into the folder."""
-    facts: dict[str, Any] = public(_described(lm, folder, index, include_base))
-    return facts
-
-
-def _described(lm: dspy.BaseLM, folder: Path, index: int, include_base: bool) -> dict[str, Any]:
-    settings = {k: v for k, v in lm.kwargs.items() if not k.startswith("api_") and v is not None}
-    engine: Any = getattr(lm, "engine", None)
-    served = isinstance(engine, _class("servers.engine", "ServerEngine"))
-    if served and engine.path is None:
-        return {"kind": "server", **engine.dump_state(), "settings": settings, "cache": lm.cache}
-    if served or isinstance(engine, _class("engine", "LocalEngine")):  # weights that were served are weights
-        engine = engine.serving(lm.model)  # what lm.finetune() returns keeps the base's engine and names other weights
-    else:
-        try:
-            state = lm.dump_state()
-        except TypeError as error:
-            raise ArtifactError(f"The language model {lm.model!r} cannot be saved: {error}") from error
-        dropped = ("launch_kwargs", "train_kwargs")
-        kept = {k: v for k, v in state.items() if k not in dropped and not k.startswith("api_")}
-        entry = {"kind": "dspy", "model": lm.model, "state": kept}
-        if isinstance(lm.provider, RemoteProvider):
-            kept |= {k: lm.kwargs[k] for k in _ADDRESS if lm.kwargs.get(k)}
-            entry |= {"provider": lm.provider.name, "connection": lm.provider.connection}
-        return entry
-    weights = f"weights/{index}"
-    entry = {"kind": "local", "model": engine.model, "identity": engine.identity, "weights": None, "adapter": False}
-    entry["constrained"] = served or getattr(lm, "constrained", False)
-    is_folder = Path(engine.model).is_dir()
-    if is_folder and (base := made_from(Path(engine.model))) is not None:
-        entry["made_from"] = base
-    if engine.adapter is not None:
-        shutil.copytree(engine.adapter, folder / weights)
-        entry |= {"weights": weights, "adapter": True}
-        if include_base and engine.path is not None:
-            shutil.copytree(engine.path, folder / "base" / str(index))
-            entry["base"] = f"base/{index}"
-    elif is_folder:
-        shutil.copytree(engine.model, folder / weights)
-        entry |= {"weights": weights, "model": Path(engine.model).name}
-    return {**entry, "settings": settings, "cache": lm.cache}
-
-
-def _class(module: str, name: str) -> Any:
-    """A class of `models`, for isinstance: loading it takes torch, and nothing is an instance of what is not loaded."""
-    found = sys.modules.get(f"{models.__name__}.{module}")
-    return getattr(found, name) if found is not None else ()
-
-
-def _load_lm(entry: dict[str, Any], path: Path, base: str | None, device: str, dtype: str) -> dspy.BaseLM:
-    if entry["kind"] == "dspy":
-        lm = dspy.BaseLM.load_state(entry["state"])
-        if "provider" in entry:
-            lm.provider = provider_class(entry["provider"])(entry["connection"])
-            lm.kwargs |= lm.provider.calling()
-        return lm
-    if entry["kind"] == "server":
-        where = {"server": entry["server"], "server_options": entry["options"], "cache": entry["cache"]}
-        return LocalLM(entry["model"], entry["adapter"], **where, **entry["settings"])
-    weights = path / entry["weights"] if entry["weights"] else None
-    options = {"device": device, "dtype": dtype, "cache": entry["cache"], **entry["settings"]}
-    options["constrained"] = entry.get("constrained", True)
-    if entry["adapter"]:
-        model = base or (str(path / entry["base"]) if entry.get("base") else entry["model"])
-        try:
-            lm = LocalLM(model, adapter=weights, **options)
-        except ModelError as error:
-            raise ArtifactError(
-                f"The base model of the LoRA weights in {path} cannot be read: {error.message}",
-                hint="Pass base='its folder' to dspyc.load, or save with include_base=True where it is.",
-            ) from error
-    else:
-        lm = LocalLM(str(weights or entry["model"]), **options)
-    if lm.engine.identity != entry["identity"]:
-        raise ArtifactError(
-            f"The base model {entry['model']!r} has other weights here than those that {path} was trained on.",
-            hint="Pass base='folder of the right weights' to dspyc.load.",
-        )
-    return lm
 
 
 def _read_report(facts: dict[str, Any]) -> Report:

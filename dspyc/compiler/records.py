@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LedgerError
+from ..files import home
 from .ledger import advice, check_schema
 
 
@@ -132,18 +133,18 @@ class RunRecord:
             raise LedgerError(f"Could not read the ledger in {self.run_dir}: {error}.", hint=advice(error)) from error
 
 
-def read_run(run_dir: str | PathLike[str]) -> RunRecord:
-    """The record of a run folder.
+def read_run(run: str | PathLike[str]) -> RunRecord:
+    """The record of a run: a name that `dspyc runs list` shows, or a folder.
 
     Raises:
         LedgerError: There is none.
     """
-    run_dir = Path(run_dir)
-    if not (run_dir / "ledger.sqlite").is_file():
-        raise LedgerError(
-            f"There is no run at {run_dir}.", hint="`dspyc runs list` shows the runs that are kept; a folder works too."
-        )
-    return RunRecord(run_dir)
+    for run_dir in (home() / "runs" / run, Path(run)):
+        if (run_dir / "ledger.sqlite").is_file():
+            return RunRecord(run_dir)
+    raise LedgerError(
+        f"There is no run at {Path(run)}.", hint="`dspyc runs list` shows the runs that are kept; a folder works too."
+    )
 
 
 def differences(one: RunRecord, other: RunRecord) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share, check_threads
+from .kept_steps import KeptStep, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder
@@ -102,7 +103,8 @@ class BetterTogether(Teleprompter):
         `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
 
         The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
-        that the same compile goes on where it was stopped.
+        that the same compile goes on where it was stopped. Of optimizers that keep no record, such as DSPy's, that is the
+        program they made, where it differs in its prompts alone; other such steps are run again.
 
         Raises:
             DspycError: Its subclass says what was wrong.
@@ -210,13 +212,22 @@ class BetterTogether(Teleprompter):
             so_far, begun = _ARROW.join(sequence.names[: place + 1]), time.monotonic()
             if sequence.shuffled_by is not None:
                 random.Random(f"step {place} {sequence.shuffled_by}").shuffle(train)
-            optimizer = _set_up(self.optimizers[name], ledger.run_dir / f"step-{place + 1}-{name}", sequence.executor)
+            folder = ledger.run_dir / f"step-{place + 1}-{name}"
+            optimizer = _set_up(self.optimizers[name], folder, sequence.executor)
             arguments = {"trainset": list(train), **_taught_by(optimizer, sequence.teachers)}
             arguments |= {**_threads_of(optimizer, sequence.num_threads), **sequence.given.get(name, {})}
             try:
-                with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
-                    made = optimizer.compile(_uncompiled(judge.base), **arguments)
-                _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
+                before = _uncompiled(judge.base, judge.programs[0])
+                kept = KeptStep.of(folder, self.optimizers[name], before, arguments)
+                made = kept.program() if kept is not None else None
+                if made is not None:
+                    logger.info("Step %s was taken before: its program is the one in %s.", so_far, folder)
+                else:
+                    with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
+                        made = optimizer.compile(copy_program(before), **arguments)
+                    _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
+                    if kept is not None:
+                        kept.keep(made)
                 if not judge.add(so_far, made, time.monotonic() - begun):
                     return
             except Exception as error:
@@ -346,8 +357,9 @@ class _Judge:
     def _run(self, program: dspy.Module) -> list[Trace]:
         if not self.held_out:
             return []
+        identity = program_fingerprint(without_results(program, self.programs[0] if self.programs else program))
         traces = bootstrap(
-            observe(program, "held-out", identity=program_fingerprint(program), traced=False),
+            observe(program, "held-out", identity=identity, traced=False),
             self.held_out,
             metric=self.metric,
             ledger=self.ledger,
@@ -387,9 +399,9 @@ def _listed(teacher: dspy.Module | Sequence[dspy.Module] | None) -> list[dspy.Mo
     return [] if teacher is None else list(teacher) if isinstance(teacher, Sequence) else [teacher]
 
 
-def _uncompiled(program: dspy.Module) -> dspy.Module:
-    """A copy that an optimizer takes as its student, without the report of the step that made it."""
-    copied = copy_program(program)
+def _uncompiled(program: dspy.Module, student: dspy.Module) -> dspy.Module:
+    """A copy that an optimizer takes as its student, without the report and the results of the step that made it."""
+    copied = without_results(program, student)
     copied._compiled = False
     if isinstance(copied, artifact.CompiledMixin):
         artifact.attach(copied, None)

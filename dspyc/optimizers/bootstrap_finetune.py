@@ -47,7 +47,7 @@ from ..signatures.checks import adapter_of_name
 from .checks import check_executor, check_limits, check_number, check_share, check_threads
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
-from .units import Unit, check_task_names, check_trainable, plan_units, train_units
+from .units import Unit, check_rows, check_task_names, check_trainable, plan_units, train_units
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ class BootstrapFinetune(Teleprompter):
                 dataset = sitting.rows(train, teachers, targets)
             else:
                 dataset = sitting.rows_of(recorded, train, held_out, targets)
+            check_rows(units, dataset)
             before, taught = sitting.judge_first(student, teachers, held_out)
             trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)

@@ -100,22 +100,25 @@ def check_task_names(unit: Unit) -> None:
             )
 
 
-def train_units(
-    units: Sequence[Unit], dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool
-) -> list[Trained]:
-    """Train one unit after the other; adapters that are trained here share one base in memory.
-
-    Raises:
-        DataError: A unit has no rows; raised before any is trained.
-        TrainingError: A training failed.
-        ModelError: What a provider made of one does not answer.
-    """
+def check_rows(units: Sequence[Unit], dataset: Dataset) -> None:
+    """Raises DataError where a unit has no rows to be trained on."""
     for unit in units:
         if not any(dataset.train.get(name) for name in unit.names):
             raise DataError(
                 f"Predictor(s) {unit.names} have no rows: no good run called them.",
                 hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
             )
+
+
+def train_units(
+    units: Sequence[Unit], dataset: Dataset, ledger: Ledger, seed: int, show_progress: bool
+) -> list[Trained]:
+    """Train one unit after the other; adapters that are trained here share one base in memory.
+
+    Raises:
+        TrainingError: A training failed.
+        ModelError: What a provider made of one does not answer.
+    """
     here = any(isinstance(unit.lm.provider, LocalProvider) for unit in units)
     if here:
         from ..training import one_base

@@ -36,6 +36,7 @@ from .digests import fingerprint
 from .fingerprints import adapter_key, identifying, is_secret, signature_fingerprint, stable, type_key
 from .first_seen import Noted, noted
 from .mixins import Mixin, written_class
+from .nearest import choice_key
 from .source import source
 
 _DEEPEST = 8
@@ -62,10 +63,12 @@ def code_key(value: Any) -> Any:
 
 
 def settings_key(module: dspy.Module, kind: type) -> Any:
-    """JSON that changes with what a module of the class `kind` does and is set to, its sub-modules aside."""
+    """JSON that changes with what a module of the class `kind` does and is set to; its sub-modules aside, but for a
+    predictor's."""
     reading = _Reading(kind)
     reading.is_met(module)
-    held = {name: value for name, value in _attributes(module).items() if not isinstance(value, dspy.Module)}
+    is_whole = isinstance(module, dspy.Predict)  # nothing else describes the modules in a predictor
+    held = {name: v for name, v in _attributes(module).items() if is_whole or not isinstance(v, dspy.Module)}
     return [reading.kind(kind), reading.parts(module, held, _set_by(kind))]
 
 
@@ -233,7 +236,7 @@ def _predictor_key(predictor: dspy.Predict) -> list[Any]:
         stable(predictor.fields),
         stable(predictor.lm),
     )
-    return [asks, *state, adapter]
+    return [asks, *state, adapter, *choice_key(predictor)]
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -5,11 +5,13 @@ address, no order of a set, no module path of a type (a class may be `__main__.T
 """
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import re
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -101,10 +103,37 @@ def _opaque(value: Any, depth: int) -> Any:
         return name if inspect.isroutine(value) else type_key(value)
     if isinstance(value, re.Pattern):  # its `repr` ends after 200 characters
         return ["Pattern", stable(value.pattern), value.flags]
+    if (content := _content(value)) is not None:
+        return [type(value).__name__, *stable(content, depth)]
     described = repr(value)
     if _ADDRESS.search(described) and hasattr(value, "__dict__"):
         return [type(value).__name__, stable(vars(value), depth)]
     return [type(value).__name__, _ADDRESS.sub("", described)]
+
+
+def _content(value: Any) -> list[Any] | None:
+    """All that is in an array, a tensor or a table, of which `repr` shows a part; None of anything else."""
+    numpy, torch, pandas = (sys.modules.get(name) for name in ("numpy", "torch", "pandas"))
+    if pandas is not None and isinstance(value, (pandas.DataFrame, pandas.Series)):
+        frame = value if isinstance(value, pandas.DataFrame) else value.to_frame()
+        return [[str(kind) for kind in frame.dtypes], frame.to_dict("tight")]
+    if pandas is not None and isinstance(value, pandas.Index):
+        return [str(value.dtype), list(value.names), value.tolist()]
+    if torch is not None and isinstance(value, torch.Tensor):
+        try:
+            whole = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+        except (RuntimeError, NotImplementedError):  # one without content, or of a kind that has no plain form
+            return None
+        return _bytes_key(value.dtype, whole.shape, whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        if value.dtype.hasobject:
+            return [str(value.dtype), list(value.shape), value.tolist()]
+        return _bytes_key(value.dtype, value.shape, value.tobytes())
+    return None
+
+
+def _bytes_key(kind: Any, shape: Iterable[int], content: bytes) -> list[Any]:
+    return [str(kind), list(shape), hashlib.sha256(content).hexdigest()]
 
 
 def identifying(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import dspy
 
 from ..errors import ConfigError
-from .fingerprints import identifying
+from .fingerprints import identifying, stable
 from .likeness import Likeness, asked, likeness_to, scikit_learns_tfidf
 from .mixins import Mixin, mix
 
@@ -145,6 +145,12 @@ class NearestMixin(Mixin):
         kept = present.vectorizer if function and present is not None else None
         self.nearest = None if told is None else Nearest.from_state(told, kept)
         return self
+
+
+def choice_key(predictor: dspy.Predict) -> list[Any]:
+    """JSON that changes with how `predictor` chooses its demos; empty where it shows them all."""
+    nearest = predictor.nearest if isinstance(predictor, NearestMixin) else None
+    return [] if nearest is None else [stable(nearest.state())]
 
 
 def choose_nearest(predictor: dspy.Predict, nearest: Nearest) -> None:

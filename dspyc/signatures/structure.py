@@ -20,6 +20,7 @@ from .digests import fingerprint
 from .fingerprints import adapter_key, identifying, lm_key, signature_fingerprint, stable, type_key
 from .first_seen import carry_over
 from .mixins import written_class
+from .nearest import choice_key
 
 
 def predictors(program: dspy.Module, *, frozen: bool = True) -> dict[str, dspy.Predict]:
@@ -246,7 +247,7 @@ def _predictor_key(predictor: dspy.Predict) -> list[Any]:
         stable(predictor.fields),
         adapter_key(adapter_of(predictor)),
         None if lm is None else lm_key(lm),
-        *([stable(nearest.state())] if (nearest := getattr(predictor, "nearest", None)) else []),
+        *choice_key(predictor),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -19,6 +20,7 @@ from dspyc.cli.loading import (
     read_object,
     read_records,
 )
+from dspyc.cli.run import check_inputs
 from dspyc.errors import ConfigError, DataError, ModelError
 from dspyc.providers import LocalLM, LocalProvider
 from dspyc.providers.openai import OpenAIProvider
@@ -199,3 +201,37 @@ def test_inputs_of_a_predict_are_its_input_fields_that_the_rows_have() -> None:
     assert input_names(program, {"question", "answer"}) == ["question"]
     with pytest.raises(ConfigError, match="None of the fields"):
         input_names(program, {"answer"})
+
+
+class Wrapped(dspy.Module):
+    """It takes what it is given, and names nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.react = dspy.ReAct("question -> answer", tools=[])
+
+    def forward(self, **given: Any) -> Any:
+        return self.react(question=given["topic"])
+
+
+@pytest.mark.parametrize(
+    ("program", "inputs"),
+    [
+        (dspy.Predict("question, context -> answer"), ["question", "context"]),
+        (dspy.ChainOfThought("question, context -> answer"), ["question", "context"]),
+        (dspy.ReAct("question, context -> answer", tools=[]), ["question", "context"]),
+        (dspy.ProgramOfThought("question -> answer"), ["question"]),
+        (dspy.RLM("question, context -> answer"), ["question", "context"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_dspys_modules_take_the_inputs_of_their_signatures(program: dspy.Module, inputs: list[str]) -> None:
+    assert expected_inputs(program) == inputs
+    check_inputs(program, dict.fromkeys(inputs, "?"))
+    with pytest.raises(DataError, match=r"--input lacks \['question'\] and has \['qestion'\]"):
+        check_inputs(program, {**dict.fromkeys(inputs[1:], "?"), "qestion": "?"})
+
+
+def test_of_a_program_that_takes_anything_nothing_is_demanded() -> None:
+    check_inputs(Wrapped(), {"topic": "parcels"})
+    check_inputs(Wrapped(), {})

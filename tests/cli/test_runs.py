@@ -81,6 +81,23 @@ def test_show_lists_why_runs_failed_the_most_frequent_first(tmp_path: Path) -> N
     assert library.compiler.read_run(str(tmp_path / "run")).failures() == found
 
 
+def test_read_run_takes_the_names_that_list_shows(home: Path) -> None:
+    (named,) = [
+        run for run in json.loads(dspyc("list", "--json").stdout)["runs"] if Path(run["run_dir"]).name == "first"
+    ]
+    for run in ("first", named["run_dir"], home / "runs" / "first"):
+        assert library.compiler.read_run(run).summary()["calls"] == named["calls"]
+    with pytest.raises(library.LedgerError, match="There is no run at third"):
+        library.compiler.read_run("third")
+
+
+def test_list_looks_in_the_folder_that_it_is_given(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path / "here" / "first", 1)  # of the name of a run under $DSPYC_HOME
+    monkeypatch.chdir(tmp_path / "here")
+    (found,) = json.loads(dspyc("list", ".", "--json").stdout)["runs"]
+    assert found["traces"]["teacher"]["traces"] == 1
+
+
 def test_diff_names_what_is_shared_and_whose_outcome_differs(home: Path) -> None:
     found = json.loads(dspyc("diff", "first", "second", "--json").stdout)
     assert found["traces"] == {"both": 4, "first": 0, "second": 2}

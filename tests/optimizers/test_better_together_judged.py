@@ -187,8 +187,9 @@ def test_a_step_with_threads_of_its_own_keeps_them(tmp_path: Path) -> None:
 
     takes = Takes(+1)
     optimizer = together(p=takes)
-    data: dict[str, Any] = {"trainset": numbers(8), "valset": [], "strategy": "p", "run_dir": tmp_path}
-    optimizer.compile(counter(), **data)
-    optimizer.compile(counter(), num_threads=2, **data)
-    optimizer.compile(counter(), num_threads=2, optimizer_compile_args={"p": {"num_threads": 3}}, **data)
+    data: dict[str, Any] = {"trainset": numbers(8), "valset": [], "strategy": "p"}
+    optimizer.compile(counter(), **data, run_dir=tmp_path / "1")
+    optimizer.compile(counter(), num_threads=2, **data, run_dir=tmp_path / "2")
+    own = {"p": {"num_threads": 3}}
+    optimizer.compile(counter(), num_threads=2, optimizer_compile_args=own, **data, run_dir=tmp_path / "3")
     assert [given["note"] for given in takes.given] == ["8", "2", "3"]

@@ -530,7 +530,8 @@ def test_a_predictor_without_rows_is_found_before_any_is_trained(tmp_path: Path)
     student.set_lm(dspyc.LocalLM("dspyc/tiny"))
     given = {"teacher_lm": dspyc.ScriptedLM(desk.expert), "multitask": False}
     with pytest.raises(DataError, match=r"Predictor\(s\) \['count'\] have no rows: no good run called them"):
-        optimizer(tmp_path, **given).compile(student, trainset=desk.examples(4))
+        optimizer(tmp_path, **given).compile(student, trainset=desk.examples(4), valset=desk.examples(6)[4:])
+    assert set(read_run(tmp_path).summary()["calls"]) == {"teacher"}  # nothing was held out from it yet
     assert not (tmp_path / "training").exists()
 
 

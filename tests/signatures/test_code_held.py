@@ -19,6 +19,7 @@ import dspy
 import pytest
 from pydantic import BaseModel
 
+import dspyc
 from dspyc.evaluation import metric_fingerprint
 from dspyc.signatures import adapt, copy_program, program_fingerprint
 
@@ -184,6 +185,41 @@ def test_what_a_users_predictor_is_set_to_counts_and_what_it_counts_does_not() -
     assert program_fingerprint(program) == program_fingerprint(copy_program(program)) == before
     program.threshold = 4
     assert program_fingerprint(program) == program_fingerprint(Careful("q -> a", 4))
+
+
+class Repairing(dspy.Predict):
+    """A predictor that has another repair what it wrote."""
+
+    def __init__(self, signature: str, repair: dspy.Module) -> None:
+        super().__init__(signature)
+        self.repair = repair
+
+
+def test_modules_in_a_users_predictor_count() -> None:
+    def repairing(**changes: Any) -> Any:
+        made = Repairing("q -> a", dspy.Predict("a -> b"))
+        for name, value in changes.items():
+            setattr(made.repair, name, value)
+        return made
+
+    programs = [
+        repairing,
+        lambda: repairing(demos=[{"a": "1", "b": "2"}]),
+        lambda: repairing(lm=dspy.LM("a/b")),
+        lambda: Repairing("q -> a", dspy.Predict("a -> c")),
+        lambda: Repairing("q -> a", dspy.ChainOfThought("a -> b")),
+        lambda: Repairing("q -> a", dspy.ChainOfThought("a -> c")),
+    ]
+    assert len({program_fingerprint(make()) for make in programs}) == len(programs)
+    assert len({metric_fingerprint(in_closure(make())) for make in programs}) == len(programs)
+    for make in programs:
+        program = make()
+        assert program_fingerprint(program) == program_fingerprint(make()) == program_fingerprint(copy_program(program))
+    asked = repairing()
+    asked.repair.lm = dspyc.ScriptedLM(lambda inputs: {"b": "2"}, model="a/b")
+    before = program_fingerprint(asked)
+    asked.repair(a="1")
+    assert program_fingerprint(asked) == before
 
 
 def test_a_judge_counts_with_its_own_adapter_and_settings() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dspy
+import numpy
 import pydantic
 import pytest
 
@@ -21,6 +22,7 @@ from dspyc.signatures import (
     program_fingerprint,
     signature_fingerprint,
 )
+from dspyc.signatures.fingerprints import stable
 
 from .programs import Item, Mood, Sort, build
 
@@ -150,3 +152,55 @@ def test_an_adapter_is_its_class_and_its_settings() -> None:
     assert len({adapter_fingerprint(a) for a in adapters}) == len(adapters)
     loud = dspy.ChatAdapter(callbacks=[dspy.utils.BaseCallback()])
     assert adapter_fingerprint(loud) == adapter_fingerprint(dspy.ChatAdapter())
+
+
+def array(**changes: float) -> Any:
+    values = numpy.linspace(0, 1, 5000, dtype="float32").reshape(50, 100)
+    for at, value in changes.items():
+        values[int(at[1:]), 50] = value
+    return values
+
+
+def test_all_of_an_array_counts() -> None:
+    table = numpy.array([[{"a": 1}, None]] * 2000, dtype=object)
+    other = table.copy()
+    other[1000] = {"a": 2}
+    values = [array(), array(_25=9), array(_25=numpy.nextafter(numpy.float32(9), 10)), array().ravel(), array().T]
+    values += [array().astype("float64"), array()[:0], numpy.array(["a", "b"]), table, other]
+    for value in values:
+        assert stable(value) == stable(value.copy(order="F"))
+    assert len({fingerprint(stable(value)) for value in values}) == len(values)
+
+
+def test_all_of_a_tensor_counts() -> None:
+    import torch
+
+    tensors = [torch.from_numpy(array()), torch.from_numpy(array(_25=9)), torch.from_numpy(array()).to(torch.bfloat16)]
+    tensors += [tensors[0].ravel(), tensors[0][:0], torch.tensor(1.0), torch.tensor(2.0), torch.tensor([True])]
+    tensors += [torch.tensor([1 + 1j]), torch.tensor([1 + 1j]).conj()]
+    for tensor in tensors:
+        assert stable(tensor) == stable(tensor.clone().requires_grad_(tensor.is_floating_point()))
+    assert stable(tensors[1].to_sparse()) == stable(tensors[1])
+    assert stable(torch.ones(2, device="meta"))
+    assert len({fingerprint(stable(tensor)) for tensor in tensors}) == len(tensors)
+
+
+def test_all_of_a_table_counts() -> None:
+    pandas = pytest.importorskip("pandas")
+
+    def frame(**changes: Any) -> Any:
+        rows = {"n": list(range(100)), "text": [f"row {n}" for n in range(100)], "tags": [["a"]] * 100, **changes}
+        return pandas.DataFrame(rows)
+
+    changed = frame()
+    changed.loc[50, "text"] = "changed"
+    frames = [frame(), changed, frame(tags=[["a"]] * 99 + [["b"]]), frame().set_index("n"), frame()[["text", "n"]]]
+    frames += [
+        frame(n=pandas.date_range("2024-01-01", periods=100)),
+        frame(n=[float(n) for n in range(100)]),
+        frame()[:0],
+    ]
+    frames += [frame()["n"], changed["text"], frame()["text"], frame().index, changed.set_index("text").index]
+    for table in frames:
+        assert stable(table) == stable(table.copy())
+    assert len({fingerprint(stable(table)) for table in frames}) == len(frames)

@@ -17,6 +17,7 @@ import pytest
 import dspyc
 from dspyc.compiler.withheld import withheld, withhold
 from dspyc.errors import ConfigError
+from dspyc.evaluation import metric_fingerprint
 from dspyc.signatures import adapt, copy_program, program_fingerprint, row
 from dspyc.signatures.mixins import written_class
 from dspyc.signatures.nearest import Nearest, choose_nearest
@@ -140,6 +141,16 @@ def test_how_it_chooses_is_part_of_what_a_program_is() -> None:
     prints = [program_fingerprint(p) for p in (*same, plain, predictor(3), predictor(2, vectorizer))]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
+
+
+def test_how_a_judge_chooses_is_part_of_what_a_metric_is() -> None:
+    def judged(by: dspy.Predict) -> str:
+        return metric_fingerprint(lambda example, prediction, trace=None: by(question=prediction.a).topic)
+
+    plain = predictor()
+    plain.nearest = None
+    assert judged(predictor()) == judged(predictor())
+    assert len({judged(plain), judged(predictor()), judged(predictor(3))}) == 3
 
 
 @pytest.mark.parametrize("k", [1, 3])
