@@ -43,7 +43,7 @@ from machine import machine
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.compiler.ledger import Answer, CallKey
-from dspyc.evaluation.estimates import mean_interval
+from dspyc.evaluation.intervals import mean_interval
 from dspyc.models.messages import messages_of
 from dspyc.models.scripted import inputs_of, written
 

@@ -10,6 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dspyc"
 ORDER = (
+    "doors",
     "errors",
     "locks",
     "files",

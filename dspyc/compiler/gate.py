@@ -46,41 +46,31 @@ class Verdict:
 
 def judge(
     before: Sequence[Trace], after: Sequence[Trace], teacher: Sequence[Trace] | None, *, seed: int = 0
-) -> Verdict:
-    """Compare runs on the same examples.
+) -> Verdict | None:
+    """Compare runs on the examples that all have run: a budget may have ended some before others. None where there are none.
 
     Raises:
         ConfigError: The metric failed on every example, so there is nothing to judge by.
     """
-    for traces in filter(None, (before, after, teacher)):
-        if failure := metric_failed(traces, "held-out examples"):
-            raise failure
-    scores = [_scores(before), _scores(after)]
-    named = {"student": before, "teacher": teacher or [], "compiled": after}
-    return Verdict(
-        before=mean(scores[0]),
-        teacher=mean(_scores(teacher)) if teacher else None,
-        after=mean(scores[1]),
-        interval=paired_interval(*scores, seed=seed),
-        examples=len(before),
-        failed={name: sum(t.error is not None for t in traces) for name, traces in named.items()},
-    )
-
-
-def judge_common(
-    before: Sequence[Trace], after: Sequence[Trace], teacher: Sequence[Trace] | None, *, seed: int = 0
-) -> Verdict | None:
-    """`judge` on the examples that all have run: a budget may have ended some before others. None where there are none."""
     common = {trace.index for trace in before} & {trace.index for trace in after}
     if not common:
         return None
     if teacher is not None and not common <= {trace.index for trace in teacher}:
         teacher = None  # it was stopped, and the compiled program is judged all the same
-
-    def on_common(traces: Sequence[Trace]) -> list[Trace]:
-        return [trace for trace in traces if trace.index in common]
-
-    return judge(on_common(before), on_common(after), on_common(teacher) if teacher else None, seed=seed)
+    named = {"student": before, "teacher": teacher or [], "compiled": after}
+    runs = {name: [trace for trace in traces if trace.index in common] for name, traces in named.items()}
+    for traces in filter(None, runs.values()):
+        if failure := metric_failed(traces, "held-out examples"):
+            raise failure
+    scores = {name: [trace.counted for trace in traces] for name, traces in runs.items()}
+    return Verdict(
+        before=mean(scores["student"]),
+        teacher=mean(scores["teacher"]) if scores["teacher"] else None,
+        after=mean(scores["compiled"]),
+        interval=paired_interval(scores["student"], scores["compiled"], seed=seed),
+        examples=len(common),
+        failed={name: sum(trace.error is not None for trace in traces) for name, traces in runs.items()},
+    )
 
 
 def refuse(verdict: Verdict, run_dir: str) -> RegressionError:
@@ -91,7 +81,3 @@ def refuse(verdict: Verdict, run_dir: str) -> RegressionError:
         f"{verdict.before:.3f} (difference between {low:+.3f} and {high:+.3f} at 95 %).",
         hint=f"More or better rows, other `train_kwargs`, or on_regression='keep_student'; the weights are in {run_dir}.",
     )
-
-
-def _scores(traces: Sequence[Trace]) -> list[float]:
-    return [trace.counted for trace in traces]

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BudgetError, ConfigError, DspycError
-from ..evaluation.estimates import student_quantile
+from ..evaluation.intervals import student_quantile
 from .failures import too_many
 from .pool import Pool
 from .trace import Subject, Trace

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
-from ..evaluation.estimates import mean_interval
+from ..evaluation.intervals import mean_interval
 
 
 @dataclass(frozen=True)

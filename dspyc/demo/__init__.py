@@ -7,8 +7,9 @@ The tickets are made by `scripts/make_support_desk.py`: 14 intents of 12 sentenc
 tickets occurs in training.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..doors import opened
 
 if TYPE_CHECKING:
     from .expert import expert_lm as expert_lm
@@ -27,10 +28,5 @@ _DOORS = {
     "run_demo": "run",
 }
 
-__all__ = ["DemoResult", "SupportDesk", "expert_lm", "load_examples", "metric", "run_demo"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+__all__ = list(_DOORS)
+__getattr__ = opened(__name__, _DOORS)

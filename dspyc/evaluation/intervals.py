@@ -1,6 +1,8 @@
-"""How sure a difference of means is: the paired bootstrap (Efron & Tibshirani, 1993, ch. 13; Koehn, 2004, for NLP)."""
+"""How sure a mean is, and a difference of means; quantiles of Student's t without SciPy. All intervals are at 95 %."""
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 Difference = Literal["better", "worse", "no clear difference"]
 
 RESAMPLES = 10_000
+_UPPER = 0.975  # the quantile at which an interval of 95 % ends
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -15,10 +18,50 @@ def mean(scores: Sequence[float]) -> float:
     return float(np.mean(scores)) if len(scores) else 0.0
 
 
-def paired_interval(
-    before: Sequence[float], after: Sequence[float], *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """An interval of the mean that scores like these have on examples not seen.
+
+    Of scores that are all 0 or 1, Wilson's (1927; Brown, Cai & DasGupta, 2001, recommend it), which knows that ten right of
+    ten are not certainty; of others, Student's t.
+
+    Raises:
+        ValueError: There are no scores.
+    """
+    values = np.asarray(scores, dtype=float)
+    if not len(values):
+        raise ValueError("An interval of a mean needs at least one score.")
+    center, n = float(values.mean()), len(values)
+    if np.isin(values, (0.0, 1.0)).all():
+        z = NormalDist().inv_cdf(_UPPER)
+        middle = (center + z**2 / (2 * n)) / (1 + z**2 / n)
+        reach = z / (1 + z**2 / n) * math.sqrt(center * (1 - center) / n + z**2 / (4 * n**2))
+        return max(0.0, middle - reach), min(1.0, middle + reach)
+    if n == 1:
+        return -math.inf, math.inf
+    reach = student_quantile(_UPPER, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return center - reach, center + reach
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """The quantile of Student's t with `freedom` degrees of freedom, by Cornish and Fisher's expansion.
+
+    Abramowitz & Stegun (1964), 26.7.5; within 1 % for 9 degrees and up at probabilities from 0.001 to 0.999.
+    """
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+
+
+def paired_interval(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of `mean(after) - mean(before)`, both scored on the same examples in the same order.
+
+    By the paired bootstrap: Efron & Tibshirani, 1993, ch. 13; Koehn, 2004, for NLP.
 
     Raises:
         ValueError: The two differ in length, or there is nothing to compare.
@@ -32,8 +75,7 @@ def paired_interval(
     for start in range(0, RESAMPLES, rows):
         picked = rng.integers(0, len(differences), size=(min(rows, RESAMPLES - start), len(differences)))
         means[start : start + len(picked)] = differences[picked].mean(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [1 - _UPPER, _UPPER])
     return float(low), float(high)
 
 

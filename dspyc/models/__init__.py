@@ -11,8 +11,9 @@ model server instead, which it starts as a child process or finds at an address.
 `dspy.LM`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..doors import opened
 
 if TYPE_CHECKING:
     from .async_engine import AsyncLocalEngine as AsyncLocalEngine
@@ -47,25 +48,5 @@ _DOORS = {
     "resolve": "weights",
 }
 
-__all__ = [
-    "AsyncLocalEngine",
-    "AsyncServerEngine",
-    "ChatTokenizer",
-    "ConstrainedLM",
-    "LocalEngine",
-    "ScriptedLM",
-    "ServerEngine",
-    "choice_probabilities",
-    "find_engine",
-    "identity",
-    "load_model",
-    "load_tokenizer",
-    "messages_of",
-    "resolve",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+__all__ = list(_DOORS)
+__getattr__ = opened(__name__, _DOORS)

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ class LocalEngine:
     def dump_state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON: where the weights lie and what they were."""
         served = [engine.dump_state() for engine in self._served.values()]
-        return {**_recipe(self).to_dict(), "identity": self.identity, **({"serves": served} if served else {})}
+        return {**_recipe(self), "identity": self.identity, **({"serves": served} if served else {})}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LocalEngine":
@@ -318,34 +317,22 @@ def find_engine(model_string: str) -> LocalEngine:
             f"This process knows no local model {model_string!r}.",
             hint="Make it first: dspyc.LocalLM(folder) or dspyc.LocalLM(base, adapter=folder).",
         )
-    engine = LocalEngine(recipe.model, recipe.adapter, device=recipe.device, dtype=recipe.dtype)
+    engine = LocalEngine(**recipe)
     if engine.model_string != model_string:
         raise ModelError(f"The weights behind {model_string!r} changed; they are {engine.model_string!r} now.")
     return engine
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How to make an engine again."""
-
-    model: str
-    adapter: str | None
-    device: str
-    dtype: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
-
-
 # Engines are remembered by how they are made, so that a name can always be found and weights can still be let go.
 _engines: "weakref.WeakValueDictionary[str, LocalEngine]" = weakref.WeakValueDictionary()
-_recipes: dict[str, _Recipe] = {}
+_recipes: dict[str, dict[str, Any]] = {}
 _engines_lock = threading.Lock()
 
 
-def _recipe(engine: LocalEngine) -> _Recipe:
+def _recipe(engine: LocalEngine) -> dict[str, Any]:
+    """What an equal engine is made with."""
     adapter = str(engine.adapter) if engine.adapter else None
-    return _Recipe(engine.model, adapter, engine.device, engine.dtype)
+    return {"model": engine.model, "adapter": adapter, "device": engine.device, "dtype": engine.dtype}
 
 
 def _register(engine: LocalEngine) -> None:

@@ -20,13 +20,12 @@ _LONG = 128  # tokens of one prompt that become a prefix, if there are half as m
 
 
 class PrefixCache:
-    """The kept prefixes of one model, `bytes` in all. `limit` is in bytes; prefixes that rows stand behind are kept beyond it.
+    """The kept prefixes of one model, `bytes` in all; `shrink` keeps those that rows stand behind beyond its limit.
 
     One thread uses it; `bytes` may be read by any.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self.bytes = 0
         self._kept: OrderedDict[int, tuple[Prefix, np.ndarray]] = OrderedDict()  # the least recently used first
 

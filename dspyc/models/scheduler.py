@@ -52,7 +52,7 @@ class Scheduler:
         self._ending, self._pad_id, self._plan, self._check = ending, pad_id, plan, check
         self._adapters, self._special = Adapters(model), PeftAdapters(model)
         self._used: dict[str, None] = {}  # adapters, the least recently used first
-        self._prefixes = PrefixCache(plan.prefixes)
+        self._prefixes = PrefixCache()
         runner = Runner(model, self._adapters.routed)
         self._short, self._attention = short_length(model.config), model.config._attn_implementation
         if self._short is not None:

@@ -181,7 +181,7 @@ class BootstrapFinetune(Teleprompter):
             trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
             after = sitting.run(compiled, "compiled", held_out)
-            verdict = gate.judge_common(before, after, taught, seed=self.seed)
+            verdict = gate.judge(before, after, taught, seed=self.seed)
             kept = bool(verdict and verdict.regressed and self.on_regression == "keep_student")
             report = CompileReport(
                 verdict=verdict,

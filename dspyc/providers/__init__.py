@@ -10,8 +10,9 @@ A provider subclasses `dspy.clients.provider.Provider`, so plain DSPy programs a
 subclasses `RemoteProvider`, whose file says how.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..doors import opened
 
 if TYPE_CHECKING:
     from .job import RemoteJob as RemoteJob
@@ -36,20 +37,5 @@ _DOORS = {
     "forget": "known",
 }
 
-__all__ = [  # noqa: RUF022 (in plain order)
-    "JobStatus",
-    "LM",
-    "LocalLM",
-    "LocalProvider",
-    "LocalTrainingJob",
-    "RemoteJob",
-    "RemoteProvider",
-    "attach",
-    "forget",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+__all__ = list(_DOORS)
+__getattr__ = opened(__name__, _DOORS)

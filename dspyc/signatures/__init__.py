@@ -10,8 +10,9 @@ can teach a student, `reply_grammar` gives what a reply may look like, and `Ters
 weights already know the task.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..doors import opened
 
 if TYPE_CHECKING:
     from .adapted import AdaptedPredict as AdaptedPredict
@@ -62,33 +63,5 @@ _DOORS = {
     "task_name": "terse",
 }
 
-__all__ = [
-    "AdaptedPredict",
-    "Prompt",
-    "Row",
-    "TerseAdapter",
-    "adapt",
-    "adapter_fingerprint",
-    "adapter_of",
-    "adapter_state",
-    "check_equivalent",
-    "check_renderable",
-    "check_student",
-    "copy_program",
-    "fingerprint",
-    "load_adapter",
-    "predictors",
-    "program_fingerprint",
-    "prompt",
-    "remembering",
-    "reply_grammar",
-    "row",
-    "signature_fingerprint",
-    "task_name",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+__all__ = list(_DOORS)
+__getattr__ = opened(__name__, _DOORS)

@@ -13,8 +13,9 @@ folder goes on from the newest whole checkpoint, to the weights that an uninterr
 once when it is done.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..doors import opened
 
 if TYPE_CHECKING:
     from .callbacks import Callback as Callback
@@ -47,24 +48,5 @@ _DOORS = {
     "train_stages": "stages",
 }
 
-__all__ = [
-    "Callback",
-    "LearningRates",
-    "Progress",
-    "Stage",
-    "TokenReport",
-    "TrainingConfig",
-    "TrainingResult",
-    "encode_rows",
-    "find_learning_rate",
-    "merge",
-    "one_base",
-    "train",
-    "train_stages",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+__all__ = list(_DOORS)
+__getattr__ = opened(__name__, _DOORS)

@@ -18,7 +18,7 @@ from dspyc.compiler.pool import Pool
 from dspyc.compiler.race import Race, Rule, Withdrawn, percent, schedule
 from dspyc.compiler.trace import Subject
 from dspyc.errors import BootstrapError, BudgetError, ConfigError
-from dspyc.evaluation.estimates import mean_interval, student_quantile
+from dspyc.evaluation.intervals import mean_interval, student_quantile
 
 EXAMPLES = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(100)]
 

@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_longest_common_beginning_is_found_whatever_prefix_it_stands_in() -> None:
-    kept = PrefixCache(limit=1000)
+    kept = PrefixCache()
     first, second = prefix([1, 2, 3, 4]), prefix([1, 2, 9, 9, 9, 9])
     kept.keep(first)
     kept.keep(second)
@@ -68,7 +68,7 @@ def test_the_longest_common_beginning_is_found_whatever_prefix_it_stands_in() ->
 
 
 def test_prefixes_belong_to_an_adapter() -> None:
-    kept = PrefixCache(limit=1000)
+    kept = PrefixCache()
     kept.keep(prefix([1, 2, 3], "a"))
     assert kept.match("b", array(1, 2, 3, 4)) == (None, 0)
     assert kept.match("a", array(1, 2, 3, 4))[1] == 3
@@ -77,7 +77,7 @@ def test_prefixes_belong_to_an_adapter() -> None:
 
 
 def test_the_least_recently_used_prefix_goes_first_and_never_one_in_use() -> None:
-    kept = PrefixCache(limit=64)
+    kept = PrefixCache()
     one, two, three = (prefix([n, 1, 1, 1]) for n in (1, 2, 3))  # 32 bytes each
     for each in (one, two, three):
         kept.keep(each)
