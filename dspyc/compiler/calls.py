@@ -28,6 +28,7 @@ from ..signatures.fingerprints import identifying, stable
 from .ledger import Answer, CallKey, Ledger
 from .limiter import Limiter, limiter_of
 from .prices import is_paid, price_of
+from .replies import replies_of, replies_text
 
 
 @dataclass
@@ -349,7 +350,7 @@ class _Pending:
         elif self.paid:
             ledger.meter.settle(tokens, cost or 0.0)
         # One JSON round trip now: a replay returns exactly what the first sitting returned.
-        answer = Answer(json.dumps(self.replies, default=str), facts)
+        answer = Answer(replies_text(self.replies), facts)
         paid = self.paid and not cached
         self._take(ledger.record_call(self.key, self.lm.model, self.bodies, answer, paid=paid, tokens=tokens))
 
@@ -358,7 +359,7 @@ class _Pending:
         return self.call.replies
 
     def _take(self, answer: Answer) -> None:
-        self.call.replies = json.loads(answer.replies)
+        self.call.replies = replies_of(answer.replies)
         facts = answer.facts
         self.call.usage, self.call.cost, self.call.seconds = facts["usage"], facts["cost"], facts["seconds"]
 
