@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import dspy
 
-from ..errors import ConfigError, DspycError, redact
+from ..errors import BudgetError, ConfigError, DspycError, redact
 from ..signatures import fingerprint
 from ..signatures.fingerprints import identifying, stable
 from .ledger import Answer, CallKey, Ledger
@@ -183,7 +183,7 @@ class _Durable:
         pending = _Pending(self, run, prompt, messages, kwargs)
         if not pending.known():
             if is_paid(self) and not _paying.get():
-                await run.ledger.meter.room(pending.stopped)
+                await pending.room()
             with pending:
                 async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
                     with attempt, _no_other_retries():
@@ -300,7 +300,21 @@ class _Pending:
         _last_entry.set(entry)
 
     def stopped(self) -> bool:
+        """Whether the run is being left.
+
+        Raises:
+            BudgetError: Its time is over.
+        """
+        self.run.ledger.meter.check_time()
         return self.run.ledger.stopped
+
+    async def room(self) -> None:
+        """Wait in an event loop while only the calls under way leave no room in the budget."""
+        try:
+            await self.run.ledger.meter.room(self.stopped)
+        except BudgetError as error:
+            self.run.refusal = error
+            raise
 
     def known(self) -> bool:
         answer = self.run.ledger.recall(self.key)
@@ -334,7 +348,7 @@ class _Pending:
             self.run.unanswered(self.call.request, self.call.nth)
             if self.paid:
                 ledger.meter.release()
-            if ledger.stopped and isinstance(error, DspycError):
+            if isinstance(error, BudgetError) or (ledger.stopped and isinstance(error, DspycError)):
                 self.run.refusal = error
             return
         entry = _last_entry.get() or {}
