@@ -82,6 +82,19 @@ class Run:
     _seen: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def durable(self, lm: Any) -> Any:
+        """A language model as this run asks it: one that no predictor holds came up as the program runs."""
+        if isinstance(lm, _Durable) or not isinstance(lm, dspy.BaseLM):
+            return lm
+        key, settings = (id(lm), self.round), [lm.model, dict(lm.kwargs)]
+        with _strangers_lock:
+            known = _strangers.get(key)
+            if known is None or known[0] is not lm or known[1] != settings:
+                known = _strangers[key] = (lm, settings, durable(in_round(lm, self.round)))
+                if len(_strangers) > _MOST_STRANGERS:
+                    del _strangers[next(iter(_strangers))]
+            return known[2]
+
     def occurrence(self, request: str) -> int:
         """How often this run has made this very request before."""
         with self._lock:
@@ -115,8 +128,8 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
     """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
-    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins. An LM that
-    it holds itself, as dspy.TwoStepAdapter does, is durable too."""
+    goes and a judge in a metric bring LMs that no predictor of the program is asked with. An LM that it holds itself, as
+    dspy.TwoStepAdapter does, is durable too."""
     copied = copy.copy(adapter)
     for name, value in vars(adapter).items():
         if isinstance(value, dspy.BaseLM):
@@ -233,16 +246,7 @@ class _Asking:
 
 def _in_run(lm: Any) -> Any:
     run = current_run()
-    if run is None or not isinstance(lm, dspy.BaseLM) or isinstance(lm, _Durable):
-        return lm
-    key, settings = (id(lm), run.round), [lm.model, dict(lm.kwargs)]
-    with _strangers_lock:
-        known = _strangers.get(key)
-        if known is None or known[0] is not lm or known[1] != settings:
-            known = _strangers[key] = (lm, settings, durable(in_round(lm, run.round)))
-            if len(_strangers) > _MOST_STRANGERS:
-                del _strangers[next(iter(_strangers))]
-        return known[2]
+    return lm if run is None else run.durable(lm)
 
 
 _MOST_STRANGERS = 64

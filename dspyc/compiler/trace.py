@@ -20,7 +20,7 @@ from ..errors import redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
-from ..signatures.mixins import Mixin, mix
+from ..signatures.mixins import RecordedMixin, mix
 from .calls import Call, Run, Workers, call_key
 from .ledger import Ledger
 
@@ -198,7 +198,7 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         trace.error, trace.blame = described(error), "metric"
 
 
-class _Observed(Mixin):
+class _Observed(RecordedMixin):
     """Tells the recorder of the run what the predictor does. DSPy's callbacks would too, at 0.1 ms a call."""
 
     signature: type[dspy.Signature]
