@@ -1,5 +1,6 @@
 """What is trained together: one set of weights, the predictors that it will serve, and the rows that they have."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from .elsewhere import train_elsewhere
 
 if TYPE_CHECKING:
     from ..training import TrainingConfig
+
+
+logger = logging.getLogger(__name__)
+
+_REACH = "Add examples that reach them, or freeze them by setting `_compiled = True` on their module."
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,23 @@ def train_units(
 ) -> list[Trained]:
     """Train one unit after the other; adapters that are trained here share one base in memory.
 
+    Predictors without rows in a unit that has some are named in a warning and an event of the ledger.
+
     Raises:
         DataError: A unit has no rows; raised before any is trained.
         TrainingError: A training failed.
         ModelError: What a provider made of one does not answer.
     """
     for unit in units:
-        if not any(dataset.train.get(name) for name in unit.names):
-            raise DataError(
-                f"Predictor(s) {unit.names} have no rows: no good run called them.",
-                hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
+        without = [name for name in unit.names if not dataset.train.get(name)]
+        if len(without) == len(unit.names):
+            raise DataError(f"Predictor(s) {without} have no rows: no good run called them.", hint=_REACH)
+        if without:
+            ledger.event("no rows", predictors=without)
+            taught = [name for name in unit.names if name not in without]
+            logger.warning(
+                "Predictor(s) %s have no rows: no good run called them. They will run on weights that learned %s only. %s",
+                *(without, taught, _REACH),
             )
     here = any(isinstance(unit.lm.provider, LocalProvider) for unit in units)
     if here:
