@@ -34,13 +34,14 @@ def observe(
 
     `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
     LMs that come up during a run (made in `forward`, given by `dspy.context(lm=...)`, a judge's in the metric) remember theirs
-    too where a predictor asks them. `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it
-    None, as dspy.Evaluate does. `round` tells LMs that come up to give other replies than in those before.
+    too where a predictor of the program asks them, or another under the run's adapter or one of its own. `traced` runs give
+    the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does. `round` tells LMs that come
+    up to give other replies than in those before.
     """
     copied = copy_program(program, durable)
     for predictor in predictors(copied).values():
         if isinstance(predictor, AdaptedMixin):
-            predictor.adapter = durable_whoever(remembering(predictor.adapter))
+            predictor.adapter = remembering(predictor.adapter)
     shared = lm if lm is not None else dspy.settings.lm
     written_by = durable_whoever(remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter()))
     return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced, round)

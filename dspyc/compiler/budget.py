@@ -105,7 +105,7 @@ class Meter:
         """Allow one call, which `settle` or `release` must end.
 
         While only the calls under way leave no room, it waits for them, as they may yet give it back, until `stopped`
-        says that nobody waits any more; without a `stopped` it is refused at once.
+        says that nobody waits any more, or raises why; without a `stopped` it is refused at once.
 
         Raises:
             BudgetError: A limit is reached, or the limit is in USD and the model has no known price.
@@ -114,7 +114,7 @@ class Meter:
             try:
                 self._outer.admit(model, priced=priced, stopped=stopped)
             except BudgetError:
-                self.exhausted = self._outer.exhausted
+                self.exhausted = self._outer.exhausted or self.exhausted  # `stopped` may have raised for this one
                 raise
         try:
             with self._lock:

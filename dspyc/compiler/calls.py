@@ -22,12 +22,13 @@ from typing import Any, Protocol
 
 import dspy
 
-from ..errors import ConfigError, DspycError, redact
+from ..errors import BudgetError, ConfigError, DspycError, redact
 from ..signatures import fingerprint
 from ..signatures.fingerprints import identifying, stable
 from .ledger import Answer, CallKey, Ledger
 from .limiter import Limiter, limiter_of
 from .prices import is_paid, price_of
+from .replies import replies_of, replies_text
 
 
 @dataclass
@@ -81,6 +82,19 @@ class Run:
     _seen: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def durable(self, lm: Any) -> Any:
+        """A language model as this run asks it: one that no predictor holds came up as the program runs."""
+        if isinstance(lm, _Durable) or not isinstance(lm, dspy.BaseLM):
+            return lm
+        key, settings = (id(lm), self.round), [lm.model, dict(lm.kwargs)]
+        with _strangers_lock:
+            known = _strangers.get(key)
+            if known is None or known[0] is not lm or known[1] != settings:
+                known = _strangers[key] = (lm, settings, durable(in_round(lm, self.round)))
+                if len(_strangers) > _MOST_STRANGERS:
+                    del _strangers[next(iter(_strangers))]
+            return known[2]
+
     def occurrence(self, request: str) -> int:
         """How often this run has made this very request before."""
         with self._lock:
@@ -114,8 +128,8 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
     """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
-    goes, a judge in a metric or a `dspy.context(lm=...)` brings LMs that no predictor holds when the run begins. An LM that
-    it holds itself, as dspy.TwoStepAdapter does, is durable too."""
+    goes and a judge in a metric bring LMs that no predictor of the program is asked with. An LM that it holds itself, as
+    dspy.TwoStepAdapter does, is durable too."""
     copied = copy.copy(adapter)
     for name, value in vars(adapter).items():
         if isinstance(value, dspy.BaseLM):
@@ -182,7 +196,7 @@ class _Durable:
         pending = _Pending(self, run, prompt, messages, kwargs)
         if not pending.known():
             if is_paid(self) and not _paying.get():
-                await run.ledger.meter.room(pending.stopped)
+                await pending.room()
             with pending:
                 async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
                     with attempt, _no_other_retries():
@@ -232,16 +246,7 @@ class _Asking:
 
 def _in_run(lm: Any) -> Any:
     run = current_run()
-    if run is None or not isinstance(lm, dspy.BaseLM) or isinstance(lm, _Durable):
-        return lm
-    key, settings = (id(lm), run.round), [lm.model, dict(lm.kwargs)]
-    with _strangers_lock:
-        known = _strangers.get(key)
-        if known is None or known[0] is not lm or known[1] != settings:
-            known = _strangers[key] = (lm, settings, durable(in_round(lm, run.round)))
-            if len(_strangers) > _MOST_STRANGERS:
-                del _strangers[next(iter(_strangers))]
-        return known[2]
+    return lm if run is None else run.durable(lm)
 
 
 _MOST_STRANGERS = 64
@@ -299,7 +304,21 @@ class _Pending:
         _last_entry.set(entry)
 
     def stopped(self) -> bool:
+        """Whether the run is being left.
+
+        Raises:
+            BudgetError: Its time is over.
+        """
+        self.run.ledger.meter.check_time()
         return self.run.ledger.stopped
+
+    async def room(self) -> None:
+        """Wait in an event loop while only the calls under way leave no room in the budget."""
+        try:
+            await self.run.ledger.meter.room(self.stopped)
+        except BudgetError as error:
+            self.run.refusal = error
+            raise
 
     def known(self) -> bool:
         answer = self.run.ledger.recall(self.key)
@@ -333,7 +352,7 @@ class _Pending:
             self.run.unanswered(self.call.request, self.call.nth)
             if self.paid:
                 ledger.meter.release()
-            if ledger.stopped and isinstance(error, DspycError):
+            if isinstance(error, BudgetError) or (ledger.stopped and isinstance(error, DspycError)):
                 self.run.refusal = error
             return
         entry = _last_entry.get() or {}
@@ -349,7 +368,7 @@ class _Pending:
         elif self.paid:
             ledger.meter.settle(tokens, cost or 0.0)
         # One JSON round trip now: a replay returns exactly what the first sitting returned.
-        answer = Answer(json.dumps(self.replies, default=str), facts)
+        answer = Answer(replies_text(self.replies), facts)
         paid = self.paid and not cached
         self._take(ledger.record_call(self.key, self.lm.model, self.bodies, answer, paid=paid, tokens=tokens))
 
@@ -358,7 +377,7 @@ class _Pending:
         return self.call.replies
 
     def _take(self, answer: Answer) -> None:
-        self.call.replies = json.loads(answer.replies)
+        self.call.replies = replies_of(answer.replies)
         facts = answer.facts
         self.call.usage, self.call.cost, self.call.seconds = facts["usage"], facts["cost"], facts["seconds"]
 

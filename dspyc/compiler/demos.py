@@ -22,7 +22,7 @@ def demos_of(run: Trace) -> dict[str, dspy.Example]:
     Of several calls it is the last or, as likely, one of those before it, drawn by their content as DSPy draws.
     """
     places: dict[str, list[int]] = {}
-    for at, (name, _) in enumerate(run.taken.given):
+    for at, (name, _, _) in enumerate(run.taken.given):
         if name is not None:
             places.setdefault(name, []).append(at)
     return {name: _shown(run, calls) for name, calls in places.items()}
@@ -93,7 +93,8 @@ def _shown(run: Trace, calls: list[int]) -> dspy.Example:
     if len(calls) > 1:
         rng = random.Random(_content([_demo(run.taken[at][1], run.taken[at][2]) for at in calls]))
         at = rng.choice(calls[:-1]) if rng.random() < 0.5 else calls[-1]
-    return _demo(run.taken.given[at][1], run.taken[at][2])
+    _, inputs, outputs = run.taken.given[at]
+    return _demo(inputs, outputs)
 
 
 def _demo(inputs: Mapping[str, Any], outputs: Any) -> dspy.Example:

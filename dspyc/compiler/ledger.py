@@ -176,13 +176,14 @@ class Ledger:
         """Refuse to go on where the next reply could not be kept.
 
         Raises:
-            LedgerError: The disk is nearly full, or an earlier write failed.
+            LedgerError: The disk is nearly full or cannot be seen, or an earlier write failed.
         """
         if self.failure:
             raise self.failure
         if time.monotonic() - self._room_seen < _ROOM_LASTS:
             return
-        free = shutil.disk_usage(self.run_dir).free
+        with self._guard("find room for"):
+            free = shutil.disk_usage(self.run_dir).free
         if free < _ROOM_BYTES:
             raise self._fail(
                 f"The disk of run folder {self.run_dir} has {free / 2**20:.1f} MB left and a call needs room for its reply.",

@@ -16,7 +16,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Literal
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 from ..errors import BudgetError
 
@@ -24,6 +26,7 @@ Failure = Literal["busy", "timeout", "passing"]
 # Patience with a provider that says 429: attempts of one request, with waits that double. Errors of its own have `retries`.
 _BUSY_ATTEMPTS = 10
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 60.0  # seconds
+_LONGEST_ASKED = 600.0  # seconds that a provider may ask to wait
 _LOOK = 0.1  # seconds between looks at whether the run was stopped
 _POLL = 0.01  # seconds between an async request's looks at whether it is its turn
 
@@ -45,7 +48,7 @@ class Limiter:
         """Each next attempt, in its turn, at the end of the queue, and after its wait.
 
         Raises:
-            BudgetError: The run was stopped meanwhile.
+            BudgetError: The run was stopped meanwhile, or what else `stopped` raises in place of an answer.
         """
         request = _Request(retries)
         while not request.over:
@@ -57,7 +60,9 @@ class Limiter:
         """`attempts` for coroutines: it waits without holding up the event loop."""
         request = _Request(retries)
         while not request.over:
-            await asyncio.sleep(max(0.0, request.not_before - time.monotonic()))
+            while (remaining := request.not_before - time.monotonic()) > 0:
+                _check(stopped)
+                await asyncio.sleep(min(remaining, _LOOK))
             await self._aenter(stopped)
             yield Attempt(self, request)
 
@@ -122,8 +127,7 @@ class Limiter:
 
     def _admits(self, ticket: object, stopped: Callable[[], bool]) -> bool:
         """Whether it is the turn of this ticket, which then leaves the queue. The lock is held."""
-        if stopped():
-            raise stop_error()
+        _check(stopped)
         if self._queue[0] is not ticket or self.under_way + 1 > self.capacity or time.monotonic() < self._not_before:
             return False
         self._queue.popleft()
@@ -138,8 +142,7 @@ class Limiter:
 
     def _sleep_until(self, moment: float, stopped: Callable[[], bool]) -> None:
         while (remaining := moment - time.monotonic()) > 0:
-            if stopped():
-                raise stop_error()
+            _check(stopped)
             time.sleep(min(remaining, _LOOK))
 
 
@@ -214,11 +217,26 @@ def retry_after_of(error: BaseException) -> float | None:
         given = headers.get("retry-after") if hasattr(headers, "get") else None
     if given is None and error.__cause__ is not None:
         return retry_after_of(error.__cause__)
+    seconds = _seconds_of(given)
+    return min(seconds, _LONGEST_ASKED) if seconds is not None and seconds >= 0 else None
+
+
+def _seconds_of(given: Any) -> float | None:
+    """A `Retry-After` in seconds: HTTP allows a number and a date, of which the past asks for no wait."""
     try:
-        seconds = float(given)  # type: ignore[arg-type]
+        return float(given)
     except (TypeError, ValueError):
+        pass
+    try:
+        at = parsedate_to_datetime(given)
+    except (TypeError, ValueError, AttributeError):
         return None
-    return min(seconds, 600.0) if seconds >= 0 else None
+    return max(0.0, at.replace(tzinfo=at.tzinfo or timezone.utc).timestamp() - time.time())
+
+
+def _check(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise stop_error()
 
 
 def stop_error() -> BudgetError:

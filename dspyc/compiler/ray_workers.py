@@ -8,7 +8,6 @@ need not be sent, and the ledger, the budget and the limiters see every call the
 takes no CPU of the cluster's for itself. It gets a language model once, in memory; nothing of it is written anywhere.
 """
 
-import json
 import logging
 import pickle
 import threading
@@ -25,6 +24,7 @@ from ..errors import ConfigError, TransientError, needing, redact
 from .calls import Workers, asked, durable, plain, was_cached
 from .ledger import Ledger
 from .limiter import retry_after_of
+from .replies import replies_of, replies_text
 
 Executor = Literal["threads", "ray"]
 _MOST_CAUSES = 4  # of an error, the nearest first
@@ -92,7 +92,7 @@ class RayWorkers:
         if isinstance(told, list):
             raise _rebuilt(told)
         replies, facts = told
-        return json.loads(replies), facts
+        return replies_of(replies), facts
 
     def close(self) -> None:
         with self._lock:
@@ -158,7 +158,7 @@ class _Worker:
         except Exception as error:
             return _faults(error)
         facts = {"usage": entry.get("usage"), "cost": entry.get("cost"), "cached": was_cached(entry)}
-        return json.dumps(replies, default=str), facts
+        return replies_text(replies), facts
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """One run of a program on one example, step by step.
 
 A step is known by its predictor's name, never by its place: a program may call a predictor in a loop, in a branch, in
-threads or not at all. Steps come from the predictors' own calls; the language-model calls in a step from `compiler.calls`.
+threads or not at all, or call copies of it and keep the answer of one. Steps come from the predictors' own calls; the
+language-model calls in a step from `compiler.calls`.
 """
 
 import copy
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,20 +22,22 @@ from ..errors import redact
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
-from ..signatures.mixins import Mixin, mix
+from ..signatures.mixins import RecordedMixin, mix
 from .calls import Call, Run, Workers, call_key
 from .ledger import Ledger
 
 
 @dataclass
 class Step:
-    """One predictor call. `outputs` is None where it failed; `calls` has one entry for each language-model call."""
+    """One predictor call. `outputs` is None where it failed, or where the program refused it: an attempt of a copy
+    (`of_copy`), as dspy.BestOfN makes them, that it did not keep. `calls` has one entry for each language-model call."""
 
     predictor: str
     inputs: dict[str, Any]
     outputs: dict[str, Any] | None = None
     calls: list[Call] = field(default_factory=list)
     error: str | None = None
+    of_copy: bool = False
 
 
 @dataclass
@@ -95,22 +99,53 @@ def recorded(ledger: Ledger, role: str) -> dict[str, Trace]:
     return runs
 
 
+class Names:
+    """The names of a program's predictors, and of the copies that it makes of them as it runs, as dspy.BestOfN does.
+
+    A predictor is known by its `id`. A copy has DSPy's `stage`, a random text, of the one that it was made from; it has that
+    one's name where no other predictor of the program has this `stage` and its signature was not changed.
+    """
+
+    def __init__(self, named: Mapping[str, dspy.Predict] | None = None) -> None:
+        named = named or {}
+        stages = Counter(predictor.stage for predictor in named.values())
+        self._own = {id(predictor): name for name, predictor in named.items()}
+        self._by_stage = {p.stage: (name, p) for name, p in named.items() if stages[p.stage] == 1}
+
+    def own(self, predictor: Any) -> str | None:
+        """The name of the program's own predictor; None of any other."""
+        return self._own.get(id(predictor))
+
+    def of_copy(self, predictor: Any) -> str | None:
+        """The name of the predictor that the program copied in the run; None where it is no such copy."""
+        if not isinstance(predictor, _Observed) or predictor.stage not in self._by_stage:
+            return None
+        name, original = self._by_stage[predictor.stage]
+        return name if predictor is not original and predictor.signature is original.signature else None
+
+
 class Taken(list[tuple[Any, dict[str, Any], Any]]):
     """DSPy's trace of a run: (predictor, inputs, outputs) of each call that succeeded.
 
-    `given` has each call's predictor by name, None where the program made it in the run, and the inputs as they were; those
-    in the list itself are the program's own objects, which it may have changed since. `names` are by `id`.
+    `given` has each call's predictor by name, None where the program made it in the run, and the inputs and outputs as they
+    were; those in the list itself are the program's own objects, which it may have changed since.
     """
 
-    def __init__(self, names: Mapping[int, str] | None = None) -> None:
+    def __init__(self, names: Names | None = None) -> None:
         super().__init__()
-        self.given: list[tuple[str | None, dict[str, Any]]] = []
-        self._names = names or {}
+        self.given: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = []
+        self._names = names or Names()
         self._lock = threading.Lock()
 
     def append(self, call: tuple[Any, dict[str, Any], Any]) -> None:
+        predictor, inputs, outputs = call
+        name = self._names.own(predictor)
+        if name is None and (name := self._names.of_copy(predictor)) is not None:
+            # What whoever copied it put in besides, such as the hint of dspy.Refine, is not asked of the predictor itself.
+            inputs = {field: value for field, value in inputs.items() if field in predictor.signature.input_fields}
+        given = (name, _snapshot(inputs), _said(outputs) if isinstance(outputs, dspy.Prediction) else {})
         with self._lock:
-            self.given.append((self._names.get(id(call[0])), _snapshot(call[1])))
+            self.given.append(given)
             super().append(call)
 
     def extend(self, calls: Iterable[tuple[Any, dict[str, Any], Any]]) -> None:
@@ -134,11 +169,11 @@ class Subject:
     adapter: dspy.Adapter | None = None
     traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
     round: int = 0  # of the bootstrap; LMs that come up in the program give other replies in each
-    names: Mapping[int, str] = field(init=False, repr=False, compare=False)  # of its predictors, by id
+    names: Names = field(init=False, repr=False, compare=False)  # of its predictors
 
     def __post_init__(self) -> None:
         found = predictors(self.program)
-        object.__setattr__(self, "names", {id(predictor): name for name, predictor in found.items()})
+        object.__setattr__(self, "names", Names(found))
         for predictor in found.values():
             mix(predictor, _Observed)
 
@@ -174,7 +209,7 @@ def run_example(
         settings["adapter"] = subject.adapter
     started = time.monotonic()
     with dspy.context(**settings):
-        _run_and_score(subject, example, trace, metric, run)
+        _run_and_score(subject, example, recorder, metric, run)
     trace.seconds = time.monotonic() - started
     if stop := ledger.failure or run.refusal:
         raise stop
@@ -182,12 +217,17 @@ def run_example(
     return trace
 
 
-def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric: Metric | None, run: Run) -> None:
+def _run_and_score(
+    subject: Subject, example: dspy.Example, recorder: "_Recorder", metric: Metric | None, run: Run
+) -> None:
+    trace = recorder.trace
     try:
         trace.prediction = subject.program(**example.inputs())
     except Exception as error:  # a bad example is an event, not the end
         trace.error, trace.blame = described(error), "program"
         return
+    finally:
+        recorder.drop_refused()
     if metric is None:
         return
     run.round = 0  # a judge is asked as ever
@@ -198,10 +238,11 @@ def _run_and_score(subject: Subject, example: dspy.Example, trace: Trace, metric
         trace.error, trace.blame = described(error), "metric"
 
 
-class _Observed(Mixin):
+class _Observed(RecordedMixin):
     """Tells the recorder of the run what the predictor does. DSPy's callbacks would too, at 0.1 ms a call."""
 
     signature: type[dspy.Signature]
+    stage: str  # DSPy's: a random text that copies keep
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         recorder = dspy.settings.get("dspyc_recorder")
@@ -209,7 +250,7 @@ class _Observed(Mixin):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         with recorder.step(self, kwargs) as step:
             outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            _finish(step, outputs)
+            recorder.finish(step, outputs)
         return outputs
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,25 +259,27 @@ class _Observed(Mixin):
             return await super().acall(*args, **kwargs)  # type: ignore[misc]
         with recorder.step(self, kwargs) as step:
             outputs = await super().acall(*args, **kwargs)  # type: ignore[misc]
-            _finish(step, outputs)
+            recorder.finish(step, outputs)
         return outputs
 
 
 class _Recorder:
-    """Collects the steps of one run; `names` are those of its predictors, by id."""
+    """Collects the steps of one run; `names` are those of its predictors."""
 
-    def __init__(self, trace: Trace, names: Mapping[int, str]) -> None:
+    def __init__(self, trace: Trace, names: Names) -> None:
         self.trace, self._names = trace, names
+        self._of_copies: list[tuple[Step, dspy.Prediction]] = []
 
     @contextmanager
     def step(self, predictor: _Observed, given: dict[str, Any]) -> Iterator[Step | None]:
         """A call of a predictor while it goes on; None where the program made the predictor in the run."""
-        name = self._names.get(id(predictor))
+        own = self._names.own(predictor)
+        name = own if own is not None else self._names.of_copy(predictor)
         if name is None:
             yield None
             return
         fields = given.get("signature", predictor.signature).input_fields
-        step = Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields})
+        step = Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields}, of_copy=own is None)
         self.trace.steps.append(step)
         token = _current_step.set(step)
         try:
@@ -247,15 +290,28 @@ class _Recorder:
         finally:
             _current_step.reset(token)
 
+    def finish(self, step: Step | None, outputs: Any) -> None:
+        if step is not None and isinstance(outputs, dspy.Prediction):
+            step.outputs = _said(outputs)
+            if step.of_copy:
+                self._of_copies.append((step, outputs))
+
+    def drop_refused(self) -> None:
+        """Take the outputs of copies' steps that the program did not put in DSPy's trace: it kept another attempt."""
+        kept = {id(outputs) for _, _, outputs in self.trace.taken}
+        for step, outputs in self._of_copies:
+            if id(outputs) not in kept:
+                step.outputs, step.error = None, "The program kept another attempt."
+
     def on_call(self, call: Call) -> None:
         step = _current_step.get()
         if step is not None:  # a call outside any predictor, as a judge's in a metric, belongs to no step
             step.calls.append(call)
 
 
-def _finish(step: Step | None, outputs: Any) -> None:
-    if step is not None and isinstance(outputs, dspy.Prediction):
-        step.outputs = dict(outputs.items())
+def _said(outputs: Any) -> dict[str, Any]:
+    """What a prediction holds, as it is now."""
+    return {name: _snapshot(value) for name, value in outputs.items()}
 
 
 _current_step: ContextVar[Step | None] = ContextVar("dspyc_current_step", default=None)

@@ -39,7 +39,7 @@ from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
-from ..signatures import check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
+from ..signatures import adapt, adapter_of, check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
 from ..signatures.checks import check_answers
 from .checks import (
     check_count,
@@ -331,6 +331,9 @@ def choose_teacher(
     """
     with dspy.context(**teacher_settings):
         chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
+        if "adapter" in teacher_settings:
+            for predictor in predictors(chosen[0].program).values():
+                adapt(predictor, adapter_of(predictor))
     check_equivalent(student, chosen[0].program)
     check_answers(student)
     if student._compiled:

@@ -176,7 +176,7 @@ class BootstrapFinetune(Teleprompter):
                 dataset = sitting.rows(train, teachers, targets)
             else:
                 dataset = sitting.rows_of(recorded, train, held_out, targets)
-            check_rows(units, dataset)
+            check_rows(units, dataset, ledger)
             before, taught = sitting.judge_first(student, teachers, held_out)
             trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)

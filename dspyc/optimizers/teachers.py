@@ -7,13 +7,17 @@ from typing import Any
 import dspy
 
 from ..errors import ProgramError
-from ..signatures import adapt, adapter_of, copy_program, predictors, program_fingerprint
+from ..signatures import adapt, copy_program, predictors, program_fingerprint
 from ..signatures.adapted import AdaptedMixin
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A program whose every predictor has an LM, its own or DSPy's. `identity` tells its runs from others' in the ledger."""
+    """A program whose every predictor has an LM, its own or DSPy's. `identity` tells its runs from others' in the ledger.
+
+    DSPy's adapter counts in `identity` for predictors that carry none. It is not written into them: their program's `forward`
+    may set another, as dspy.Refine does.
+    """
 
     program: dspy.Module
     identity: str
@@ -60,5 +64,4 @@ def _finish(program: dspy.Module, lm: dspy.BaseLM | None) -> Teacher:
                 f"The teacher's predictor `{name}` has no language model.",
                 hint="Call teacher.set_lm(lm), or pass `teacher_lm` to the optimizer.",
             )
-        adapt(predictor, adapter_of(predictor))  # pinned, so that a changed global adapter cannot change a resumed run
     return Teacher(program, program_fingerprint(program))

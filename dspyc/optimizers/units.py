@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REACH = "Add examples that reach them, or freeze them by setting `_compiled = True` on their module."
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -100,13 +102,22 @@ def check_task_names(unit: Unit) -> None:
             )
 
 
-def check_rows(units: Sequence[Unit], dataset: Dataset) -> None:
-    """Raises DataError where a unit has no rows to be trained on."""
+def check_rows(units: Sequence[Unit], dataset: Dataset, ledger: Ledger) -> None:
+    """Name the predictors without rows in a warning and an event of the ledger, where their unit has some.
+
+    Raises:
+        DataError: A unit has none to be trained on.
+    """
     for unit in units:
-        if not any(dataset.train.get(name) for name in unit.names):
-            raise DataError(
-                f"Predictor(s) {unit.names} have no rows: no good run called them.",
-                hint="Add examples that reach them, or freeze them by setting `_compiled = True` on their module.",
+        without = [name for name in unit.names if not dataset.train.get(name)]
+        if len(without) == len(unit.names):
+            raise DataError(f"Predictor(s) {without} have no rows: no good run called them.", hint=_REACH)
+        if without:
+            ledger.event("no rows", predictors=without)
+            taught = [name for name in unit.names if name not in without]
+            logger.warning(
+                "Predictor(s) %s have no rows: no good run called them. They will run on weights that learned %s only. %s",
+                *(without, taught, _REACH),
             )
 
 

@@ -21,10 +21,10 @@ from dspy.adapters.types.base_type import Type
 from ..errors import ConfigError
 from .fingerprints import adapter_fingerprint, is_secret
 from .importing import imported
-from .mixins import Mixin, mix, mixed
+from .mixins import RecordedMixin, mix, mixed
 
 
-class AdaptedMixin(Mixin):
+class AdaptedMixin(RecordedMixin):
     """`adapter` is in force in this predictor's calls."""
 
     adapter: dspy.Adapter

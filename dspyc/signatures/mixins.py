@@ -22,6 +22,15 @@ class Mixin:
         return _blank, (written_class(type(self)), _mixins(type(self))), self.__getstate__()
 
 
+class RecordedMixin(Mixin):
+    """In a run of a compile, the language model of each call is asked through the run's ledger, wherever it comes from."""
+
+    def _forward_preprocess(self, **kwargs: Any) -> Any:
+        lm, *others = super()._forward_preprocess(**kwargs)  # type: ignore[misc]
+        run = dspy.settings.get("dspyc_run")  # compiler.calls.Run
+        return (lm if run is None else run.durable(lm), *others)
+
+
 def mix(module: dspy.Module, mixin: type[Mixin]) -> None:
     """Put `mixin` before the module's class, unless it is there."""
     if not isinstance(module, mixin):

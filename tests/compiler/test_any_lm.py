@@ -10,6 +10,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
+from dspyc.signatures import adapt
 from tests.optimizers.simulated import questions, right, simulated_lm
 
 
@@ -174,3 +175,79 @@ def test_callbacks_hear_of_each_format_and_parse_once(tmp_path: Path) -> None:
         subject = observe(dspy.Predict("question -> answer"), "teacher", identity="the same")
         bootstrap(subject, questions(0, 1), metric=right, ledger=ledger, show_progress=False)
     assert sorted(heard) == ["format", "parse"]
+
+
+def says_right(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+    return bool(prediction.answer == "right")
+
+
+class InJson(dspy.Module):
+    """Sets an adapter in `forward`, and an LM that no predictor holds."""
+
+    def __init__(self, lm: dspy.BaseLM) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.choose = lambda: lm
+
+    def forward(self, question: str) -> Any:
+        with dspy.context(lm=self.choose(), adapter=dspy.JSONAdapter()):
+            return self.answer(question=question)
+
+
+def in_json() -> dspyc.ScriptedLM:
+    return dspyc.ScriptedLM(lambda inputs: '{"answer": "right"}', model="scripted/json")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_calls_under_an_adapter_of_forward_s_own_are_recorded_and_counted(copied: bool, tmp_path: Path) -> None:
+    lm = in_json()
+    program: dspy.Module = InJson(lm)
+    if copied:  # dspy.BestOfN gives its copies the LM that it finds
+        program = dspy.BestOfN(program, N=1, reward_fn=lambda arguments, prediction: 1.0, threshold=1.0)
+        program.set_lm(lm)
+    with dspy.context(lm=dspyc.ScriptedLM(lambda inputs: {"answer": "wrong"})):
+        for _ in range(2):
+            with Ledger(tmp_path, budget=dspyc.Budget(calls=3)) as ledger:
+                subject = observe(program, "teacher", identity="the same")
+                traces = bootstrap(
+                    subject, questions(0, 4), metric=says_right, ledger=ledger, num_threads=1, show_progress=False
+                )
+                assert ledger.calls() == {"teacher": 3}
+                assert (len(traces), ledger.meter.spent.calls) == (3, 3)
+            assert lm.engine.calls == 3
+
+
+def test_a_judge_that_carries_its_adapter_is_recorded_and_counted(tmp_path: Path) -> None:
+    lm, judge = in_json(), dspy.Predict("question -> answer")
+    judge.lm = lm
+    adapt(judge, dspy.JSONAdapter())
+
+    def judged(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+        return bool(judge(question=example.question).answer == prediction.answer)
+
+    program = dspy.Predict("question -> answer")
+    program.set_lm(dspyc.ScriptedLM(lambda inputs: {"answer": "right"}))
+    for _ in range(2):
+        with Ledger(tmp_path, budget=dspyc.Budget(calls=6)) as ledger:
+            subject = observe(program, "teacher", identity="the same")
+            traces = bootstrap(
+                subject, questions(0, 4), metric=judged, ledger=ledger, num_threads=1, show_progress=False
+            )
+            assert ledger.calls() == {"teacher": 6}
+            assert [trace.score for trace in traces] == [1.0] * 3
+        assert lm.engine.calls == 3
+    assert judge.lm is lm
+
+
+def test_the_lm_of_an_adapter_that_a_predictor_carries_is_recorded(tmp_path: Path) -> None:
+    student = dspyc.ScriptedLM(lambda inputs: {"text": "in words"})
+    extractor = dspyc.ScriptedLM(lambda inputs: {"answer": "right"}, model="scripted/extractor")
+    program = dspy.Predict("question -> answer")
+    program.set_lm(student)
+    adapt(program, dspy.TwoStepAdapter(extractor))
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            subject = observe(program, "teacher", identity="the same")
+            traces = bootstrap(subject, questions(0, 4), metric=says_right, ledger=ledger, show_progress=False)
+        assert [trace.score for trace in traces] == [1.0] * 4
+        assert (student.engine.calls, extractor.engine.calls) == (4, 4)

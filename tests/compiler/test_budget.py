@@ -9,6 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.utils import exceptions as dspy_errors
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
@@ -206,6 +207,53 @@ def test_time_stops_models_on_this_machine_too(tmp_path: Path) -> None:
     assert "2 seconds" in report.stopped
     assert 0 < len(asked) <= 12
     assert report.spent["calls"] == 0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_time_stops_retries_and_requests_that_wait_for_their_turn(tmp_path: Path, asynchronous: bool) -> None:
+    asked: list[str] = []
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any]:
+        asked.append(inputs["question"])
+        if len(asked) > 1:
+            raise dspy_errors.LMRateLimitError("busy", retry_after=300)
+        return {"answer": "yes"}
+
+    class Asks(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return asyncio.run(self.answer.acall(question=question)) if asynchronous else self.answer(question=question)
+
+    program = Asks()
+    program.set_lm(dspyc.ScriptedLM(answer, model=f"scripted/{tmp_path.name}"))
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(6)]
+    started = time.monotonic()
+    for within in (False, True):  # a limit of its own, and that of a sequence around it
+        with contextlib.ExitStack() as stack:
+            if within:
+                stack.enter_context(counted_by(Meter(Budget(seconds=1), Spent())))
+            ledger = stack.enter_context(Ledger(tmp_path, budget=None if within else Budget(seconds=1)))
+            subject = observe(program, "teacher", identity="x")
+            traces = bootstrap(subject, examples, metric=None, ledger=ledger, num_threads=3 if within else 1)
+            assert [trace.error for trace in traces] == [None]  # who was refused is no bad example
+            assert ledger.meter.exhausted == "1 seconds"
+    assert 2 <= time.monotonic() - started < 30
+    assert asked == ["0", "1"]
+
+
+def test_time_stops_a_call_that_waits_for_room(tmp_path: Path) -> None:
+    """The last of `calls` is under way, and asks longer than there is time."""
+    lm = dspyc.ScriptedLM(lambda inputs: time.sleep(3) or {"answer": "yes"}, model=f"scripted/{tmp_path.name}")
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(2)]
+    with Ledger(tmp_path, budget=Budget(calls=1, seconds=1)) as ledger:
+        subject = observe(program, "teacher", identity="x")
+        traces = bootstrap(subject, examples, metric=None, ledger=ledger, num_threads=2)
+    assert (len(traces), ledger.meter.exhausted) == (1, "1 seconds")
 
 
 def test_the_time_of_a_sequence_stops_its_steps() -> None:

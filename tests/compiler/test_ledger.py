@@ -1,13 +1,14 @@
 """The ledger: durable, for one process at a time, and clear about what stops it."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,14 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
     with pytest.raises(LedgerError, match=r"/proc/dspyc-run") as caught:
         Ledger(Path("/proc/dspyc-run"))
     assert "run_dir" in caught.value.hint
+
+
+def test_a_folder_that_is_gone_is_named_before_the_next_call(tmp_path: Path) -> None:
+    with suppress(LedgerError), Ledger(tmp_path / "run") as ledger:
+        shutil.rmtree(tmp_path / "run")
+        for _ in range(2):  # a program may swallow the first
+            with pytest.raises(LedgerError, match=r"find room for the ledger in run folder .*No such file"):
+                ledger.check_room()
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import dspy
+import httpx
 import openai
 import pytest
 from dspy.utils import exceptions as dspy_errors
@@ -317,3 +319,20 @@ def test_an_engines_own_error_is_seen_through_dspys() -> None:
     error.__cause__ = RateLimitError("busy")
     assert failure_of(error) == "busy"
     assert retry_after_of(error) is None
+
+
+def refused(retry_after: str) -> openai.RateLimitError:
+    request = httpx.Request("POST", "http://localhost")
+    response = httpx.Response(429, headers={"Retry-After": retry_after}, request=request)
+    return openai.RateLimitError("busy", response=response, body=None)
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    """As clients of others raise it: HTTP allows both."""
+    later, earlier = (formatdate(time.time() + seconds, usegmt=True) for seconds in (90, -90))
+    assert retry_after_of(refused("7")) == 7
+    assert retry_after_of(refused(later)) == pytest.approx(90, abs=5)
+    assert retry_after_of(refused(earlier)) == 0
+    assert retry_after_of(refused(formatdate(time.time() + 10**6, usegmt=True))) == 600
+    for unread in ("soon", "", "-3", "nan"):
+        assert retry_after_of(refused(unread)) is None

@@ -23,6 +23,7 @@ import dspyc
 from dspyc.compiler.records import read_run
 from dspyc.errors import ConfigError
 from dspyc.providers.local import LocalProvider
+from tests.compiler import test_native_replies as native
 from tests.models.openai_server import ManyAtOnce
 from tests.optimizers.simulated import share
 
@@ -283,6 +284,10 @@ def test_what_workers_cannot_read_is_named(cluster: str, tmp_path: Path, monkeyp
     student.set_lm(dspy.LM("held/here", engine=here.Engine(), cache=False))
     with pytest.raises(ConfigError, match=r"cannot read 'held/here': ModuleNotFoundError: .*only_here"):
         search(tmp_path, "ray").compile(student, trainset=examples(4), valset=examples(4))
+
+
+def test_tool_calls_and_logprobs_come_from_a_worker_whole(cluster: str, tmp_path: Path) -> None:
+    native.check(native.run(tmp_path, native.OpenAIsObjects("own/m", logprobs=True), "ray"))
 
 
 def test_a_model_on_this_machine_is_asked_here(cluster: str, tmp_path: Path) -> None:
