@@ -14,6 +14,8 @@ ORDER = (
     "errors",
     "locks",
     "files",
+    "watchdog",
+    "child_process",
     "progress",
     "signatures",
     "models",

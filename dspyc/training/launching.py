@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..child_process import ChildProcess
 from ..errors import ConfigError, TrainingError
 from ..files import write_bytes
-from ..models.servers.process import ServerProcess
 from ..progress import bar
 from .config import TrainingConfig
 from .events import parse_events
@@ -48,7 +48,7 @@ def train_in_processes(
         TrainingError: They ended otherwise; the message has their last words.
     """
     data = _kept(rows, validation, folder)
-    child = ServerProcess(_command(count, model, data, config, folder, device, resume_from), os.environ, _GRACE)
+    child = ChildProcess(_command(count, model, data, config, folder, device, resume_from), os.environ, _GRACE)
     try:
         _watch(child, count, config, folder, show_progress)
     except KeyboardInterrupt:
@@ -104,7 +104,7 @@ def _command(
     return command + [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 
-def _watch(child: ServerProcess, count: int, config: TrainingConfig, folder: Path, show_progress: bool) -> None:
+def _watch(child: ChildProcess, count: int, config: TrainingConfig, folder: Path, show_progress: bool) -> None:
     """Until the run is over, the percent of it that is done as a bar."""
     seen = 0
     with bar(f"Training in {count} processes, %", total=100, show=show_progress) as advance:

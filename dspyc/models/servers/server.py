@@ -22,10 +22,10 @@ from typing import Any
 
 import httpx
 
+from ...child_process import ChildProcess
 from ...errors import DspycError, ModelError
 from ...progress import bar
 from .commands import LOOPBACK, Adapter, Launch, ServerKind, command, environment, highest_rank
-from .process import ServerProcess
 
 _POLL = 0.1  # seconds between two questions for health
 _PORT_TRIES = 3
@@ -70,7 +70,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self._process: ServerProcess | None = None
+        self._process: ChildProcess | None = None
         self._endpoint: Endpoint | None = None
         self._adapters: dict[str, Adapter] = {}
         self._rank = 0  # the highest that the running server has room for; 0 without adapters
@@ -176,7 +176,7 @@ class Server:
             self._draining = True
             self._changed.wait_for(lambda: self._running == 0, timeout=self.settings.request_timeout)
 
-    def _count_death(self, process: ServerProcess) -> None:
+    def _count_death(self, process: ChildProcess) -> None:
         now = time.monotonic()
         if self._endpoint is not None:
             self._deaths.append(now)
@@ -192,7 +192,7 @@ class Server:
         for attempt in range(1, _PORT_TRIES + 1):
             launch = self._launch(adapters)
             kind = self.settings.kind
-            process = ServerProcess(command(kind, self.settings.program, launch), environment(kind, launch, os.environ))
+            process = ChildProcess(command(kind, self.settings.program, launch), environment(kind, launch, os.environ))
             self._process = process
             try:
                 listed = self._await_health(process, launch.port)
@@ -212,7 +212,7 @@ class Server:
         s = self.settings
         return Launch(s.path, s.name, _free_port(), s.device, s.dtype, adapters, s.args, s.hermes_tools)
 
-    def _await_health(self, process: ServerProcess, port: int) -> list[dict[str, Any]]:
+    def _await_health(self, process: ChildProcess, port: int) -> list[dict[str, Any]]:
         """The models that the server lists once it is healthy."""
         limit = self.settings.start_timeout
         began = shown = time.monotonic()
@@ -243,7 +243,7 @@ class Server:
             return None
         return found if any(entry.get("id") == self.settings.name for entry in found) else None
 
-    def _start_failure(self, process: ServerProcess, what: str) -> ModelError:
+    def _start_failure(self, process: ChildProcess, what: str) -> ModelError:
         words = process.tail() or "(nothing)"
         process.stop()
         return ModelError(

@@ -11,23 +11,23 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from dspyc.models.servers.process import ServerProcess
+from dspyc.child_process import ChildProcess
 
 WAIT = "print('up', flush=True); import time; time.sleep(300)"
 WORKERS = f"import subprocess; [subprocess.Popen(['sleep', '300']) for _ in range(2)]; {WAIT}"
 STUBBORN = f"import signal; signal.signal(15, signal.SIG_IGN); {WAIT}"
 PARENT = """
 import os, sys, time
-from dspyc.models.servers.process import ServerProcess
-process = ServerProcess([sys.executable, "-c", {code!r}], os.environ)
+from dspyc.child_process import ChildProcess
+process = ChildProcess([sys.executable, "-c", {code!r}], os.environ)
 while "up" not in process.tail(): time.sleep(0.01)
 print(process.pid, flush=True)
 time.sleep(300)
 """
 
 
-def run(code: str, grace: float = 10.0) -> ServerProcess:
-    process = ServerProcess([sys.executable, "-S", "-c", code], os.environ, grace=grace)
+def run(code: str, grace: float = 10.0) -> ChildProcess:
+    process = ChildProcess([sys.executable, "-S", "-c", code], os.environ, grace=grace)
     wait_until(lambda: "up" in process.tail() or not process.alive)
     return process
 
@@ -96,19 +96,19 @@ def test_the_tail_has_the_last_words_and_no_secret(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SOME_API_KEY", "canary-of-the-mine")
     process = run("import sys; print('\\n' * 3, 'x' * 5000, flush=True); sys.exit('key canary-of-the-mine is bad')")
     assert process.ended_within(5)
-    assert process.tail(2) == "key [secret] is bad\ndspyc: the server ended with exit status 1"
+    assert process.tail(2) == "key [secret] is bad\ndspyc: it ended with exit status 1"
     process.stop()
 
 
 def test_a_progress_bar_is_one_line() -> None:
     process = run("import sys; sys.stderr.write('loading 1/2\\rloading 2/2\\n'); sys.exit(0)")
     assert process.ended_within(5)
-    assert process.tail() == "loading 2/2\ndspyc: the server ended with exit status 0"
+    assert process.tail() == "loading 2/2\ndspyc: it ended with exit status 0"
     process.stop()
 
 
 def test_a_program_that_cannot_be_started() -> None:
-    process = ServerProcess(["/nowhere/at/all"], os.environ)
+    process = ChildProcess(["/nowhere/at/all"], os.environ)
     assert process.ended_within(5)
     assert "/nowhere/at/all cannot be started: No such file or directory" in process.tail()
     process.stop()

@@ -1,4 +1,4 @@
-"""One server as a child process: started in a process group of its own, watched, and ended with everything it started."""
+"""A command as a child process: started in a process group of its own, watched, and ended with everything it started."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...errors import ConfigError, redact
+from .errors import ConfigError, redact
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _MARGIN = 5.0  # seconds that the watchdog itself may take
@@ -19,7 +19,7 @@ _KEPT_LINES = 400
 _LINE_LENGTH = 2000  # characters of a line that are kept
 
 
-class ServerProcess:
+class ChildProcess:
     """A command in a process group of its own.
 
     A watchdog stands between this program and the command. It ends the group when `stop` is called, when this object is
@@ -37,8 +37,8 @@ class ServerProcess:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], grace: float = 10.0) -> None:
         if os.name != "posix":
             raise ConfigError(
-                "Servers are started on Linux and macOS only.",
-                hint="Start the server yourself and pass its address: server='http://127.0.0.1:8000'.",
+                f"Commands such as {Path(command[0]).name} are started on Linux and macOS only.",
+                hint="Train in one process; start a model server yourself and pass its address: server='http://127.0.0.1:8000'.",
             )
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._owner, self._grace = os.getpid(), grace
@@ -51,7 +51,7 @@ class ServerProcess:
             start_new_session=True,
         )
         self._reader = threading.Thread(
-            target=_keep, args=(self._process, self._lines), name="dspyc-server-log", daemon=True
+            target=_keep, args=(self._process, self._lines), name="dspyc-child-log", daemon=True
         )
         self._reader.start()
         self._finalizer = weakref.finalize(self, _let_go, self._process, self._owner)

@@ -1,4 +1,4 @@
-"""Runs a server, and ends it with its whole process group when the program that asked for it is gone.
+"""Runs a command, and ends it with its whole process group when the program that asked for it is gone.
 
     python watchdog.py GRACE COMMAND [ARGUMENT ...]     # GRACE: seconds from SIGTERM to SIGKILL
 
@@ -25,13 +25,13 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, lambda *_: ending.begin())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        server = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+        child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
     except OSError as error:
         _say(f"{arguments[1]} cannot be started: {error.strerror}")
         sys.exit(127)
     threading.Thread(target=_await_end_of_input, args=(ending,), daemon=True).start()
-    status = server.wait()
-    _say(f"the server ended with {_words(status)}")
+    status = child.wait()
+    _say(f"it ended with {_words(status)}")
     os.killpg(0, signal.SIGKILL)  # its workers, and this process with them
 
 
@@ -59,7 +59,7 @@ def _await_end_of_input(ending: _Ending) -> None:
 
 
 def _end_with_parent() -> None:
-    """Linux kills the server should this process be killed itself; elsewhere the program sweeps the group up."""
+    """Linux kills the command should this process be killed itself; elsewhere the program sweeps the group up."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
