@@ -230,7 +230,7 @@ def dtype_of(dtype: str = "auto", device: str = "auto") -> "torch.dtype":
 
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}.", hint=f"Use one of {', '.join(DTYPES)}.")
-    return usual_dtype(device_of(device)) if dtype == "auto" else getattr(torch, dtype)  # type: ignore[no-any-return]
+    return usual_dtype(device_of(device)) if dtype == "auto" else getattr(torch, dtype)
 
 
 def usual_dtype(device: "torch.device") -> "torch.dtype":

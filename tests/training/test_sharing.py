@@ -159,6 +159,38 @@ def test_the_first_rows_show_which_attention_is_exact(kind: str) -> None:
     assert learner.in_place == (kind not in OTHERS)
 
 
+class Eighths(torch.nn.Module):
+    """A frozen linear layer of 8-bit weights, multiplied in bfloat16, as bitsandbytes' layers are on a GPU."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max()) / 127
+        whole = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(torch.bfloat16) * self.scale
+        return (states.to(torch.bfloat16) @ weight.t()).to(states.dtype)
+
+
+def test_a_quantised_base_has_the_tolerance_of_what_it_is_multiplied_in() -> None:
+    model = small.model(hidden_size=256, intermediate_size=512, head_dim=128)
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, linear in list(part.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    setattr(part, name, Eighths(linear))
+    learner = Learner(model, [5, 6, 7])
+    samples = [rows()[:2]]
+    plain, shared = (
+        gradients(learner, planner(samples[0])) for planner in (Planner(1, share=False), Planner(BIG, worth=0))
+    )
+    norm = sum(float(g.square().sum()) for g in plain[1].values()) ** 0.5
+    off = sum(float((shared[1][name] - g).square().sum()) for name, g in plain[1].items()) ** 0.5
+    assert off > 1e-3 * norm  # more than float32 is allowed
+    assert why_not_shared(learner, rows(), Planner(BIG, worth=4)) is None
+
+
 @pytest.mark.parametrize("scores", [1 << 20, 500, 30])
 @pytest.mark.parametrize("shape", [(3, 4, 2, 7, 11), (3, 4, 4, 7, 0), (2, 6, 1, 5, 3)])
 def test_attention_in_parts_is_attention(shape: tuple[int, ...], scores: int) -> None:
