@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 
+from ..models.memory import is_out_of_memory
 from . import shards
 from .checkpoint import RandomState
 from .loss import Learner
@@ -74,9 +75,9 @@ def _why_not(learner: Learner, samples: list[list[Tree]], expected: list[Gradien
         ]
         if in_place:
             _gradients(learner.train(), samples[0])  # only here does a model ask for its dropout
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         shards.let_go(learner)
         return f"the model does not take a prompt computed before ({type(error).__name__}: {error})"
     finally:

@@ -174,7 +174,10 @@ class _Run:
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
                 return self._train(tokenizer, encoded, held_out, report, held_report)
-        except torch.OutOfMemoryError as error:  # of weights or the optimizer: rows are computed in smaller parts
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            # Of weights or the optimizer: rows are computed in smaller parts.
             raise TrainingError(
                 f"The device ran out of memory, and not for the rows that are computed together: {error}",
                 hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one.",
@@ -253,9 +256,9 @@ class _Run:
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
-        except torch.OutOfMemoryError:
-            if trainer.learner.divided:
-                raise  # the other processes wait for this one
+        except (RuntimeError, MemoryError) as error:
+            if trainer.learner.divided or not memory.is_out_of_memory(error):
+                raise  # other processes, where there are any, wait for this one
             trainer.learner.attend_in_place(False)
             why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):
@@ -270,7 +273,8 @@ class _Run:
         """Say what will be trained and what it will need, before the first step."""
         events = trainer.events
         if state is not None:
-            events.write(state.global_step, state.epoch, event="resumed")
+            with guarded("write events", self.folder):
+                events.write(state.global_step, state.epoch, event="resumed")
             return
         expected = trainer.forecast()
         facts: dict[str, Any] = {
@@ -280,7 +284,8 @@ class _Run:
             "shared_prefix": why is None,
             "why_not_shared": why,
         }
-        events.write(0, 0.0, event="started", **facts)
+        with guarded("write events", self.folder):
+            events.write(0, 0.0, event="started", **facts)
         for watcher in self.callbacks:
             watcher.on_start(facts)
         if self.show:

@@ -236,6 +236,34 @@ def test_the_norm_of_gradients_that_overflowed_is_null(tmp_path: Path) -> None:
     assert (line["loss"], line["grad_norm"]) == (2.0, None)
 
 
+class FullDisk:
+    """From the first forward pass on there is no room for another event."""
+
+    def __init__(self, events: Path) -> None:
+        self.events = events
+
+    def __call__(self, *_: Any) -> None:
+        if self.events.is_file():
+            self.events.unlink()
+            self.events.symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_says_so(tmp_path: Path, resumed: bool) -> None:
+    base, out, rows = small.folder(tmp_path / "model"), tmp_path / "out", small.rows(20, "the question is ")
+    config = TrainingConfig(**(SETTINGS | {"save_steps": 2}))
+    if resumed:
+        with pytest.raises(RuntimeError, match="the callback's own"):
+            train(str(base), rows, config=config, output_dir=out, callbacks=[Fails(4)])
+    hook = register_module_forward_hook(FullDisk(out / "events.jsonl"))
+    try:
+        with pytest.raises(TrainingError, match=r"Cannot write events in .*Free some space"):
+            train(str(base), rows, config=config, output_dir=out)
+    finally:
+        hook.remove()
+
+
 class Watch(Callback):
     def __init__(self) -> None:
         self.logged: list[Progress] = []
@@ -287,8 +315,12 @@ def test_a_callback_sees_what_the_events_say(tmp_path: Path) -> None:
 
 
 class Fails(Callback):
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
+
     def on_log(self, progress: Progress) -> None:
-        raise RuntimeError("the callback's own")
+        if progress.step >= self.step:
+            raise RuntimeError("the callback's own")
 
 
 def test_an_error_in_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path: Path) -> None:
