@@ -265,7 +265,7 @@ class _Run:
             trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
         if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
-        return (plain, why) if why is not None else (shared, None)
+        return (plain, why) if why is not None else (replace(shared, copied=not trainer.learner.in_place), None)
 
     def _announce(
         self, trainer: RowTrainer, state: Any, report: TokenReport, held_report: TokenReport, why: str | None

@@ -148,6 +148,18 @@ def test_a_prompt_that_saves_less_than_a_call_is_not_shared() -> None:
     assert [len(tree.ids) for tree in Planner(BIG, worth=60)(some)] == [0]
 
 
+@pytest.mark.parametrize(("copied", "most"), [(False, 40), (True, 10)])
+def test_copies_of_a_prompt_count_against_the_budget(copied: bool, most: int) -> None:
+    rng = random.Random(0)
+    system = tokens(rng, 120)
+    some = [EncodedRow([*system, *tokens(rng, 10)], 122, i) for i in range(40)]
+    (tree,) = Planner(400, copied=copied)(some)
+    assert [len(batch.rows) for batch in batches(tree) if batch.rows] == [most] * (40 // most)
+    assert Planner(400, copied=copied).largest([tree]) == 400
+    whole = Planner(400, share=False, copied=copied)(some)
+    assert {len(batch.rows) for batch in whole} == {len(b.rows) for b in Planner(400, share=False)(some)}
+
+
 def test_the_first_rows_show_that_sharing_is_exact() -> None:
     assert why_not_shared(Learner(small.model(), [5, 6, 7]), rows(), Planner(BIG, worth=4)) is None
 
