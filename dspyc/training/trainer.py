@@ -44,6 +44,7 @@ from .sharing import Planner, Tree
 
 log = logging.getLogger("dspyc.training")
 _EVALUATED = 256  # validation rows that are planned together
+_OVERFLOWS = 20  # in a row; a scale that began at 65,536 is then below 0.1
 _Found = TypeVar("_Found")
 _OURS = "dspyc"  # our entry among transformers' callback states
 
@@ -83,6 +84,7 @@ class RowTrainer(Trainer):
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
         self._evaluating: Planner | None = None  # once an evaluation ran out of memory
+        self._learned_until: int | None = None  # steps up to the last one with finite gradients, or to a resume
         self._judged: int | None = None  # the step of the newest evaluation, which was finite
         self.interrupts = Interrupts(self._any_told if learner.divided else None)
         self._settled: RandomState | None = None
@@ -189,10 +191,16 @@ class RowTrainer(Trainer):
             self.accelerator.scaler.unscale_(cast(Any, self.optimizer).optimizer)
 
     def _finite(self, norm: Any) -> Any:
-        norm = shards.whole(norm)
-        # In half precision a step whose scaled gradients overflow is left out, and the scale is lowered.
-        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
-            raise self._diverged("The gradient", norm, self._current)
+        """The norm. In half precision a step whose scaled gradients overflow is left out, and the scale is lowered."""
+        norm, step = shards.whole(norm), self.state.global_step
+        if self._learned_until is None:
+            self._learned_until = step
+        if math.isfinite(float(norm)):
+            self._learned_until = step + 1
+        left_out = step + 1 - self._learned_until
+        if left_out and (self.accelerator.scaler is None or left_out in (_OVERFLOWS, self.state.max_steps)):
+            several = f", as in the {left_out - 1} steps before," if left_out > 1 else ""
+            raise self._diverged(f"The gradient{several}", norm, self._current)
         return norm
 
     def _diverged(self, what: str, value: Any, rows: Sequence[EncodedRow] = ()) -> TrainingError:

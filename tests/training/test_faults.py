@@ -215,8 +215,8 @@ class Overflow(Callback):
             raise RuntimeError("stopped here")
 
 
-def half_precision(base: Path, out: Path, seen: Overflow) -> TrainingResult:
-    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "save_steps": 1, "learning_rate": 1e-2}))
+def half_precision(base: Path, out: Path, seen: Overflow, **settings: Any) -> TrainingResult:
+    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "save_steps": 1, "learning_rate": 1e-2} | settings))
     hook = register_module_forward_hook(seen)
     try:
         return train(str(base), small.rows(20), config=config, output_dir=out, callbacks=[seen], device="cpu")
@@ -244,6 +244,23 @@ def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale_which_a
     half_precision(base, tmp_path / "out", resumed)
     assert sorted(resumed.scales) == [7, 8, 9]
     assert (resumed.scales[9], resumed.weights[9]) == (whole.scales[9], whole.weights[9])
+
+
+class AlwaysOverflow(Overflow):
+    def __call__(self, module: Any, _: Any, output: Any) -> None:
+        if self.done >= self.step - 1 and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+
+
+@pytest.mark.parametrize(("first", "settings", "last"), [(1, {}, 9), (4, {"epochs": 20}, 23)])
+def test_half_precision_that_never_stops_overflowing_is_an_error(
+    tmp_path: Path, first: int, settings: dict[str, Any], last: int
+) -> None:
+    base = small.folder(tmp_path / "model")
+    with pytest.raises(
+        TrainingError, match=rf"The gradient, as in the \d+ steps before, became (nan|inf) at step {last} "
+    ):
+        half_precision(base, tmp_path / "out", AlwaysOverflow(first), **settings)
 
 
 def test_the_norm_of_gradients_that_overflowed_is_null(tmp_path: Path) -> None:
