@@ -46,7 +46,8 @@ class LocalEngine:
         model: A folder, a Hugging Face id, or "dspyc/tiny".
         adapter: A folder with a PEFT LoRA adapter for that model.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
-        dtype: "auto" (bfloat16 on CUDA, float32 elsewhere), "bfloat16", "float16" or "float32".
+        dtype: "auto" (on CUDA bfloat16, or float16 where the GPU has none; float32 elsewhere), "bfloat16", "float16" or
+            "float32".
 
     Raises:
         ModelError: The files cannot be found or read.

@@ -15,6 +15,10 @@ from . import weights
 _PREFIX_SHARE = 0.25  # of what the weights leave free
 _BATCH_SHARE = 0.5
 _ON_CPU = 4 << 30  # bytes that either takes at most of main memory, which other programs use too
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)  # how torch says it of main memory, and cuBLAS of a GPU
 GIB = 1 << 30
 
 
@@ -99,4 +103,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or in main memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)

@@ -13,6 +13,7 @@ from . import cascade
 from .batch import CascadeBatch
 from .cascade import Step, StepCache
 from .generation import Ending, Generation, Job
+from .memory import is_out_of_memory
 from .sampling import Sampling
 
 _PROBED = (11, 7, 7)  # tokens of the prompts on which a model is tried; the first tokens are a shared prefix
@@ -80,9 +81,9 @@ class Runner:
             self._model.set_attn_implementation(cascade.NAME)
             found, size = self._stepped()
             same = bool((found - expected).abs().max() <= _TOLERANCE[self._model.dtype] * expected.abs().max())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # whatever an architecture of another kind makes of this: it runs its own way
+        except Exception as error:  # whatever an architecture of another kind makes of this: it runs its own way
+            if is_out_of_memory(error):
+                raise
             same = False
         if not same:
             self._model.set_attn_implementation(plain)

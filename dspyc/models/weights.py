@@ -225,14 +225,31 @@ def device_of(device: str = "auto") -> "torch.device":
 
 
 def dtype_of(dtype: str = "auto", device: str = "auto") -> "torch.dtype":
-    """The torch dtype: `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """The torch dtype: `auto` is what `usual_dtype` says."""
     import torch
 
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}.", hint=f"Use one of {', '.join(DTYPES)}.")
-    if dtype == "auto":
-        return torch.bfloat16 if device_of(device).type == "cuda" else torch.float32
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    return usual_dtype(device_of(device)) if dtype == "auto" else getattr(torch, dtype)
+
+
+def usual_dtype(device: "torch.device") -> "torch.dtype":
+    """What weights are best computed in: bfloat16 on a GPU that multiplies it, float16 on another, float32 elsewhere."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float16
+
+
+def multiplies_bf16(device: "torch.device") -> bool:
+    """Whether a device is a GPU with bfloat16 of its own, from Ampere on; older ones emulate it, slowly."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _from_hub(model: str) -> Path:

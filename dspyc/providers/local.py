@@ -47,8 +47,8 @@ def LocalLM(  # noqa: N802 (reads as a class)
         model: A folder in Hugging Face's layout, a hub id such as "Qwen/Qwen3-0.6B", or "dspyc/tiny".
         adapter: A folder with a LoRA adapter for `model`.
         device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
-        dtype: "auto" (bfloat16 on CUDA, float32 elsewhere; with `server` the server's own choice), "bfloat16", "float16" or
-            "float32".
+        dtype: "auto" (on CUDA bfloat16, or float16 where the GPU has none; float32 elsewhere; with `server` the server's
+            own choice), "bfloat16", "float16" or "float32".
         server: "vllm", "sglang" or "transformers" starts that server as a child process, on the loopback only, and ends it
             with this program; an address such as "http://127.0.0.1:8000" asks one that runs. Such an LM is for calling:
             train without a server, and serve what came of it.

@@ -52,11 +52,11 @@ def forecast(learner: Learner, epoch: list[Tree], sample: Tree, epochs: float, p
 
     try:
         learner.train()
+        _wait_for(learner.device)
         started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             learner.learn(sample, lambda loss: loss, precision)
-        if learner.device.type == "cuda":
-            torch.cuda.synchronize(learner.device)
+        _wait_for(learner.device)
         seconds = time.perf_counter() - started
     finally:
         learner.zero_grad(set_to_none=True)
@@ -78,6 +78,12 @@ def largest_batch(trees: list[Tree]) -> Tree:
     if tree.rows or not tree.branches:
         return replace(tree, branches=[])
     return replace(tree, branches=[largest_batch(tree.branches)])
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was told: it is told ahead of time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _duration(seconds: float) -> str:

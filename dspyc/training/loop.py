@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
+from . import processes
 from .batching import Steps
 from .config import TrainingConfig
 
@@ -103,4 +104,7 @@ def arguments_of(model: torch.nn.Module, config: TrainingConfig, folder: Path, v
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one device a process; DataParallel would split our batches
+    if not processes.several():  # where transformers takes the first GPU, whichever the model is on
+        cast(Any, arguments.distributed_state).device = device
+        arguments.__dict__["_setup_devices"] = device
     return arguments

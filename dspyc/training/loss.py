@@ -12,10 +12,9 @@ from .attention import NAME, prompt_cache
 from .batching import rectangle
 from .config import TrainingConfig
 from .precision import Precision
+from .projection import loss_in_chunks, positions
 from .rows import EncodedRow
 from .sharing import Tree
-
-_CHUNK = 1 << 21  # logits that are held at once: 8 MiB of float32
 
 Sums = tuple[torch.Tensor, torch.Tensor]
 
@@ -158,18 +157,19 @@ class Learner(torch.nn.Module):
     def _sums(self, states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Sums:
         """Of (n, ·) states with n targets and weights, a chunk of positions at a time where the vocabulary is large."""
         smoothing = self.label_smoothing if self.training else 0.0
-        project = self._head if self.sparse else torch.nn.Identity()
 
-        def loss(states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            logits = cast(Callable[..., torch.Tensor], project)(states).float()
-            losses = cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        def loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            logits = self._capped(logits) if self.sparse else logits
+            losses = cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
             return (losses * weights).sum()
 
-        if not self.sparse or len(targets) * self._vocabulary <= _CHUNK:
+        if not self.sparse:
             return loss(states, targets, weights), weights.sum()
-        trained = [p for p in cast(torch.nn.Module, self._parts[1]).parameters() if p.requires_grad]
-        size = max(1, _CHUNK // self._vocabulary)
-        return cast(Any, _InChunks).apply(loss, size, states, targets, weights, *trained), weights.sum()
+        head = cast(torch.nn.Module, self._parts[1])
+        size = positions(self._vocabulary, states.shape[-1], states.device)
+        if len(targets) <= size:
+            return loss(head(states), targets, weights), weights.sum()
+        return loss_in_chunks(loss, head, size, states, targets, weights), weights.sum()
 
     @property
     def device(self) -> torch.device:
@@ -190,9 +190,8 @@ class Learner(torch.nn.Module):
     def _decoder(self) -> torch.nn.Module | None:
         return self._parts[0]
 
-    def _head(self, states: torch.Tensor) -> torch.Tensor:
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
         cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
-        logits = cast(torch.Tensor, cast(Any, self._parts[1])(states))
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @torch.no_grad()
@@ -203,51 +202,9 @@ class Learner(torch.nn.Module):
         try:
             whole = self.model(**inputs).logits
             hidden = getattr(cast(Any, self._decoder)(**inputs), "last_hidden_state", None)
-            return hidden is not None and torch.equal(self._head(hidden), whole)
+            return hidden is not None and torch.equal(self._capped(cast(Any, self._parts[1])(hidden)), whole)
         finally:
             self.model.train(training)
-
-
-class _InChunks(torch.autograd.Function):
-    """The sum of a loss over positions, so many of them at a time, whose logits are held only while they are computed.
-
-    Their gradients are computed along with them, as in Liger Kernel (Hsu et al., 2024, arXiv 2410.10989).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loss: Callable[..., torch.Tensor],
-        size: int,
-        states: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
-        *parameters: torch.Tensor,
-    ) -> torch.Tensor:
-        total = torch.zeros((), device=states.device)
-        gradients = [torch.empty_like(states)]
-        learned = torch.is_grad_enabled() or any(ctx.needs_input_grad)
-        for part in (slice(start, start + size) for start in range(0, len(targets), size)):
-            with torch.set_grad_enabled(learned):
-                chunk = states[part].detach().requires_grad_(learned)
-                found = loss(chunk, targets[part], weights[part])
-            total += found.detach()
-            if learned:
-                own, *rest = torch.autograd.grad(found, [chunk, *parameters])
-                gradients[0][part] = own
-                if len(gradients) == 1:
-                    gradients += rest
-                else:
-                    for gradient, more in zip(gradients[1:], rest, strict=True):
-                        gradient += more
-        ctx.gradients = gradients
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, above: torch.Tensor) -> Any:
-        gradients, ctx.gradients = ctx.gradients, None  # good once: scaled where they are, for copies would be the peak
-        of_states, *rest = (gradient.mul_(above) for gradient in gradients)
-        return None, None, of_states, None, None, *rest
 
 
 def _base_of(model: Any) -> Any:

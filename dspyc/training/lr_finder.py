@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch
 from transformers import set_seed
 
 from ..errors import ConfigError, TrainingError
+from ..models import memory
 from ..models.chat import ChatTokenizer
 from ..models.weights import device_of, load_tokenizer, resolve
 from ..progress import bar
 from .batching import Steps, weight_of
 from .checkpoint import RandomState
 from .config import TrainingConfig
+from .fitting import fitting
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare
-from .precision import autocast, autocast_dtype
+from .precision import Precision, autocast, autocast_dtype
 from .rows import EncodedRow, encode_rows, row_limit
-from .sharing import Planner
+from .sharing import Planner, Tree
 
 _SMOOTHING = 0.9  # of the loss, an exponential mean
 _BLOWN_UP = 4.0  # times the lowest loss: higher rates only get worse
@@ -67,7 +70,7 @@ def find_learning_rate(
     Raises:
         ConfigError: A range that is none, or settings that this machine cannot train with.
         DataError, ModelError: As `train`.
-        TrainingError: The loss is no number at the lowest rate.
+        TrainingError: The loss is no number at the lowest rate, or a single row does not fit into memory.
     """
     if not 0 < lowest < highest or steps < 10:
         raise ConfigError(
@@ -82,34 +85,54 @@ def find_learning_rate(
     before = RandomState.capture()
     try:
         set_seed(config.seed)
-        student = prepare(base, config, str(place))
-        choose_attention(student, report.max_length)
-        learner = Learner.of(student, tokenizer, encoded, config)
-        order = Steps(list(map(len, encoded)), rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
-        batches = ([encoded[i] for i in step] for step in itertools.chain.from_iterable(itertools.repeat(order)))
         rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
-        with (
-            embedding_dropout(student, config.embedding_dropout),
-            bar("Trying learning rates", steps, show=show_progress) as advance,
-        ):
-            return _rising(learner, zip(rates, batches, strict=False), config, advance)
+        return _tried(base, tokenizer, encoded, report.max_length, config, place, rates, show_progress)
     finally:
         before.restore()
+        if place.type == "cuda":
+            memory.let_go()
+
+
+def _tried(
+    base: Path,
+    tokenizer: Any,
+    rows: list[EncodedRow],
+    longest: int,
+    config: TrainingConfig,
+    place: torch.device,
+    rates: list[float],
+    show_progress: bool,
+) -> LearningRates:
+    student = prepare(base, config, str(place))
+    choose_attention(student, longest)
+    learner = Learner.of(student, tokenizer, rows, config)
+    order = Steps(list(map(len, rows)), rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
+    batches = ([rows[i] for i in step] for step in itertools.chain.from_iterable(itertools.repeat(order)))
+    with (
+        embedding_dropout(student, config.embedding_dropout),
+        bar("Trying learning rates", len(rates), show=show_progress) as advance,
+    ):
+        return _rising(learner, zip(rates, batches, strict=False), config, advance)
 
 
 def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any) -> LearningRates:
     planner = Planner.of(learner.device.type, config.micro_batch_tokens, share=False)
     trained = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
+    dtype = autocast_dtype(config.precision, learner.device)
+    scaler = torch.amp.GradScaler(learner.device.type, enabled=dtype is torch.float16)
     learner.train()
     losses: list[float] = []
     rates: list[float] = []
     smooth = 0.0
     for rate, rows in batches:
         optimizer.param_groups[0]["lr"] = rate
-        loss = _step(learner, rows, planner, config)
+        compute = partial(_accumulate, learner, rows, config, autocast(dtype, learner.device), scaler)
+        loss, planner = fitting(learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1)
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         if not math.isfinite(loss):
             break
@@ -126,8 +149,18 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     return LearningRates(tuple(rates), tuple(losses))
 
 
-def _step(learner: Learner, rows: Sequence[EncodedRow], planner: Planner, config: TrainingConfig) -> float:
-    """Gradients of a step's mean loss, which is returned."""
+def _accumulate(
+    learner: Learner,
+    rows: Sequence[EncodedRow],
+    config: TrainingConfig,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    trees: list[Tree],
+) -> float:
+    """Scaled gradients of the mean loss of a step's rows, which is returned."""
     weight = sum(weight_of(row, config.prompt_loss_weight) for row in rows)
-    precision = autocast(autocast_dtype(config.precision, learner.device), learner.device)
-    return sum(float(learner.learn(tree, lambda loss: loss / weight, precision)) for tree in planner(rows)) / weight
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        return scaler.scale(loss / weight)
+
+    return sum(float(learner.learn(tree, scaled, precision)) for tree in trees) / weight

@@ -18,10 +18,10 @@ from ..errors import ConfigError, ModelError
 from ..files import write_json
 from ..models.weights import device_of, identity, load_model, weight_files
 from .config import TrainingConfig
+from .precision import frozen_dtype
 
 _FUSED_ATTENTION_PAYS = 512  # tokens of a row
 _BITSANDBYTES = "0.48.0"  # the first whose 8-bit models transformers moves
-_COMPUTED = {"fp32": torch.float32, "fp16": torch.float16}  # in 4 bits; bfloat16 otherwise
 _RATE = re.compile(r".*(dropout|_pdrop|dropout_prob)")  # what architectures call their dropout
 _bases: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("bases", default=None)
 
@@ -57,8 +57,8 @@ def one_base() -> Iterator[None]:
 def prepare(folder: Path, config: TrainingConfig, device: str, loaded_on: str | None = None) -> Any:
     """The model in `folder`, ready to train on `device`, and loaded there unless `loaded_on` says where.
 
-    Weights that are trained are float32, so that small updates are not rounded away. The frozen base under an adapter is
-    bfloat16 on a GPU (unless precision is "fp32") and float32 elsewhere; under qlora it has 4 or 8 bits.
+    Weights that are trained are float32, so that small updates are not rounded away. The frozen base under an adapter is in
+    the precision of the products on a GPU, and float32 elsewhere; under qlora it has 4 or 8 bits.
 
     Raises:
         ConfigError: A setting that this model has no place for.
@@ -80,7 +80,8 @@ def prepare(folder: Path, config: TrainingConfig, device: str, loaded_on: str | 
 def _base(folder: Path, config: TrainingConfig, device: str, loaded_on: str | None) -> Any:
     """A base to put an adapter on. Inside `one_base` its tensors are those of the last one; its modules are its own."""
     held = _bases.get()
-    key = (identity(folder), device, loaded_on, config.precision == "fp32", config.bits, config.dropout)
+    kind = frozen_dtype(config.precision, device_of(device))
+    key = (identity(folder), device, loaded_on, kind, config.bits, config.dropout)
     if held is None or config.bits == 8:  # the first module to use 8-bit weights takes their scales
         return _load(folder, config, device, loaded_on)
     if key not in held:
@@ -95,8 +96,8 @@ def _load(folder: Path, config: TrainingConfig, device: str, loaded_on: str | No
     changes: dict[str, Any] = _dropout_settings(folder, config.dropout) if config.dropout is not None else {}
     if config.bits is not None:
         return _quantised(folder, config, device, changes)
-    halves = config.method == "lora" and config.precision != "fp32" and device_of(device).type == "cuda"
-    return load_model(folder, loaded_on or device, "bfloat16" if halves else "float32", changes)
+    kind = frozen_dtype(config.precision, device_of(device)) if config.method == "lora" else torch.float32
+    return load_model(folder, loaded_on or device, str(kind).removeprefix("torch."), changes)
 
 
 def _quantised(folder: Path, config: TrainingConfig, device: str, changes: Mapping[str, Any]) -> Any:
@@ -107,7 +108,7 @@ def _quantised(folder: Path, config: TrainingConfig, device: str, changes: Mappi
     bits: dict[str, Any] = {"load_in_8bit": True}
     if config.bits == 4:
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        bits["bnb_4bit_compute_dtype"] = _COMPUTED.get(config.precision, torch.bfloat16)
+        bits["bnb_4bit_compute_dtype"] = frozen_dtype(config.precision, device_of(device))
     how = {"quantization_config": cast(Any, BitsAndBytesConfig)(**bits), "device_map": {"": device}}
     model = load_model(folder, device, "float32", {**changes, **how})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from ..models.weights import multiplies_bf16
+
 
 class Precision(Protocol):
     """Makes the context that a forward pass runs in."""
@@ -22,9 +24,13 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> Precision:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """What matrix products run in: "auto" is bfloat16 where the hardware multiplies it natively; None is float32."""
     if precision == "auto":
-        native = device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return torch.bfloat16 if native or (device.type == "cpu" and _cpu_multiplies_bf16()) else None
+        return torch.bfloat16 if multiplies_bf16(device) or (device.type == "cpu" and _cpu_multiplies_bf16()) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def frozen_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What a frozen base is held in: on a GPU what its products are computed in, elsewhere float32."""
+    return (autocast_dtype(precision, device) if device.type == "cuda" else None) or torch.float32
 
 
 def _cpu_multiplies_bf16() -> bool:

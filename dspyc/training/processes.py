@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from ..errors import TrainingError
+from ..models.memory import is_out_of_memory
 from ..progress import is_main as is_main
 
 _TOGETHER = 1 << 25  # numbers that are exchanged at once: 128 MiB of float32
@@ -148,9 +149,9 @@ def _leave() -> None:
 def _meeting() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # what gloo and NCCL raise
+        if is_out_of_memory(error):
+            raise
         raise _ended() from error
 
 

@@ -29,6 +29,7 @@ from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import guarded, sums
+from .fitting import others_wait
 from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_processes, train_in_processes
 from .loss import Learner
@@ -179,7 +180,10 @@ class _Run:
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
                 return self._train(tokenizer, encoded, held_out, report, held_report)
-        except torch.OutOfMemoryError as error:  # of weights or the optimizer: rows are computed in smaller parts
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            # Of weights or the optimizer: rows are computed in smaller parts.
             raise TrainingError(
                 f"The device ran out of memory, and not for the rows that are computed together: {error}",
                 hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one.",
@@ -258,16 +262,19 @@ class _Run:
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
             if trainer.learner.divided:
-                raise trainer.out_of_memory("when shared prompts were compared with whole rows") from error
+                when = "when shared prompts were compared with whole rows"
+                raise others_wait(when, trainer.planner.budget) from error
             trainer.learner.attend_in_place(False)
             why = "memory ran out when it was compared with whole rows"
         if trainer.learner.in_place and not trainer.shares(shared):
             trainer.learner.attend_in_place(False)  # behind no prompt the model's own attention is faster
         if why is not None and processes.is_main():
             log.warning("Prompts are not shared in training %s: %s.", self.model, why)
-        return (plain, why) if why is not None else (shared, None)
+        return (plain, why) if why is not None else (replace(shared, copied=not trainer.learner.in_place), None)
 
     def _announce(
         self, trainer: RowTrainer, state: Any, report: TokenReport, held_report: TokenReport, why: str | None
@@ -275,7 +282,8 @@ class _Run:
         """Say what will be trained and what it will need, before the first step."""
         events = trainer.events
         if state is not None:
-            events.write(state.global_step, state.epoch, event="resumed")
+            with guarded("write events", self.folder):
+                events.write(state.global_step, state.epoch, event="resumed")
             return
         expected = trainer.forecast()
         facts: dict[str, Any] = {
@@ -285,7 +293,8 @@ class _Run:
             "shared_prefix": why is None,
             "why_not_shared": why,
         }
-        events.write(0, 0.0, event="started", **facts)
+        with guarded("write events", self.folder):
+            events.write(0, 0.0, event="started", **facts)
         for watcher in self.callbacks:
             watcher.on_start(facts)
         if self.show:

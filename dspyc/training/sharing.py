@@ -43,6 +43,7 @@ class Tree:
 
 _BUDGET = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
 _WORTH = {"cpu": 64, "cuda": 1_024, "mps": 256}  # tokens that take about as long as one more call of the model
+_COPIED = 4  # tokens whose keys and values take no more memory than all that training holds of one in a layer
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Planner:
         budget: Tokens of one call of the model. A prompt or a row that is longer stands alone.
         share: False computes every row whole.
         worth: Tokens that one more call of the model has to save.
+        copied: Every row behind a prompt holds a copy of its keys and values, which counts against the budget.
     """
 
     budget: int
     share: bool = True
     worth: int = 64
+    copied: bool = False
 
     @classmethod
     def of(cls, device: str, budget: int | None, *, share: bool) -> "Planner":
@@ -72,6 +75,16 @@ class Planner:
             trees, alone = [], list(rows)
         return [self._divided(tree) for tree in trees] + [Tree([], batch) for batch in self._batches(alone, 0)]
 
+    def largest(self, trees: Sequence[Tree]) -> int:
+        """What the largest call of some trees counts against the budget."""
+        calls = [len(tree.ids) for tree in trees]
+        calls += [len(t.rows) * self._counted(max(t.rows, key=len), t.end) for t in trees if t.rows]
+        return max(calls + [self.largest(tree.branches) for tree in trees], default=0)
+
+    def _counted(self, row: EncodedRow, start: int) -> int:
+        """What a row that is computed from `start` on counts against the budget."""
+        return len(row) - start + (start // _COPIED if self.copied else 0)
+
     def _divided(self, tree: Tree) -> Tree:
         """The tree with its rows in batches within the budget, all behind the same trunk."""
         batches = [Tree([], batch, depth=tree.end) for batch in self._batches(tree.rows, tree.end)]
@@ -81,7 +94,7 @@ class Planner:
         """Rows that are padded to one width, in equal parts where they are above the budget."""
         made = []
         for alike in self._by_length(rows):
-            fitting = max(1, self.budget // (len(alike[-1]) - start))
+            fitting = max(1, self.budget // self._counted(alike[-1], start))
             parts = -(-len(alike) // fitting)
             made += [alike[i * len(alike) // parts : (i + 1) * len(alike) // parts] for i in range(parts)]
         return made

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -33,6 +33,7 @@ from .checkpoint import (
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
+from .fitting import fitting
 from .forecast import Forecast, forecast, largest_batch
 from .interrupts import Interrupts
 from .loop import Speed, StepLoader, Timing, arguments_of
@@ -43,6 +44,7 @@ from .sharing import Planner, Tree
 
 log = logging.getLogger("dspyc.training")
 _EVALUATED = 256  # validation rows that are planned together
+_OVERFLOWS = 20  # in a row; a scale that began at 65,536 is then below 0.1
 _Found = TypeVar("_Found")
 _OURS = "dspyc"  # our entry among transformers' callback states
 
@@ -81,6 +83,8 @@ class RowTrainer(Trainer):
         self.advance: Advance = lambda *_, **__: None
         self._precision = precision.autocast(autocast, self.args.device)
         self.bad_evaluations = 0
+        self._evaluating: Planner | None = None  # once an evaluation ran out of memory
+        self._learned_until: int | None = None  # steps up to the last one with finite gradients, or to a resume
         self._judged: int | None = None  # the step of the newest evaluation, which was finite
         self.interrupts = Interrupts(self._any_told if learner.divided else None)
         self._settled: RandomState | None = None
@@ -116,7 +120,8 @@ class RowTrainer(Trainer):
         model.train()
         self._speed.add(sum(map(len, inputs)))
         processes.draw_own(self.config.seed, self.state.global_step)
-        loss = self._fitting(partial(self._share, inputs), partial(self._accumulate, inputs))
+        share, accumulate = partial(self._share, inputs), partial(self._accumulate, inputs)
+        loss, self.planner = self._fitting(self.planner, share, accumulate)
         losses = processes.add_up([] if self.learner.divided else self._trained, loss)
         self._current = inputs
         for process, found in enumerate(losses):
@@ -140,63 +145,37 @@ class RowTrainer(Trainer):
                 total += self.learner.learn(tree, scaled, self._precision)
         return total / weight
 
-    def _share(self, rows: Sequence[EncodedRow]) -> list[Tree]:
+    def _share(self, rows: Sequence[EncodedRow], planner: Planner) -> list[Tree]:
         """What this process computes of a step, or of the validation rows."""
-        return [self._own(tree) for tree in self._plan(rows)]
+        return [self._own(tree) for tree in self._plan(rows, planner)]
 
-    def _plan(self, rows: Sequence[EncodedRow]) -> list[Tree]:
+    def _plan(self, rows: Sequence[EncodedRow], planner: Planner) -> list[Tree]:
         """Trees that hold this process's rows; or, where processes make the same passes, the rows of all of them."""
         place, count = self.accelerator.process_index, self.accelerator.num_processes
         if self.learner.divided:
-            return replace(self.planner, budget=self.planner.budget * count)(rows)
-        return self.planner(rows[place::count])
+            return replace(planner, budget=planner.budget * count)(rows)
+        return planner(rows[place::count])
 
     def _own(self, tree: Tree) -> Tree:
         """What this process computes of a planned tree."""
         place, count = self.accelerator.process_index, self.accelerator.num_processes
         return shards.deal(tree, place, count) if self.learner.divided else tree
 
-    def _fitting(self, plan: Callable[[], list[Tree]], compute: Callable[[list[Tree]], _Found]) -> _Found:
-        """What `compute` makes of the planned trees: of smaller ones, from here on, where memory runs out.
-
-        Raises:
-            TrainingError: Nothing can be divided further, or other processes wait for this one.
-        """
-        while True:
-            trees = plan()
-            try:
-                return compute(trees)
-            except torch.OutOfMemoryError as error:
-                self._make_smaller(plan, error)
-            self.learner.zero_grad()  # what it came to before memory ran out
-            torch.cuda.empty_cache()
-
-    def _make_smaller(self, plan: Callable[[], list[Tree]], error: BaseException) -> None:
-        """Halve what is computed together until the plan is another; the step stays as it is."""
-        step = self.state.global_step + 1
-        if self.learner.divided:
-            raise self.out_of_memory(f"at step {step}") from error
-        before, passes = self.planner, _passes(plan())
-        budget = min(before.budget, max(passes))
-        while _passes(plan()) == passes:
-            budget //= 2
-            if budget < 1:
-                self.planner = before
-                raise TrainingError(
-                    f"The device ran out of memory at step {step}, where a single row, or a prompt that rows share, is "
-                    f"computed at once ({max(passes):,} tokens).",
-                    hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
-                ) from error
-            self.planner = replace(before, budget=budget)
-        log.warning("Out of memory: %d tokens at once from here on; a step stays as it is.", self.planner.budget)
-        self._event("out_of_memory", micro_batch_tokens=self.planner.budget)
-
-    def out_of_memory(self, when: str) -> TrainingError:
-        """What ends a run whose model is divided: one process alone cannot compute a step in smaller parts."""
-        return TrainingError(
-            f"Out of memory {when}, and the other processes wait for this one.",
-            hint=f"Train again in a new output_dir with micro_batch_tokens below {self.planner.budget}.",
-        )
+    def _fitting(
+        self,
+        planner: Planner,
+        plan: Callable[[Planner], list[Tree]],
+        compute: Callable[[list[Tree]], _Found],
+        where: Literal["training", "evaluations"] = "training",
+    ) -> tuple[_Found, Planner]:
+        """`fitting.fitting`, which tells where memory ran out."""
+        found, fits = fitting(self.learner, planner, plan, compute, self.state.global_step + 1)
+        if fits is not planner:
+            log.warning(
+                "Out of memory: %d tokens at once in %s from here on; a step stays as it is.", fits.budget, where
+            )
+            self._event("out_of_memory", micro_batch_tokens=fits.budget, computing=where)
+        return found, fits
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         self._unscale()
@@ -212,10 +191,16 @@ class RowTrainer(Trainer):
             self.accelerator.scaler.unscale_(cast(Any, self.optimizer).optimizer)
 
     def _finite(self, norm: Any) -> Any:
-        norm = shards.whole(norm)
-        # In half precision a step whose scaled gradients overflow is left out, and the scale is lowered.
-        if not math.isfinite(float(norm)) and self.accelerator.scaler is None:
-            raise self._diverged("The gradient", norm, self._current)
+        """The norm. In half precision a step whose scaled gradients overflow is left out, and the scale is lowered."""
+        norm, step = shards.whole(norm), self.state.global_step
+        if self._learned_until is None:
+            self._learned_until = step
+        if math.isfinite(float(norm)):
+            self._learned_until = step + 1
+        left_out = step + 1 - self._learned_until
+        if left_out and (self.accelerator.scaler is None or left_out in (_OVERFLOWS, self.state.max_steps)):
+            several = f", as in the {left_out - 1} steps before," if left_out > 1 else ""
+            raise self._diverged(f"The gradient{several}", norm, self._current)
         return norm
 
     def _diverged(self, what: str, value: Any, rows: Sequence[EncodedRow] = ()) -> TrainingError:
@@ -258,15 +243,16 @@ class RowTrainer(Trainer):
         steps = self._steps()
         epochs = self.total_steps() / len(steps)
 
-        def plan() -> list[Tree]:
-            trees = [tree for step in steps for tree in self._plan([self.rows[i] for i in step])]
-            return trees or self.planner(self.rows[:1])
+        def plan(planner: Planner) -> list[Tree]:
+            trees = [tree for step in steps for tree in self._plan([self.rows[i] for i in step], planner)]
+            return trees or planner(self.rows[:1])
 
         def measured(trees: list[Tree]) -> Forecast:
             sample = self._own(largest_batch(trees))
             return forecast(self.learner, [*map(self._own, trees)], sample, epochs, self._precision)
 
-        return self._fitting(plan, measured)
+        found, self.planner = self._fitting(self.planner, plan, measured)
+        return found
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -279,9 +265,13 @@ class RowTrainer(Trainer):
         """Mean cross entropy of the reply tokens of all validation rows in nats: no smoothing, no prompt tokens."""
         self.learner.eval()
         sums = torch.zeros(2, device=self.args.device)
+        planner = self._evaluating or self.planner
         for start in range(0, len(self.validation), _EVALUATED):
             rows = self.validation[start : start + _EVALUATED]
-            sums += self._fitting(partial(self._share, rows), self._summed)
+            found, fits = self._fitting(planner, partial(self._share, rows), self._summed, "evaluations")
+            sums += found
+            if fits is not planner:  # training keeps its own budget
+                self._evaluating = planner = fits
         shards.let_go(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
@@ -429,11 +419,6 @@ class RowTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_scaler(self.accelerator.scaler, Path(checkpoint))
-
-
-def _passes(trees: list[Tree]) -> list[int]:
-    """Tokens of every call of the model."""
-    return [n for tree in trees for n in tree.passes()]
 
 
 def bad_evaluations(state: Any) -> int:

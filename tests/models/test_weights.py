@@ -11,6 +11,7 @@ import torch
 from dspyc.errors import ConfigError, ModelError
 from dspyc.models import LocalEngine, identity, load_model, load_tokenizer, resolve
 from dspyc.models.memory import weight_bytes
+from dspyc.models.weights import multiplies_bf16, usual_dtype
 
 
 @pytest.fixture
@@ -183,3 +184,12 @@ def test_weights_that_are_there_twice_count_once(folder: Path) -> None:
 def test_a_model_is_loaded_ready_to_answer(llama: Path) -> None:
     assert not load_model(llama).training
     assert load_tokenizer(llama).eos_token == "<|im_end|>"
+
+
+def test_a_gpu_without_bfloat16_takes_float16() -> None:
+    """Where there is no GPU, none has bfloat16."""
+    cuda = torch.device("cuda")
+    assert usual_dtype(cuda) == (torch.bfloat16 if multiplies_bf16(cuda) else torch.float16)
+    assert multiplies_bf16(cuda) == torch.cuda.is_bf16_supported(including_emulation=False)
+    assert not multiplies_bf16(torch.device("cpu"))
+    assert [usual_dtype(torch.device(name)) for name in ("cpu", "mps")] == [torch.float32] * 2

@@ -43,14 +43,20 @@ def trainer(
     )
 
 
-def limit_memory(model: Any, most: int) -> list[int]:
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+def limit_memory(model: Any, most: int, error: Exception = OUT_OF_MEMORY[0]) -> list[int]:
     """A device that holds the activations of `most` tokens: what asks for more runs out of memory, as CUDA says it."""
     sizes: list[int] = []
 
     def hold(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         sizes.append(kwargs["input_ids"].numel())
         if sizes[-1] > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
 
     model.model.register_forward_pre_hook(hold, with_kwargs=True)
     return sizes
@@ -60,11 +66,12 @@ def losses(folder: Path) -> list[float]:
     return [x for e in read_events(folder / "events.jsonl") if "loss" in e for x in (e["loss"], e["grad_norm"])]
 
 
-def test_memory_that_runs_out_divides_the_batch_and_not_the_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
+def test_memory_that_runs_out_divides_the_batch_and_not_the_step(tmp_path: Path, error: Exception) -> None:
     plenty, little = small.model(), small.model()
     trainer(plenty, tmp_path / "plenty").train()
     short = trainer(little, tmp_path / "little")
-    sizes = limit_memory(little, 60)
+    sizes = limit_memory(little, 60, error)
     short.train()
     assert max(sizes) > 60
     assert max(sizes[len(sizes) // 2 :]) <= 60  # it learned the size that fits
@@ -89,11 +96,17 @@ class SmallDevice:
     def __init__(self, *, training: int = 10_000, evaluation: int = 10_000) -> None:
         self.most = {True: training, False: evaluation}
         self.refused: list[bool] = []
+        self.trained: list[int] = []  # tokens of every call in training since it last refused one
 
     def __call__(self, module: Any, inputs: Any, _: Any) -> None:
-        if isinstance(module, torch.nn.Embedding) and inputs[0].numel() > self.most[module.training]:
+        if not isinstance(module, torch.nn.Embedding):
+            return
+        if inputs[0].numel() > self.most[module.training]:
             self.refused.append(module.training)
+            self.trained.clear()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if module.training:
+            self.trained.append(inputs[0].numel())
 
 
 def train_on(device: SmallDevice, base: Path, out: Path, measured: str = "v") -> TrainingResult:
@@ -116,6 +129,10 @@ def test_a_run_whose_largest_batch_does_not_fit_goes_on_in_smaller_parts(tmp_pat
     assert losses(tmp_path / "little") == pytest.approx(losses(tmp_path / "plenty"), rel=1e-3)
     said = [e for e in read_events(tmp_path / "little" / "events.jsonl") if e.get("event") == "out_of_memory"]
     assert said[-1]["micro_batch_tokens"] < 2_048
+    assert {e["computing"] for e in said} == {"training" if "training" in limits else "evaluations"}
+    if "evaluation" in limits:
+        assert len(small_device.refused) < 5  # it is remembered
+        assert max(small_device.trained) > 130  # and is no matter of training
     if "training" in limits:
         assert said[0]["step"] == 0  # before the first step, where the largest batch is measured
 
@@ -198,8 +215,8 @@ class Overflow(Callback):
             raise RuntimeError("stopped here")
 
 
-def half_precision(base: Path, out: Path, seen: Overflow) -> TrainingResult:
-    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "save_steps": 1, "learning_rate": 1e-2}))
+def half_precision(base: Path, out: Path, seen: Overflow, **settings: Any) -> TrainingResult:
+    config = TrainingConfig(**(SETTINGS | {"precision": "fp16", "save_steps": 1, "learning_rate": 1e-2} | settings))
     hook = register_module_forward_hook(seen)
     try:
         return train(str(base), small.rows(20), config=config, output_dir=out, callbacks=[seen], device="cpu")
@@ -229,11 +246,56 @@ def test_half_precision_skips_a_step_that_overflows_and_lowers_its_scale_which_a
     assert (resumed.scales[9], resumed.weights[9]) == (whole.scales[9], whole.weights[9])
 
 
+class AlwaysOverflow(Overflow):
+    def __call__(self, module: Any, _: Any, output: Any) -> None:
+        if self.done >= self.step - 1 and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+
+
+@pytest.mark.parametrize(("first", "settings", "last"), [(1, {}, 9), (4, {"epochs": 20}, 23)])
+def test_half_precision_that_never_stops_overflowing_is_an_error(
+    tmp_path: Path, first: int, settings: dict[str, Any], last: int
+) -> None:
+    base = small.folder(tmp_path / "model")
+    with pytest.raises(
+        TrainingError, match=rf"The gradient, as in the \d+ steps before, became (nan|inf) at step {last} "
+    ):
+        half_precision(base, tmp_path / "out", AlwaysOverflow(first), **settings)
+
+
 def test_the_norm_of_gradients_that_overflowed_is_null(tmp_path: Path) -> None:
     made = trainer(small.model(), tmp_path, report_to="tensorboard")
     made.log({"loss": 2.0, "grad_norm": float("nan")})
     line = json.loads((tmp_path / "events.jsonl").read_text())
     assert (line["loss"], line["grad_norm"]) == (2.0, None)
+
+
+class FullDisk:
+    """From the first forward pass on there is no room for another event."""
+
+    def __init__(self, events: Path) -> None:
+        self.events = events
+
+    def __call__(self, *_: Any) -> None:
+        if self.events.is_file():
+            self.events.unlink()
+            self.events.symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_says_so(tmp_path: Path, resumed: bool) -> None:
+    base, out, rows = small.folder(tmp_path / "model"), tmp_path / "out", small.rows(20, "the question is ")
+    config = TrainingConfig(**(SETTINGS | {"save_steps": 2}))
+    if resumed:
+        with pytest.raises(RuntimeError, match="the callback's own"):
+            train(str(base), rows, config=config, output_dir=out, callbacks=[Fails(4)])
+    hook = register_module_forward_hook(FullDisk(out / "events.jsonl"))
+    try:
+        with pytest.raises(TrainingError, match=r"Cannot write events in .*Free some space"):
+            train(str(base), rows, config=config, output_dir=out)
+    finally:
+        hook.remove()
 
 
 class Watch(Callback):
@@ -287,8 +349,12 @@ def test_a_callback_sees_what_the_events_say(tmp_path: Path) -> None:
 
 
 class Fails(Callback):
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
+
     def on_log(self, progress: Progress) -> None:
-        raise RuntimeError("the callback's own")
+        if progress.step >= self.step:
+            raise RuntimeError("the callback's own")
 
 
 def test_an_error_in_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -337,3 +403,22 @@ def test_a_checkpoint_on_the_way_out_stands_for_no_step_that_is_not_noted(tmp_pa
         made.train()
     made.save_if_settled()
     assert made.store.steps() == []  # a resume from step 7 would leave its line out
+
+
+@pytest.mark.parametrize(("kind", "most"), [("llama", 4), ("gemma2", 2)])
+def test_rows_that_copy_their_prompt_are_computed_fewer_at_a_time(tmp_path: Path, kind: str, most: int) -> None:
+    """Gemma 2's attention is its own, so every row behind a prompt holds a copy of its keys and values."""
+    base, calls = small.folder(tmp_path / "model", kind), []
+
+    def see(module: Any, inputs: Any, _: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.training:
+            calls.append(len(inputs[0]))
+
+    hook = register_module_forward_hook(see)
+    try:
+        config = TrainingConfig(**(SETTINGS | {"epochs": 1, "micro_batch_tokens": 150}))
+        rows = small.rows(16, "a prompt that all of them share: " * 4)
+        train(str(base), rows, config=config, output_dir=tmp_path / "out")
+    finally:
+        hook.remove()
+    assert max(calls) == most

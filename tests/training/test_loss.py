@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from dspyc.models import ChatTokenizer
-from dspyc.training import loss as loss_file
 from dspyc.training.batching import Steps, rectangle, weight_of
 from dspyc.training.config import TrainingConfig
 from dspyc.training.loss import Learner
 from dspyc.training.methods import embedding_dropout, with_adapter
+from dspyc.training.projection import positions
 from dspyc.training.rows import EncodedRow, encode_rows
 from dspyc.training.schedule import rate_factor
 from dspyc.training.sharing import Tree
@@ -83,7 +83,7 @@ def test_chunks_of_a_large_vocabulary_change_nothing() -> None:
     model = small.model(vocab_size=300_000, hidden_size=16, head_dim=8)
     rows = [EncodedRow([i, *range(3, 20), i], 5) for i in range(3, 6)]
     learner = Learner(model, [5, 6])
-    assert sum(len(row) - 5 for row in rows) > loss_file._CHUNK // 300_000
+    assert sum(len(row) - 5 for row in rows) > positions(300_000, 16, learner.device)
     total, weight = learner(Tree([], rows))
     ours = torch.autograd.grad(total / weight, list(model.parameters()))
     expected = plain_loss(model, rows)

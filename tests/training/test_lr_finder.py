@@ -3,10 +3,12 @@
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_hook
 
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import LearningRates, TrainingConfig, find_learning_rate, train
@@ -65,3 +67,44 @@ def test_a_loss_that_is_no_number_from_the_start_is_an_error(tmp_path: Path) -> 
     config = TrainingConfig(method="full", precision="fp32")
     with pytest.raises(TrainingError, match=r"no number from the lowest rates on.*Use a smaller lowest="):
         find_learning_rate(str(weights.parent), small.rows(4), config=config)
+
+
+def watched(hook: Any, base: Path, **settings: Any) -> LearningRates:
+    """What the range test finds while `hook` sees every module's outputs."""
+    config = TrainingConfig(**({"method": "full", "precision": "fp32", "batch_size": 10} | settings))
+    handle = register_module_forward_hook(hook)
+    try:
+        return find_learning_rate(str(base), small.rows(20), config=config, highest=1e-3, steps=12, device="cpu")
+    finally:
+        handle.remove()
+
+
+def test_memory_that_runs_out_divides_a_step_which_is_then_repeated(tmp_path: Path) -> None:
+    base, sizes = small.folder(tmp_path / "model"), list[int]()
+
+    def hold(module: Any, inputs: Any, _: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.training:
+            sizes.append(inputs[0].numel())
+            if sizes[-1] > 100:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    plenty = watched(lambda *_: None, base)
+    little = watched(hold, base)
+    assert max(sizes) > 100
+    assert len([size for size in sizes if size > 100]) < 5  # it is remembered
+    assert little.rates == plenty.rates
+    assert little.losses == pytest.approx(plenty.losses, rel=1e-4)
+
+
+def test_a_step_that_overflows_in_half_precision_is_left_out(tmp_path: Path) -> None:
+    base, steps = small.folder(tmp_path / "model"), list[int]()
+
+    def overflow(module: Any, _: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.training:
+            steps.append(1)
+        if len(steps) == 3 and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+
+    found = watched(overflow, base, precision="fp16")
+    assert len(found.losses) == 12
+    assert all(map(math.isfinite, found.losses))

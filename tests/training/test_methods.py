@@ -19,6 +19,7 @@ from dspyc.training import TrainingConfig, train
 from dspyc.training.events import read_events
 from dspyc.training.merging import merge
 from dspyc.training.methods import check_method, one_base, prepare, stored_dtype
+from dspyc.training.precision import autocast_dtype, frozen_dtype
 
 from . import small
 
@@ -274,3 +275,11 @@ def test_the_stored_dtype_is_that_of_the_files_that_loading_reads(tmp_path: Path
     (base / "model.safetensors").rename(base / "part.safetensors")
     write_json(base / "model.safetensors.index.json", {"weight_map": {"lm_head.weight": "part.safetensors"}})
     assert stored_dtype(base) == torch.bfloat16
+
+
+def test_a_frozen_base_is_held_in_what_it_is_multiplied_in() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    assert {name: frozen_dtype(name, cuda) for name in kinds} == kinds
+    assert frozen_dtype("auto", cuda) == (autocast_dtype("auto", cuda) or torch.float32)
+    assert {frozen_dtype(name, cpu) for name in (*kinds, "auto")} == {torch.float32}

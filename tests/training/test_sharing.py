@@ -148,6 +148,18 @@ def test_a_prompt_that_saves_less_than_a_call_is_not_shared() -> None:
     assert [len(tree.ids) for tree in Planner(BIG, worth=60)(some)] == [0]
 
 
+@pytest.mark.parametrize(("copied", "most"), [(False, 40), (True, 10)])
+def test_copies_of_a_prompt_count_against_the_budget(copied: bool, most: int) -> None:
+    rng = random.Random(0)
+    system = tokens(rng, 120)
+    some = [EncodedRow([*system, *tokens(rng, 10)], 122, i) for i in range(40)]
+    (tree,) = Planner(400, copied=copied)(some)
+    assert [len(batch.rows) for batch in batches(tree) if batch.rows] == [most] * (40 // most)
+    assert Planner(400, copied=copied).largest([tree]) == 400
+    whole = Planner(400, share=False, copied=copied)(some)
+    assert {len(batch.rows) for batch in whole} == {len(b.rows) for b in Planner(400, share=False)(some)}
+
+
 def test_the_first_rows_show_that_sharing_is_exact() -> None:
     assert why_not_shared(Learner(small.model(), [5, 6, 7]), rows(), Planner(BIG, worth=4)) is None
 
@@ -157,6 +169,38 @@ def test_the_first_rows_show_which_attention_is_exact(kind: str) -> None:
     learner = Learner(small.model(kind), [5, 6, 7])
     assert why_not_shared(learner, rows(), Planner(BIG, worth=4)) is None
     assert learner.in_place == (kind not in OTHERS)
+
+
+class Eighths(torch.nn.Module):
+    """A frozen linear layer of 8-bit weights, multiplied in bfloat16, as bitsandbytes' layers are on a GPU."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max()) / 127
+        whole = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(torch.bfloat16) * self.scale
+        return (states.to(torch.bfloat16) @ weight.t()).to(states.dtype)
+
+
+def test_a_quantised_base_has_the_tolerance_of_what_it_is_multiplied_in() -> None:
+    model = small.model(hidden_size=256, intermediate_size=512, head_dim=128)
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, linear in list(part.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    setattr(part, name, Eighths(linear))
+    learner = Learner(model, [5, 6, 7])
+    samples = [rows()[:2]]
+    plain, shared = (
+        gradients(learner, planner(samples[0])) for planner in (Planner(1, share=False), Planner(BIG, worth=0))
+    )
+    norm = sum(float(g.square().sum()) for g in plain[1].values()) ** 0.5
+    off = sum(float((shared[1][name] - g).square().sum()) for name, g in plain[1].items()) ** 0.5
+    assert off > 1e-3 * norm  # more than float32 is allowed
+    assert why_not_shared(learner, rows(), Planner(BIG, worth=4)) is None
 
 
 @pytest.mark.parametrize("scores", [1 << 20, 500, 30])
