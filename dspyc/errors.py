@@ -167,7 +167,8 @@ def _properties(value: Any, hidden: Callable[[object], bool]) -> Any:
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without the secrets of this environment, those given, users in addresses, and what is shaped like a key."""
-    found = {v for name, v in os.environ.items() if is_secret_name(name) and len(v) >= 8}
+    named = (v.strip() for name, v in os.environ.items() if is_secret_name(name))
+    found = {v for v in named if len(v) >= 8}
     for secret in sorted(found | {s for s in secrets if len(s) >= 8}, key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return _SECRET_SHAPE.sub("[secret]", _USER.sub("[secret]@", text))

@@ -51,7 +51,9 @@ class FireworksProvider(RemoteProvider):
     name = "fireworks"
     # No api_base, which is where models are called.
     usual: ClassVar[Mapping[str, Any]] = {"address": "https://api.fireworks.ai"}
+    addresses = ("address",)
     secret = ("api_key",)
+    variables = ("FIREWORKS_API_KEY",)
     credentials = "Set FIREWORKS_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = (*_NAMES, "start_endpoint", "account_id")
     serving = ("start_endpoint",)
@@ -223,5 +225,4 @@ class FireworksProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        key = self.secrets.get("api_key") or os.environ.get("FIREWORKS_API_KEY")
-        return Rest("Fireworks", str(self.connection["address"]), key, self.credentials)
+        return Rest("Fireworks", str(self.connection["address"]), self.key(), self.credentials)

@@ -361,7 +361,8 @@ def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
     data = fingerprint([list(order.rows), list(order.validation), order.format.value])
     settings = json.loads(json.dumps(dict(order.settings), default=str))  # as another process will read them
     place = provider.place(order.settings)
-    key = fingerprint([provider.name, stable(place), order.model, data, stable(provider.trained(settings))])
+    where = {name: value for name, value in place.items() if name not in provider.calls}
+    key = fingerprint([provider.name, stable(where), order.model, data, stable(provider.trained(settings))])
     return JobRecord(
         id=f"{provider.name}-{key}",
         provider=provider.name,

@@ -35,6 +35,7 @@ _STATUSES = {
     "cancelled": JobStatus.cancelled,
     "canceled": JobStatus.cancelled,
 }
+_ACCOUNT = {"organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}  # which the SDK would read by itself
 _METADATA_KEY = "dspyc"
 _MOST_LISTED = 1000  # jobs that are looked through for one of ours
 _MOST_EVENTS = 10_000
@@ -52,6 +53,7 @@ class OpenAIProvider(RemoteProvider):
     connects: ClassVar[tuple[str, ...]] = ("api_base",)
     usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.openai.com/v1"}
     secret: ClassVar[tuple[str, ...]] = ("api_key",)
+    variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
     validates: ClassVar[bool] = True
@@ -62,7 +64,14 @@ class OpenAIProvider(RemoteProvider):
     @classmethod
     def environment(cls) -> dict[str, Any]:
         found = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        return {"api_base": found} if found else {}
+        account = {name: os.environ[variable] for name, variable in _ACCOUNT.items() if os.environ.get(variable)}
+        return {**({"api_base": found} if found else {}), **account}
+
+    def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
+        """The organization and the project are OpenAI's own: no other server is told."""
+        found = super().connected(connection)
+        here = found.get("api_base") == self.usual.get("api_base")
+        return {name: value for name, value in found.items() if here or name not in _ACCOUNT}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         openai_settings.check(settings)
@@ -193,12 +202,10 @@ class OpenAIProvider(RemoteProvider):
         """The server's base address. The SDK is always told: it reads variables of its own."""
         return str(self.connection["api_base"])
 
-    def key(self) -> str | None:
-        return self.secrets.get("api_key") or os.environ.get("OPENAI_API_KEY")
-
     @cached_property
     def _client(self) -> "openai.OpenAI":
-        return make_client(self.address(), self.key(), self.timeout, self.credentials)
+        account = {name: self.connection.get(name) for name in _ACCOUNT}
+        return make_client(self.address(), self.key(), self.timeout, self.credentials, **account)
 
     @cached_property
     def _ask(self) -> Asker:

@@ -7,6 +7,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
         connects = ("acme_region",)                    # arguments of dspyc.LM that say where; kept in the record
         usual = {"acme_region": "eu"}                  # where neither they nor `environment()` say another
         secret = ("api_key",)                          # arguments of dspyc.LM that are kept in memory only
+        variables = ("ACME_API_KEY",)                  # where self.key() finds it, too
         credentials = "Set ACME_API_KEY, or pass api_key to dspyc.LM."
         allowed = ("epochs", "replicas")               # names in train_kwargs, beside `COMMON`
         serving = ("replicas",)                        # those of them that change nothing that is trained
@@ -43,6 +44,7 @@ from dspy.clients.provider import Provider
 from dspy.clients.utils_finetune import TrainDataFormat
 
 from ..errors import ConfigError, DataError, TransientError, has_secret
+from .addresses import base_address
 from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
@@ -124,9 +126,12 @@ class RemoteProvider(Provider, ABC):
 
     name: ClassVar[str]
     connects: ClassVar[tuple[str, ...]] = ()
+    addresses: ClassVar[tuple[str, ...]] = ("api_base",)  # names in the connection that hold a server's address
+    calls: ClassVar[tuple[str, ...]] = ()  # names in the connection that calls need, and that start no other job
     usual: ClassVar[Mapping[str, Any]] = {}  # the connection where neither the caller nor the environment says another
     secret: ClassVar[tuple[str, ...]] = ()
     withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
+    variables: ClassVar[tuple[str, ...]] = ()  # of the environment, that hold the key
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
     serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
@@ -140,24 +145,39 @@ class RemoteProvider(Provider, ABC):
         *,
         polling: Polling | None = None,
     ) -> None:
-        """Raises ConfigError where an address holds a secret."""
+        """Raises ConfigError where an address is none, or holds a secret."""
         from .job import RemoteJob
 
         super().__init__()
         self.finetunable = True
         self.TrainingJob = partial(RemoteJob, self)
-        self.connection = {**self.usual, **(self.environment() if connection is None else connection)}
-        for name, value in self.connection.items():
+        given = {**(self.environment() if connection is None else connection)}
+        for name, value in given.items():
             if has_secret(value):
                 found = next((variable for variable, text in os.environ.items() if text == value), f"`{name}`")
                 raise ConfigError(f"{found} holds a secret, and addresses are kept.", hint=self.credentials)
-        self.secrets = dict(secrets or {})
+        self.connection = self.connected({**self.usual, **given})
+        self.secrets = {k: v.strip() if isinstance(v, str) else v for k, v in (secrets or {}).items()}
         self.polling = polling or Polling()
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
         """The connection, as far as this process's environment names it. No network."""
         return {}
+
+    def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
+        """The connection in one form, whatever it was typed as.
+
+        Raises:
+            ConfigError: An address that is none.
+        """
+        named = {name: connection[name] for name in self.addresses if connection.get(name)}
+        return {**connection, **{name: base_address(text, name) for name, text in named.items()}}
+
+    def key(self) -> str | None:
+        """The key of a server that takes one as `api_key`: the caller's, or that of the first of `variables` that is set."""
+        found = (self.secrets.get("api_key"), *(os.environ.get(name, "").strip() for name in self.variables))
+        return next(filter(None, found), None)
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity."""

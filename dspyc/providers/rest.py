@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import ProviderError, redact
-from .faults import TakenError, http_fault, transient
+from .faults import TakenError, http_fault, never_passes, transient, unsent
 
 _TIMEOUT = 60.0  # seconds without a byte
 
@@ -33,8 +33,12 @@ class Rest:
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
             answer = httpx.request(method, self.address + path, headers=headers, timeout=_TIMEOUT, **request)
-        except httpx.HTTPError as error:
-            fault: ProviderError = transient(f"{self.server} did not answer: {what}: {error or type(error).__name__}.")
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
+            fault: ProviderError = (
+                unsent(self.server, what, error)
+                if never_passes(error)
+                else transient(f"{self.server} did not answer: {what}: {error or type(error).__name__}.")
+            )
         else:
             if answer.is_success:
                 return self._json(what, answer)

@@ -52,6 +52,7 @@ class TogetherProvider(RemoteProvider):
     connects = ("api_base",)
     usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.together.xyz/v1"}
     secret = ("api_key",)
+    variables = ("TOGETHER_API_KEY",)
     credentials = "Set TOGETHER_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = _NAMES
     validates = True
@@ -121,5 +122,4 @@ class TogetherProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        key = self.secrets.get("api_key") or os.environ.get("TOGETHER_API_KEY")
-        return Rest("Together", str(self.connection["api_base"]), key, self.credentials)
+        return Rest("Together", str(self.connection["api_base"]), self.key(), self.credentials)

@@ -19,6 +19,7 @@ import dspyc
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from dspyc.providers import JobStatus, RemoteJob, attach
 from dspyc.providers.faults import retry_after
+from dspyc.providers.job import make_order
 from dspyc.providers.openai import OpenAIProvider
 from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
@@ -190,6 +191,85 @@ def test_a_job_at_openai_itself_stays_there_whatever_a_later_shell_names(
     assert type(stored.provider) is OpenAIProvider
     assert stored.wait(60) is JobStatus.succeeded
     assert created(server) == 1
+
+
+@pytest.mark.parametrize("typed", ["https://api.openai.com/v1/", " https://API.openai.com/v1", ""])
+def test_openai_itself_is_known_however_its_address_is_typed(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", typed)
+    provider = dspyc.LM(BASE).provider
+    assert (provider.address(), provider.place({})) == ("https://api.openai.com/v1", {})
+    order = make_order(BASE, rows(), None, {})
+    assert provider.estimate(order).usd is not None
+
+
+def test_one_order_is_one_job_however_its_server_is_typed(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.polls = 0
+    first = make(server).finetune(rows(), TrainDataFormat.CHAT, {})
+    slash = dspyc.LM(BASE, api_base=f"{server.url}/", api_key=f"{KEY}\n").finetune(rows(), TrainDataFormat.CHAT, {})
+    assert slash.remote_id == first.remote_id
+    monkeypatch.setenv("AZURE_API_KEY", f"{KEY}\n")
+    base = server.url.removesuffix("/v1")
+    told = (
+        {"api_base": base, "api_version": "2024-10-21"},
+        {"api_base": f"{base}/"},
+        {"api_base": f"{base}/openai/v1/", "api_version": "2025-04-01-preview"},
+        {"api_base": f"{base}/openai"},
+    )
+    found = {
+        dspyc.LM("azure/gpt-4.1", **one).finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"}).id
+        for one in told
+    }
+    assert (len(found), created(server)) == (1, 2)
+
+
+def test_a_job_is_looked_for_in_the_project_that_was_named(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.polls, seen = 0, list[Any]()
+
+    def told() -> dict[str, str | None]:
+        """What the last request was told, by its headers."""
+        return {name: seen[-1].get(f"OpenAI-{name}") for name in ("Organization", "Project")}
+
+    carry_out = server.carry_out
+    server.carry_out = lambda name, request, found: (  # type: ignore[method-assign]
+        seen.append(request.headers) or carry_out(name, request, found)
+    )
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_a")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "openai-organization: org-z\nX-Gateway: eu")
+    job = at_openai(server).finetune(rows(), TrainDataFormat.CHAT, {})
+    assert job.record.connection == {"api_base": server.url, "project": "proj_a"}
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_b")
+    assert job.wait(60) is JobStatus.succeeded
+    assert (told(), seen[-1]["X-Gateway"]) == ({"Organization": None, "Project": "proj_a"}, "eu")
+    assert at_openai(server).finetune(rows(), TrainDataFormat.CHAT, {}).remote_id != job.remote_id
+    dspyc.LM(BASE, api_base=server.url, api_key=KEY).finetune(rows(), TrainDataFormat.CHAT, {"seed": 1}).wait(60)
+    assert told() == {"Organization": None, "Project": None}
+
+
+@pytest.mark.parametrize("address", ["host/v1", "ftp://host/v1", "https://", "https://host:port/v1", "https://a b/v1"])
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [(BASE, "OPENAI_BASE_URL"), ("together/x", "TOGETHER_BASE_URL"), ("fireworks/x", "FIREWORKS_API_URL")],
+)
+def test_an_address_that_is_none_is_refused(
+    model: str, variable: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(ConfigError, match=r"address.*https://host/v1"):
+        dspyc.LM(model)
+
+
+@pytest.mark.parametrize("key", ["sk-canary-\n0123456789abcdef", "sk-canary-0123456789\N{BULLET}"])
+@pytest.mark.parametrize("model", [BASE, "together_ai/Qwen/Qwen3-8B"])
+def test_a_request_that_cannot_be_sent_is_said_at_once(server: OpenAIServer, model: str, key: str) -> None:
+    lm = dspyc.LM(model, api_base=server.url, api_key=key)  # with the patience of a quarter of an hour
+    with pytest.raises(ProviderError, match=r"was not asked: .*one line of plain characters") as caught:
+        lm.finetune(rows(), TrainDataFormat.CHAT, {})
+    assert not isinstance(caught.value, TransientError)
+    assert "canary" not in str(caught.value)
 
 
 def test_what_was_stored_without_an_address_is_at_openai_itself(monkeypatch: pytest.MonkeyPatch) -> None:
