@@ -66,10 +66,9 @@ class AzureProvider(OpenAIProvider):
     def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
         """The resource alone, whichever of its addresses was given."""
         found = super().connected(connection)
-        base = (
-            {"api_base": found["api_base"].removesuffix("/v1").removesuffix("/openai")} if found.get("api_base") else {}
-        )
-        return {**found, **base}
+        if found.get("api_base"):
+            found["api_base"] = found["api_base"].removesuffix("/openai/v1").removesuffix("/openai")
+        return found
 
     @classmethod
     def environment(cls) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError, UnfinishedError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError, UnfinishedError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .faults import MissingError
-from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
+from .remote import COMMON, FILES, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
 from .settings import check_limits, check_names, refuse_secrets
 from .store import JobRecord
 
@@ -310,11 +310,25 @@ def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
         found = provider.find(order, record) if record.state == "creating" else None
         if found is None:
             store.update(record, state="creating")
-            found = provider.create(order, record)
+            try:
+                found = provider.create(order, record)
+            except TransientError:
+                raise
+            except ProviderError:
+                _send_anew(provider, record)
+                raise
         return found
 
     remote_id = patiently(provider, once)
     store.update(record, state="created", remote_id=remote_id)
+
+
+def _send_anew(provider: RemoteProvider, record: JobRecord) -> None:
+    """After a refusal there is no job, and it may be the files that were refused: they belong to whoever was signed in."""
+    if provider.owned_files:
+        facts = {name: value for name, value in record.facts.items() if name not in FILES}
+        record.state, record.facts = "new", facts
+        provider.store.put(record)
 
 
 def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str, Any]) -> None:

@@ -59,7 +59,8 @@ class OpenAIProvider(RemoteProvider):
     validates: ClassVar[bool] = True
     most_bytes: ClassVar[int | None] = 512 * 2**20
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
-    marks: ClassVar[bool] = True  # whether jobs take metadata
+    owned_files: ClassVar[bool] = True
+    marks: ClassVar[bool] = True  # whether jobs get metadata of ours
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
@@ -129,8 +130,8 @@ class OpenAIProvider(RemoteProvider):
             "seed": s.get("seed"),
             "integrations": s.get("integrations"),
         }
-        if self.marks:
-            wanted["metadata"] = {**(s.get("metadata") or {}), _METADATA_KEY: record.token}
+        mark = {_METADATA_KEY: record.token} if self.marks else {}
+        wanted["metadata"] = {**(s.get("metadata") or {}), **mark} or None
         given = {name: value for name, value in wanted.items() if value is not None}
         job = self._ask.ask(
             f"starting a job for {base_name(order.model)}",

@@ -58,6 +58,7 @@ _T = TypeVar("_T")
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
 _LIMITS = ("max_usd", "timeout")
 COMMON = (*_LIMITS, "validation_data")
+FILES = ("train", "validation")  # the facts that name an order's files
 
 _READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 
@@ -136,6 +137,9 @@ class RemoteProvider(Provider, ABC):
     allowed: ClassVar[tuple[str, ...]] = ()
     serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
+    owned_files: ClassVar[bool] = (
+        False  # whether the server names files, which another account or project does not have
+    )
     most_bytes: ClassVar[int | None] = None  # that one file of rows may have
 
     def __init__(
@@ -239,7 +243,7 @@ class RemoteProvider(Provider, ABC):
 
     def unsent(self, order: Order, record: JobRecord) -> Iterator[tuple[str, bytes]]:
         """For `upload`: the files "train" and, where there are rows for it, "validation", that `record.facts` does not have."""
-        for name, rows in (("train", order.rows), ("validation", order.validation)):
+        for name, rows in zip(FILES, (order.rows, order.validation), strict=True):
             if rows and name not in record.facts:
                 yield name, self.content(order, rows)
 

@@ -56,6 +56,7 @@ class TogetherProvider(RemoteProvider):
     credentials = "Set TOGETHER_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = _NAMES
     validates = True
+    owned_files = True
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
@@ -90,6 +91,8 @@ class TogetherProvider(RemoteProvider):
         said = {name: value for name, value in order.settings.items() if value is not None}
         wanted = {"model": order.model.removeprefix("together_ai/"), **said}
         files = given(record.facts, {"train": "training_file", "validation": "validation_file"})
+        if "validation_file" in files:
+            wanted.setdefault("n_evals", int(self.epochs(order.settings)))  # else Together measures nothing
         return str(self._rest.ask("starting the job", "POST", "/fine-tunes", json={**wanted, **files})["id"])
 
     def look(self, record: JobRecord) -> Look:

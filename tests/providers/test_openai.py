@@ -157,6 +157,16 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     assert "ok" in tuned("hello")[0]
 
 
+def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", KEY)
+    server.polls = 0
+    lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    for seed, metadata in enumerate(({"team": "a"}, {})):
+        given = {"deployment": "desk", "metadata": metadata, "seed": seed}
+        lm.finetune(rows(), TrainDataFormat.CHAT, given).wait(60)
+    assert [body.get("metadata") for body in server.bodies] == [{"team": "a"}, None]
+
+
 def test_pause_and_resume(server: OpenAIServer) -> None:
     server.polls = None
     job = start(server)
@@ -308,6 +318,16 @@ def test_threads_that_order_the_same_start_one_job_and_say_that_they_wait(
         thread.join()
     assert caplog.text.count("is being started by another process or thread") == 3
     assert created(server) == 1
+
+
+def test_files_of_another_account_are_sent_anew_after_a_refusal(server: OpenAIServer) -> None:
+    server.fail(f"POST {JOBS}", 403)
+    with pytest.raises(ProviderError, match="403"):
+        start(server)
+    server.files.clear()  # of another account there are none
+    server.fail(f"POST {JOBS}", LOST)  # one that is not answered is looked for by its file
+    assert start(server).result(60)
+    assert (len(server.files), created(server)) == (1, 1)
 
 
 def test_a_job_that_failed_may_be_ordered_again(server: OpenAIServer) -> None:

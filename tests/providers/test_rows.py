@@ -100,6 +100,15 @@ def test_vertex_takes_tools_as_declarations_calls_and_responses() -> None:
     assert row["contents"][2]["parts"] == [{"functionResponse": {"name": "add", "response": {"result": 4}}}]
 
 
+def test_vertex_names_the_function_that_was_called_last_under_an_id() -> None:
+    other = {**CALL, "function": {"name": "halve", "arguments": "{}"}}
+    asked = [{"role": "user", "content": "And half of it?"}, {"role": "assistant", "tool_calls": [other]}]
+    twice = [*TOOLS["messages"], *asked, {"role": "tool", "tool_call_id": "c1", "content": "2"}, TOOLS["messages"][-1]]
+    (row,) = formatter("vertex").format([{**TOOLS, "messages": twice}]).rows
+    parts = [part for content in row["contents"] for part in content["parts"]]
+    assert [part["functionResponse"]["name"] for part in parts if "functionResponse" in part] == ["add", "halve"]
+
+
 @pytest.mark.parametrize("provider", ["openai", "together", "fireworks", "databricks"])
 def test_tools_are_kept_as_they_are(provider: str) -> None:
     assert formatter(provider).format([TOOLS]).rows == (TOOLS,)

@@ -52,6 +52,18 @@ def test_rows_become_a_model(server: TogetherServer) -> None:
     assert job.events()[0].at == 1795262400
 
 
+@pytest.mark.parametrize(
+    ("settings", "n_evals"), [({}, 1), ({"n_epochs": 4}, 4), ({"n_evals": 9}, 9), ({"n_evals": None, "n_epochs": 2}, 2)]
+)
+def test_validation_rows_are_measured_once_an_epoch(
+    server: TogetherServer, settings: dict[str, Any], n_evals: int
+) -> None:
+    finetune(validation_data=ROWS, **settings).result(30)
+    finetune(**settings).result(30)
+    with_rows, without = server.jobs.values()
+    assert (with_rows["n_evals"], without.get("n_evals")) == (n_evals, settings.get("n_evals"))
+
+
 def test_who_ends_an_endpoint_is_said(server: TogetherServer) -> None:
     with pytest.raises(ConfigError, match="paid by the minute until it is stopped there"):
         finetune().stop_endpoint()
