@@ -110,7 +110,7 @@ class BedrockProvider(RemoteProvider):
 
     def look(self, record: JobRecord) -> Look:
         found = self._job(record)
-        status = _STATUS[found["status"]]
+        status = _STATUS.get(found["status"], JobStatus.running)
         begun = (found.get("statusDetails") or {}).get("trainingDetails", {}).get("status", "InProgress")
         if status is JobStatus.running and begun == "NotStarted":
             status = JobStatus.validating

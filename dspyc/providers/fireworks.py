@@ -114,15 +114,17 @@ class FireworksProvider(RemoteProvider):
             "outputModel": f"{account}/models/{record.token}",
         }
         path, name = f"/v1/{account}/supervisedFineTuningJobs", {"supervisedFineTuningJobId": record.token}
-        made = self._rest.ask(
-            "starting the job", "POST", path, params=name, json={**wanted, **given(order.settings, _NAMES)}
-        )
-        return str(made["name"])
+        asked = {**wanted, **given(order.settings, _NAMES)}
+        try:
+            return str(self._rest.ask("starting the job", "POST", path, params=name, json=asked)["name"])
+        except TakenError:
+            logger.info("The job %s was started by a request whose answer was lost.", record.token)
+        return f"{path.removeprefix('/v1/')}/{record.token}"
 
     def look(self, record: JobRecord) -> Look:
         found = self._rest.ask("looking at the job", "GET", f"/v1/{record.remote_id}")
-        status = _STATUS.get(found["state"], JobStatus.running)
-        return Look(status, model=found.get("outputModel"), error=(found.get("status") or {}).get("message") or None)
+        status = _STATUS.get(str(found["state"]), JobStatus.running)
+        return Look(status, model=found.get("outputModel"), error=found.one("status").get("message") or None)
 
     def stop(self, record: JobRecord) -> None:
         self._rest.ask("cancelling the job", "POST", f"/v1/{record.remote_id}:cancel", json={})
@@ -200,7 +202,7 @@ class FireworksProvider(RemoteProvider):
         def ready() -> bool:
             found = self._rest.ask(f"looking at {what}", "GET", path)
             if found["state"] in ("FAILED", *_DELETED):
-                reason = (found.get("status") or {}).get("message")
+                reason = found.one("status").get("message")
                 raise ProviderError(f"{what} is {found['state']}: {reason or 'Fireworks gives no reason'}", hint=hint)
             return bool(found["state"] == "READY")
 
@@ -215,7 +217,7 @@ class FireworksProvider(RemoteProvider):
         return str(record.facts["account"])
 
     def _only_account(self) -> str:
-        accounts = self._rest.ask("looking for the account", "GET", "/v1/accounts").get("accounts") or []
+        accounts = self._rest.ask("looking for the account", "GET", "/v1/accounts").all("accounts")
         if len(accounts) != 1:
             raise ConfigError(
                 f"The key has {len(accounts)} accounts.",

@@ -111,13 +111,14 @@ class OpenAIProvider(RemoteProvider):
         hint = (
             "A job may have been started before its answer was lost: look there, and cancel it or wait for its model."
         )
-        jobs = self._ask.ask(
+        ours, file = self._client.fine_tuning.jobs, record.facts.get("train")
+        return self._ask.ask(
             "looking for the job that was begun",
-            lambda: list(islice(self._client.fine_tuning.jobs.list(limit=100), _MOST_LISTED)),
+            lambda: next(
+                (job.id for job in islice(ours.list(limit=100), _MOST_LISTED) if job.training_file == file), None
+            ),
             hint,
         )
-        file = record.facts.get("train")
-        return next((job.id for job in jobs if job.training_file == file), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
         s = order.settings
@@ -147,14 +148,15 @@ class OpenAIProvider(RemoteProvider):
         )
         job = self._ask.ask("reading the job", answer.parse)
         _id(job, self.name)
-        status = _STATUSES.get(job.status)
+        told = getattr(job, "status", None)
+        status = _STATUSES.get(str(told))
         if status is None:
-            logger.warning("%s has status %r, which is not known here: it counts as running.", job.id, job.status)
+            logger.warning("%s has status %r, which is not known here: it counts as running.", job.id, told)
             status = JobStatus.running
-        reason = getattr(job.error, "message", None)
-        code = getattr(job.error, "code", None)
+        failure = getattr(job, "error", None)
+        reason, code = getattr(failure, "message", None), getattr(failure, "code", None)
         error = f"{reason} ({code})" if reason and code else reason
-        return Look(status, job.fine_tuned_model, error, retry_after(answer.headers))
+        return Look(status, getattr(job, "fine_tuned_model", None), error, retry_after(answer.headers))
 
     def stop(self, record: JobRecord) -> None:
         self._ask.ask(
@@ -174,27 +176,33 @@ class OpenAIProvider(RemoteProvider):
     def events(self, record: JobRecord) -> list[JobEvent]:
         found = self._ask.ask(
             f"reading the events of job {record.remote_id}",
-            lambda: list(
-                islice(self._client.fine_tuning.jobs.list_events(str(record.remote_id), limit=100), _MOST_EVENTS)
-            ),
+            lambda: [
+                JobEvent(e.created_at, e.message, e.level, _object(e.data))
+                for e in islice(
+                    self._client.fine_tuning.jobs.list_events(str(record.remote_id), limit=100), _MOST_EVENTS
+                )
+            ],
         )
-        events = [JobEvent(e.created_at, e.message, e.level, _object(e.data)) for e in reversed(found)]
-        return sorted(events, key=lambda event: event.at)  # stable: what has one second keeps its order
+        found.reverse()
+        return sorted(found, key=lambda event: event.at)  # stable: what has one second keeps its order
 
     def metrics(self, record: JobRecord) -> dict[str, Any]:
         """`steps`: what was measured at each; `checkpoints`: with the model that each one is."""
         found = self._ask.ask(
             f"reading the checkpoints of job {record.remote_id}",
-            lambda: list(
-                islice(self._client.fine_tuning.jobs.checkpoints.list(str(record.remote_id), limit=100), _MOST_LISTED)
-            ),
+            lambda: [
+                {
+                    "step": c.step_number,
+                    "model": c.fine_tuned_model_checkpoint,
+                    **c.metrics.model_dump(exclude_none=True),
+                }
+                for c in islice(
+                    self._client.fine_tuning.jobs.checkpoints.list(str(record.remote_id), limit=100), _MOST_LISTED
+                )
+            ],
         )
-        checkpoints = [
-            {"step": c.step_number, "model": c.fine_tuned_model_checkpoint, **c.metrics.model_dump(exclude_none=True)}
-            for c in found
-        ]
         steps = [event.data for event in self.events(record) if "train_loss" in event.data]
-        return {"steps": steps, "checkpoints": sorted(checkpoints, key=lambda c: c["step"])}
+        return {"steps": steps, "checkpoints": sorted(found, key=lambda c: c["step"])}
 
     def serve(self, record: JobRecord, model: str) -> str:
         return f"openai/{model}"

@@ -84,7 +84,7 @@ class TogetherProvider(RemoteProvider):
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         """By our file, which no other job has."""
-        jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").get("data") or []
+        jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").all("data")
         return next((job["id"] for job in jobs if job.get("training_file") == record.facts["train"]), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
@@ -97,16 +97,16 @@ class TogetherProvider(RemoteProvider):
 
     def look(self, record: JobRecord) -> Look:
         found = self._rest.ask("looking at the job", "GET", f"/fine-tunes/{record.remote_id}")
-        status = _STATUS.get(found["status"], JobStatus.running)
-        events = found.get("events") or [{}]
-        error = events[-1].get("message") if status is JobStatus.failed else None
+        status = _STATUS.get(str(found["status"]), JobStatus.running)
+        events = found.all("events")
+        error = events[-1].get("message") if events and status is JobStatus.failed else None
         return Look(status, model=found.get("x_model_output_name") or found.get("model_output_name"), error=error)
 
     def stop(self, record: JobRecord) -> None:
         self._rest.ask("cancelling the job", "POST", f"/fine-tunes/{record.remote_id}/cancel")
 
     def events(self, record: JobRecord) -> list[JobEvent]:
-        found = self._rest.ask("reading its events", "GET", f"/fine-tunes/{record.remote_id}/events").get("data") or []
+        found = self._rest.ask("reading its events", "GET", f"/fine-tunes/{record.remote_id}/events").all("data")
         return [JobEvent(seconds(one.get("created_at")), str(one.get("message"))) for one in found]
 
     def serve(self, record: JobRecord, model: str) -> str:

@@ -116,6 +116,8 @@ class VertexProvider(RemoteProvider):
                 config=config,
             ),
         )
+        if not made.name:
+            raise ProviderError("Vertex AI: starting the job: its answer has no name.")
         return str(made.name)
 
     def look(self, record: JobRecord) -> Look:
