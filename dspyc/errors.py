@@ -115,8 +115,12 @@ _SECRET_NAME = re.compile(
     r"|(?:api|access|private)[_-]?key|(?:api|access|auth|refresh|bearer|session|hub|hf)[_-]?tokens"
     r"|token[_-](?:provider|file))))"
 )
+# Words with hyphens are no key, though they begin as one does: "hf-training-datasets". A key has a long part without hyphens,
+# or one of letters and digits.
+_KEY_PART = r"[A-Za-z0-9]{16}|(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{8}"
 _SECRET_SHAPE = re.compile(
-    r"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_][A-Za-z0-9_-]{12,}|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
+    rf"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_](?=[A-Za-z0-9_-]*?(?:{_KEY_PART}))[A-Za-z0-9_-]{{12,}}"
+    r"|\bdapi[0-9a-f]{32}\b|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
 )
 _USER = re.compile(r"(?<=://)[^/?#\s]+@")  # of an address: https://user:password@host
 _QUERY = re.compile(r"(?<=[?&])([^=&#\s]+)=[^&#\s]*&?")
