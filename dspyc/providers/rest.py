@@ -1,5 +1,6 @@
 """Providers that are asked over plain HTTP: a bearer's key, JSON, and faults in our words."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
@@ -94,8 +95,9 @@ class Answer(dict[str, Any]):
 
 def seconds(moment: Any) -> float:
     """Seconds since 1970 of a time as these providers write them, "2026-11-21T12:00:00Z"; 0 where there is none."""
+    text = re.sub(r"\.\d+", lambda part: f"{part[0]:0<7}"[:7], str(moment))  # Python 3.10 reads microseconds alone
     try:
-        return datetime.fromisoformat(str(moment).replace("Z", "+00:00")).timestamp()
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
         return 0.0
 
