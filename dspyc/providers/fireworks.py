@@ -57,16 +57,15 @@ class FireworksProvider(RemoteProvider):
     credentials = "Set FIREWORKS_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = (*_NAMES, "start_endpoint", "account_id")
     serving = ("start_endpoint",)
-    most_bytes = 150 * 2**20  # https://docs.fireworks.ai/api-reference/upload-dataset-files
+    placing = ("account_id",)
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
         return {name: os.environ[variable] for name, variable in _VARIABLES.items() if os.environ.get(variable)}
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the environment's account where the order names one."""
-        found = super().place(settings)
-        return {k: v for k, v in found.items() if k != "account"} if settings.get("account_id") else found
+        named = {"account": settings["account_id"]} if settings.get("account_id") else {}
+        return {**super().place(settings), **named}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         if not isinstance(settings.get("start_endpoint"), bool):
@@ -146,7 +145,10 @@ class FireworksProvider(RemoteProvider):
         """
         self.keep(record)  # reads what other processes kept since
         if "model" not in record.facts:
-            raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
+            look = self.look(record)
+            if look.model is None or look.status is not JobStatus.succeeded:
+                raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
+            self.keep(record, model=look.model)
         if record.facts.get("endpoint") and self._is_gone(record):
             logger.warning("The deployment %s is not there any more: another is started.", record.facts["endpoint"])
             self.keep(record, endpoint=None)

@@ -113,15 +113,10 @@ class RemoteJob(TrainingJob):
         """
         if self.thread is None and JobStatus(self.record.status).over:
             return JobStatus(self.record.status)  # `result` alone may start an endpoint again that was stopped
-        try:
-            error = self._followed(timeout)
-        except concurrent.futures.TimeoutError:
-            waited = f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on."
-        else:
-            if error is not None and not _ends(error):
-                raise error
-            return JobStatus(self.record.status) if error else JobStatus.succeeded
-        raise TimeoutError(waited)
+        error = self._followed(timeout)
+        if error is not None and not _ends(error):
+            raise error
+        return JobStatus(self.record.status) if error else JobStatus.succeeded
 
     def cancel(self) -> bool:
         """Cancel the job, at the provider too. False where it was over already."""
@@ -236,7 +231,7 @@ class RemoteJob(TrainingJob):
         """What came of following the job, in a thread: anew where a caller was told that it goes on.
 
         Raises:
-            concurrent.futures.TimeoutError: Nothing yet.
+            TimeoutError: Nothing yet.
         """
         with self._starting:
             if self._told and not _ends(self.exception()):
@@ -248,8 +243,11 @@ class RemoteJob(TrainingJob):
         try:
             error: BaseException | None = self.exception(timeout)
             return error
+        except concurrent.futures.TimeoutError:  # before Python 3.11 another class than the built-in one
+            waited = f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on."
         finally:
             self._told = self.done()
+        raise TimeoutError(waited)
 
     def _finish(self) -> None:
         from .lm import LM
@@ -340,7 +338,7 @@ def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str,
     refuse_secrets(train_kwargs, provider.credentials)
     check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
     check_limits(train_kwargs)
-    provider.check_settings(model, {k: v for k, v in train_kwargs.items() if k not in COMMON})
+    provider.check_settings(model, _settings(train_kwargs))
 
 
 def make_order(
@@ -362,8 +360,12 @@ def make_order(
         raise ConfigError(f"The training data's format is {data_format!r}.", hint=f"Use one of {kinds}.") from None
     if not rows:
         raise DataError("There are no rows to train on.", hint="Pass rows of the form {'messages': [...]}.")
-    settings = {k: v for k, v in train_kwargs.items() if k not in COMMON}
-    return Order(model, list(rows), kind, settings, list(train_kwargs.get("validation_data") or ()))
+    return Order(model, list(rows), kind, _settings(train_kwargs), list(train_kwargs.get("validation_data") or ()))
+
+
+def _settings(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The provider's own; None stands for one that is left out."""
+    return {k: v for k, v in train_kwargs.items() if k not in COMMON and v is not None}
 
 
 def _ends(error: BaseException | None) -> bool:
@@ -372,7 +374,7 @@ def _ends(error: BaseException | None) -> bool:
 
 
 def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
-    data = fingerprint([list(order.rows), list(order.validation), order.format.value])
+    data = fingerprint([*(provider.sent(order, rows) for rows in (order.rows, order.validation)), order.format.value])
     settings = json.loads(json.dumps(dict(order.settings), default=str))  # as another process will read them
     place = provider.place(order.settings)
     where = {name: value for name, value in place.items() if name not in provider.calls}

@@ -16,7 +16,7 @@ from .faults import retry_after
 from .openai_client import Asker, make_client
 from .preferences import check_preferences
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
-from .rows import Formatter, formatter, json_lines
+from .rows import Formatter, RowReport, formatter
 from .store import JobRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class OpenAIProvider(RemoteProvider):
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
     validates: ClassVar[bool] = True
-    most_bytes: ClassVar[int | None] = 512 * 2**20
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
     owned_files: ClassVar[bool] = True
     marks: ClassVar[bool] = True  # whether jobs get metadata of ours
@@ -88,11 +87,13 @@ class OpenAIProvider(RemoteProvider):
         if _of_preferences(order):
             check_preferences(order.rows)
             check_preferences(order.validation, least=False)
+            for rows in (order.rows, order.validation):
+                RowReport(self.formatter(order), tuple(rows), ()).accepted(counted=False)  # their size
         else:
             super().check_rows(order)
 
-    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        return json_lines(rows) if _of_preferences(order) else super().write(order, rows)
+    def sent(self, order: Order, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(rows) if _of_preferences(order) else super().sent(order, rows)
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")
@@ -100,7 +101,7 @@ class OpenAIProvider(RemoteProvider):
 
     def estimate(self, order: Order) -> CostEstimate:
         priced = self.name if self._is_openai() else ""  # other servers have other prices
-        return estimate_cost(order.rows, priced, order.model, self.epochs(order.settings))
+        return estimate_cost(self.sent(order, order.rows), priced, order.model, self.epochs(order.settings))
 
     def upload(self, order: Order, record: JobRecord) -> None:
         for fact, content in self.unsent(order, record):

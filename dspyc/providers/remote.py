@@ -43,7 +43,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from dspy.clients.provider import Provider
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, TransientError, has_secret
+from ..errors import ConfigError, TransientError, has_secret
 from .addresses import base_address
 from .costs import CostEstimate, estimate_cost
 from .faults import transient
@@ -135,12 +135,12 @@ class RemoteProvider(Provider, ABC):
     variables: ClassVar[tuple[str, ...]] = ()  # of the environment, that hold the key
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
+    placing: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what says where, as `place` does
     serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
     owned_files: ClassVar[bool] = (
         False  # whether the server names files, which another account or project does not have
     )
-    most_bytes: ClassVar[int | None] = None  # that one file of rows may have
 
     def __init__(
         self,
@@ -184,7 +184,8 @@ class RemoteProvider(Provider, ABC):
         return next(filter(None, found), None)
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity."""
+        """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity. It
+        includes what the settings named by `placing` say."""
         return {name: value for name, value in self.connection.items() if value != self.usual.get(name)}
 
     @property
@@ -206,7 +207,8 @@ class RemoteProvider(Provider, ABC):
 
     def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `train_kwargs` that change what is trained: with others the same order is the same job."""
-        return {name: value for name, value in settings.items() if name not in (*_LIMITS, *self.serving)}
+        others = (*_LIMITS, *self.serving, *self.placing)
+        return {name: value for name, value in settings.items() if name not in others and value is not None}
 
     @abstractmethod
     def formatter(self, order: Order) -> Formatter:
@@ -223,33 +225,19 @@ class RemoteProvider(Provider, ABC):
         formatter.format(order.rows).accepted()
         formatter.format(order.validation).accepted(counted=False)
 
-    def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        """The file of some of the order's rows.
-
-        Raises:
-            DataError: It would be larger than `most_bytes`.
-        """
-        made = self.write(order, rows)
-        if self.most_bytes is not None and len(made) > self.most_bytes:
-            raise DataError(
-                f"The rows are {len(made) / 2**20:,.0f} MB; {self.name} takes files of {self.most_bytes >> 20:,} MB.",
-                hint="Train on fewer or shorter rows.",
-            )
-        return made
-
-    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        """Rows as the provider reads them, a JSON object a line."""
-        return json_lines(self.formatter(order).format(rows).accepted(counted=False))
+    def sent(self, order: Order, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Some of the order's rows as the provider reads them."""
+        return list(self.formatter(order).format(rows).accepted(counted=False))
 
     def unsent(self, order: Order, record: JobRecord) -> Iterator[tuple[str, bytes]]:
         """For `upload`: the files "train" and, where there are rows for it, "validation", that `record.facts` does not have."""
         for name, rows in zip(FILES, (order.rows, order.validation), strict=True):
             if rows and name not in record.facts:
-                yield name, self.content(order, rows)
+                yield name, json_lines(self.sent(order, rows))
 
     def estimate(self, order: Order) -> CostEstimate:
         """What the training will cost."""
-        return estimate_cost(order.rows, self.name, order.model, self.epochs(order.settings))
+        return estimate_cost(self.sent(order, order.rows), self.name, order.model, self.epochs(order.settings))
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         """Passes over the rows, as far as is known before the start."""

@@ -416,6 +416,7 @@ def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
     assert all(48 <= wait <= 60 for wait in waits[10:])
     assert len(set(waits[10:])) > 100
     assert polling.wait(0, retry_after=120) == 120
+    assert polling.wait(0, retry_after=float("inf")) == polling.wait(0, retry_after=1e300) == 3600
 
 
 def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
@@ -457,7 +458,7 @@ def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServe
 def test_a_job_that_never_ends(server: OpenAIServer) -> None:
     server.polls = None
     job = start(server, timeout=0.2)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="after 0 s; it goes on"):
         job.result(timeout=0)
     with pytest.raises(TrainingError, match="after its timeout"):
         job.result(60)

@@ -63,5 +63,6 @@ VERTEX = Formatter(
     RULES.problems,
     write,
     most=1_000_000,
+    most_bytes=2**30,
     source="https://cloud.google.com/vertex-ai/generative-ai/docs/models/gemini-supervised-tuning-prepare",
 )
