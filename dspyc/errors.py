@@ -115,8 +115,12 @@ _SECRET_NAME = re.compile(
     r"|(?:api|access|private)[_-]?key|(?:api|access|auth|refresh|bearer|session|hub|hf)[_-]?tokens"
     r"|token[_-](?:provider|file))))"
 )
+# Words with hyphens are no key, though they begin as one does: "hf-training-datasets". A key has a long part without hyphens,
+# or one of letters and digits.
+_KEY_PART = r"[A-Za-z0-9]{16}|(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{8}"
 _SECRET_SHAPE = re.compile(
-    r"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_][A-Za-z0-9_-]{12,}|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
+    rf"\b(?:sk|pk|rk|hf|ghp|gsk|xai|dapi|fw)[-_](?=[A-Za-z0-9_-]*?(?:{_KEY_PART}))[A-Za-z0-9_-]{{12,}}"
+    r"|\bdapi[0-9a-f]{32}\b|\bAKIA[0-9A-Z]{16}\b|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
 )
 _USER = re.compile(r"(?<=://)[^/?#\s]+@")  # of an address: https://user:password@host
 _QUERY = re.compile(r"(?<=[?&])([^=&#\s]+)=[^&#\s]*&?")
@@ -167,7 +171,8 @@ def _properties(value: Any, hidden: Callable[[object], bool]) -> Any:
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without the secrets of this environment, those given, users in addresses, and what is shaped like a key."""
-    found = {v for name, v in os.environ.items() if is_secret_name(name) and len(v) >= 8}
+    named = (v.strip() for name, v in os.environ.items() if is_secret_name(name))
+    found = {v for v in named if len(v) >= 8}
     for secret in sorted(found | {s for s in secrets if len(s) >= 8}, key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return _SECRET_SHAPE.sub("[secret]", _USER.sub("[secret]@", text))

@@ -13,6 +13,7 @@ import json
 import logging
 import queue
 import re
+import secrets
 import sys
 import tempfile
 import threading
@@ -50,7 +51,7 @@ class Provider:
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.models: dict[str, Any] = {}
         self.loading = threading.Lock()
-        self.changing = threading.Lock()  # of ids and of jobs' status: a thread answers each request
+        self.changing = threading.Lock()  # of jobs' status: a thread answers each request
         self.waiting: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
 
@@ -65,9 +66,8 @@ class Provider:
 
     def upload(self, content: bytes) -> dict[str, Any]:
         rows = [json.loads(line) for line in content.splitlines()]
-        with self.changing:
-            id = f"file-{len(self.files) + 1}"
-            self.files[id] = rows
+        id = new_id("file")
+        self.files[id] = rows
         facts = {"object": "file", "bytes": len(content), "filename": f"{id}.jsonl", "status": "processed"}
         return {"id": id, "purpose": "fine-tune", "created_at": int(time.time()), **facts}
 
@@ -78,9 +78,8 @@ class Provider:
         empty = dict.fromkeys(("fine_tuned_model", "finished_at", "error", "trained_tokens", "validation_file"))
         facts = {"object": "fine_tuning.job", "created_at": int(time.time()), "status": "queued"}
         rest = {"organization_id": "here", "result_files": [], "seed": 0, "hyperparameters": {}}
-        with self.changing:
-            id = f"ftjob-{len(self.jobs) + 1}"
-            self.jobs[id] = {**empty, **rest, **order, **facts, "id": id}
+        id = new_id("ftjob")
+        self.jobs[id] = {**empty, **rest, **order, **facts, "id": id}
         self.say(id, "Created")
         self.waiting.put(id)
         return self.jobs[id]
@@ -174,6 +173,11 @@ class Watch(Callback):
         self.provider.say(self.job["id"], message, step=progress.step, valid_loss=progress.validation_loss)
 
 
+def new_id(kind: str) -> str:
+    """An id that no other run of this server gives: whoever orders keeps it, and caches replies under a model's name."""
+    return f"{kind}-{secrets.token_hex(6)}"
+
+
 def settings(job: dict[str, Any]) -> TrainingConfig:
     """The protocol's hyperparameters as dspyc's."""
     given = job.get("method", {}).get("supervised", {}).get("hyperparameters", {})
@@ -204,7 +208,9 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as error:
             status, made = error.status, {"error": {"message": str(error), "code": None}}
         except (DspycError, ValueError, KeyError) as error:
-            status, made = 400, {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
+            status, made = 400, failure(error)
+        except Exception as error:  # a connection that is dropped would look like a fault that passes
+            status, made = 500, failure(error)
         content = json.dumps(made).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -248,6 +254,10 @@ class ManyAtOnce(ThreadingHTTPServer):
     """A server that many threads may call at the same moment: the standard library lets five connections wait."""
 
     request_queue_size = 128
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    return {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
 
 
 def listed(data: list[dict[str, Any]]) -> dict[str, Any]:

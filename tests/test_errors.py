@@ -65,3 +65,35 @@ def test_an_address_keeps_all_but_its_secrets(address: str, kept: str) -> None:
 
 def test_messages_name_no_user_of_an_address() -> None:
     assert redact("No answer from https://me:pass@h/v1.") == "No answer from https://[secret]@h/v1."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://hf-training-datasets/x",
+        "gs://fw-finetune-bucket/",
+        "pk-classifier-model",
+        "s3://hf-datasets-2026/rk-qwen3-v2-run",
+        "https://dapi-gateway-internal/v1",
+    ],
+)
+def test_words_that_begin_as_a_key_does_are_none(text: str) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdefghijklmnopqrstuvwx",
+        "sk-ant-api03-Ab3_x-Zq9f7KpLmN2oRs",
+        "sk-0123456789abcdef0123456789abcdef",
+        "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+        "fw_3Zk9QpLmN2oRsTuV",
+        "gsk_a1B2c3D4e5F6g7H8",
+        "dapi0123456789abcdef0123456789abcdef",
+        "dapi-0123456789ab-cdef",
+        "AKIAABCDEFGHIJKLMNOP",
+    ],
+)
+def test_what_is_shaped_like_a_key_is_hidden(key: str) -> None:
+    assert redact(f"The key {key}.") == "The key [secret]."

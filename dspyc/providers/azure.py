@@ -19,6 +19,8 @@ class AzureProvider(OpenAIProvider):
 
     name: ClassVar[str] = "azure"
     connects: ClassVar[tuple[str, ...]] = ("api_base", "api_version")
+    calls: ClassVar[tuple[str, ...]] = ("api_version",)
+    variables: ClassVar[tuple[str, ...]] = ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY")
     usual: ClassVar[Mapping[str, Any]] = {}  # each resource has an address of its own
     credentials: ClassVar[str] = "Set AZURE_API_KEY and AZURE_API_BASE, or pass api_key and api_base to dspyc.LM."
     allowed: ClassVar[tuple[str, ...]] = (*openai_settings.SETTINGS, "deployment")
@@ -59,13 +61,16 @@ class AzureProvider(OpenAIProvider):
         resource = self.connection.get("api_base")
         if not resource:
             raise ConfigError("Which Azure resource is meant is not known.", hint=self.credentials)
-        base = str(resource).rstrip("/").removesuffix("/openai/v1").removesuffix("/openai")
-        return f"{base}/openai/v1/"
+        return f"{resource}/openai/v1/"
+
+    def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
+        """The resource alone, whichever of its addresses was given."""
+        found = super().connected(connection)
+        if found.get("api_base"):
+            found["api_base"] = found["api_base"].removesuffix("/openai/v1").removesuffix("/openai")
+        return found
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
         found = os.environ.get("AZURE_API_BASE") or os.environ.get("AZURE_OPENAI_ENDPOINT")
         return {"api_base": found} if found else {}
-
-    def key(self) -> str | None:
-        return self.secrets.get("api_key") or os.environ.get("AZURE_API_KEY") or os.environ.get("AZURE_OPENAI_API_KEY")

@@ -52,13 +52,18 @@ class BedrockProvider(RemoteProvider):
         "commitment",
         "tags",
     )
-    serving = ("start_endpoint", "model_units", "commitment", "tags", "aws_profile")
+    serving = ("start_endpoint", "model_units", "commitment", "tags", "aws_profile", "role_arn")
+    placing = ("aws_region",)
     validates = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         aws.quieten()
         self._clients: dict[tuple[str, str | None, str | None], Any] = {}
+
+    def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        named = {"aws_region_name": settings["aws_region"]} if settings.get("aws_region") else {}
+        return {**super().place(settings), **named}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         read_settings(model, settings)
@@ -110,7 +115,7 @@ class BedrockProvider(RemoteProvider):
 
     def look(self, record: JobRecord) -> Look:
         found = self._job(record)
-        status = _STATUS[found["status"]]
+        status = _STATUS.get(found["status"], JobStatus.running)
         begun = (found.get("statusDetails") or {}).get("trainingDetails", {}).get("status", "InProgress")
         if status is JobStatus.running and begun == "NotStarted":
             status = JobStatus.validating

@@ -25,7 +25,7 @@ from . import databricks_client as workspace
 from . import databricks_retired as retired
 from .databricks_client import ask
 from .databricks_script import script
-from .faults import MissingError
+from .faults import MissingError, TakenError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
@@ -68,6 +68,7 @@ class DatabricksProvider(RemoteProvider):
         *_RETIRED_ALONE,
     )
     serving = ("skip_deploy",)
+    placing = ("databricks_host", "databricks_profile")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -209,8 +210,11 @@ class DatabricksProvider(RemoteProvider):
             ask(lambda: client.serving_endpoints.get(name))
         except MissingError:
             config = serving.EndpointCoreConfigInput(name=name, served_entities=[entity])
-            ask(lambda: client.serving_endpoints.create(name, config=config))
-            logger.warning("Started %s: paid by the hour while it is awake, until `job.stop_endpoint()`.", name)
+            try:
+                ask(lambda: client.serving_endpoints.create(name, config=config))
+                logger.warning("Started %s: paid by the hour while it is awake, until `job.stop_endpoint()`.", name)
+            except TakenError:
+                logger.info("The endpoint %s was made by somebody else's look at the job.", name)
         self._wait_for_endpoint(client, name)
         return f"databricks/{name}"
 
@@ -251,7 +255,11 @@ class DatabricksProvider(RemoteProvider):
         def ready() -> bool:
             state = ask(lambda: client.serving_endpoints.get(name)).state
             if state and state.config_update and state.config_update.value == "UPDATE_FAILED":
-                raise ProviderError(f"The serving endpoint {name} failed.", hint="Its events are in the workspace.")
+                raise ProviderError(
+                    f"The serving endpoint {name} failed.",
+                    hint="Its events are in the workspace. Another is started by `job.stop_endpoint()` and then "
+                    "`job.start_endpoint()`.",
+                )
             return bool(state and state.ready and state.ready.value == "READY")
 
         self.wait_until(ready, f"The serving endpoint {name}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, ProviderError, TransientError, needing
-from .faults import MissingError
+from .faults import MissingError, TakenError
 
 CREDENTIALS = (
     "Credentials come from the SDK: DATABRICKS_HOST and DATABRICKS_TOKEN, `databricks auth login`, or a profile "
@@ -81,6 +81,7 @@ def ask(call: Callable[[], _T]) -> _T:
     Raises:
         TransientError: A fault that may pass.
         MissingError: There is no such thing.
+        TakenError: There is one already.
         ProviderError: What will not pass: wrong credentials above all.
     """
     import requests
@@ -93,6 +94,8 @@ def ask(call: Callable[[], _T]) -> _T:
         failure = ProviderError(f"Databricks refused: {error}", hint=CREDENTIALS)
     except errors.NotFound as error:
         failure = MissingError(f"Databricks does not have it: {error}")
+    except errors.ResourceConflict as error:
+        failure = TakenError(f"Databricks has it already: {error}")
     except (errors.TooManyRequests, errors.InternalError, errors.TemporarilyUnavailable) as error:
         failure = TransientError(f"Databricks is busy: {error}")
     except (errors.DeadlineExceeded, requests.RequestException, TimeoutError) as error:

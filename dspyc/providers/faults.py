@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from ..errors import ProviderError, TransientError, redact
 
 _PASSES = (408, 409, 425, 429)
+_NEVER_SENT = ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")  # of httpx, and of its forks
 
 
 class MissingError(ProviderError):
@@ -36,6 +37,19 @@ def http_fault(
     if status in (401, 403):
         return ProviderError(message, hint=hint or f"The credentials were not accepted. {credentials}".strip())
     return ProviderError(message, hint=hint)
+
+
+def never_passes(error: BaseException) -> bool:
+    """Whether an HTTP client's error says that a request cannot be sent at all, by whichever client's class of that name."""
+    return type(error).__name__ in _NEVER_SENT or isinstance(error, UnicodeEncodeError)
+
+
+def unsent(server: str, what: str, error: BaseException) -> ProviderError:
+    """The error to raise then. It does not have the client's own words, which may hold the key."""
+    return ProviderError(
+        f"{server} was not asked: {what}: {type(error).__name__}.",
+        hint="The address has to be one of http or https, and the key one line of plain characters.",
+    )
 
 
 def transient(message: str, wait: float | None = None) -> TransientError:

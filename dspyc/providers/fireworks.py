@@ -51,20 +51,21 @@ class FireworksProvider(RemoteProvider):
     name = "fireworks"
     # No api_base, which is where models are called.
     usual: ClassVar[Mapping[str, Any]] = {"address": "https://api.fireworks.ai"}
+    addresses = ("address",)
     secret = ("api_key",)
+    variables = ("FIREWORKS_API_KEY",)
     credentials = "Set FIREWORKS_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = (*_NAMES, "start_endpoint", "account_id")
     serving = ("start_endpoint",)
-    most_bytes = 150 * 2**20  # https://docs.fireworks.ai/api-reference/upload-dataset-files
+    placing = ("account_id",)
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
         return {name: os.environ[variable] for name, variable in _VARIABLES.items() if os.environ.get(variable)}
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the environment's account where the order names one."""
-        found = super().place(settings)
-        return {k: v for k, v in found.items() if k != "account"} if settings.get("account_id") else found
+        named = {"account": settings["account_id"]} if settings.get("account_id") else {}
+        return {**super().place(settings), **named}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         if not isinstance(settings.get("start_endpoint"), bool):
@@ -112,15 +113,17 @@ class FireworksProvider(RemoteProvider):
             "outputModel": f"{account}/models/{record.token}",
         }
         path, name = f"/v1/{account}/supervisedFineTuningJobs", {"supervisedFineTuningJobId": record.token}
-        made = self._rest.ask(
-            "starting the job", "POST", path, params=name, json={**wanted, **given(order.settings, _NAMES)}
-        )
-        return str(made["name"])
+        asked = {**wanted, **given(order.settings, _NAMES)}
+        try:
+            return str(self._rest.ask("starting the job", "POST", path, params=name, json=asked)["name"])
+        except TakenError:
+            logger.info("The job %s was started by a request whose answer was lost.", record.token)
+        return f"{path.removeprefix('/v1/')}/{record.token}"
 
     def look(self, record: JobRecord) -> Look:
         found = self._rest.ask("looking at the job", "GET", f"/v1/{record.remote_id}")
-        status = _STATUS.get(found["state"], JobStatus.running)
-        return Look(status, model=found.get("outputModel"), error=(found.get("status") or {}).get("message") or None)
+        status = _STATUS.get(str(found["state"]), JobStatus.running)
+        return Look(status, model=found.get("outputModel"), error=found.one("status").get("message") or None)
 
     def stop(self, record: JobRecord) -> None:
         self._rest.ask("cancelling the job", "POST", f"/v1/{record.remote_id}:cancel", json={})
@@ -142,7 +145,10 @@ class FireworksProvider(RemoteProvider):
         """
         self.keep(record)  # reads what other processes kept since
         if "model" not in record.facts:
-            raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
+            look = self.look(record)
+            if look.model is None or look.status is not JobStatus.succeeded:
+                raise ProviderError(f"Job {record.id} has no model yet.", hint="Wait for its end: `job.result()`.")
+            self.keep(record, model=look.model)
         if record.facts.get("endpoint") and self._is_gone(record):
             logger.warning("The deployment %s is not there any more: another is started.", record.facts["endpoint"])
             self.keep(record, endpoint=None)
@@ -198,7 +204,7 @@ class FireworksProvider(RemoteProvider):
         def ready() -> bool:
             found = self._rest.ask(f"looking at {what}", "GET", path)
             if found["state"] in ("FAILED", *_DELETED):
-                reason = (found.get("status") or {}).get("message")
+                reason = found.one("status").get("message")
                 raise ProviderError(f"{what} is {found['state']}: {reason or 'Fireworks gives no reason'}", hint=hint)
             return bool(found["state"] == "READY")
 
@@ -213,7 +219,7 @@ class FireworksProvider(RemoteProvider):
         return str(record.facts["account"])
 
     def _only_account(self) -> str:
-        accounts = self._rest.ask("looking for the account", "GET", "/v1/accounts").get("accounts") or []
+        accounts = self._rest.ask("looking for the account", "GET", "/v1/accounts").all("accounts")
         if len(accounts) != 1:
             raise ConfigError(
                 f"The key has {len(accounts)} accounts.",
@@ -223,5 +229,4 @@ class FireworksProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        key = self.secrets.get("api_key") or os.environ.get("FIREWORKS_API_KEY")
-        return Rest("Fireworks", str(self.connection["address"]), key, self.credentials)
+        return Rest("Fireworks", str(self.connection["address"]), self.key(), self.credentials)

@@ -20,11 +20,11 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError, UnfinishedError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError, UnfinishedError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .faults import MissingError
-from .remote import COMMON, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
+from .remote import COMMON, FILES, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
 from .settings import check_limits, check_names, refuse_secrets
 from .store import JobRecord
 
@@ -113,15 +113,10 @@ class RemoteJob(TrainingJob):
         """
         if self.thread is None and JobStatus(self.record.status).over:
             return JobStatus(self.record.status)  # `result` alone may start an endpoint again that was stopped
-        try:
-            error = self._followed(timeout)
-        except concurrent.futures.TimeoutError:
-            waited = f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on."
-        else:
-            if error is not None and not _ends(error):
-                raise error
-            return JobStatus(self.record.status) if error else JobStatus.succeeded
-        raise TimeoutError(waited)
+        error = self._followed(timeout)
+        if error is not None and not _ends(error):
+            raise error
+        return JobStatus(self.record.status) if error else JobStatus.succeeded
 
     def cancel(self) -> bool:
         """Cancel the job, at the provider too. False where it was over already."""
@@ -236,7 +231,7 @@ class RemoteJob(TrainingJob):
         """What came of following the job, in a thread: anew where a caller was told that it goes on.
 
         Raises:
-            concurrent.futures.TimeoutError: Nothing yet.
+            TimeoutError: Nothing yet.
         """
         with self._starting:
             if self._told and not _ends(self.exception()):
@@ -248,8 +243,11 @@ class RemoteJob(TrainingJob):
         try:
             error: BaseException | None = self.exception(timeout)
             return error
+        except concurrent.futures.TimeoutError:  # before Python 3.11 another class than the built-in one
+            waited = f"Job {self.id} is {self.record.status} after {timeout:g} s; it goes on."
         finally:
             self._told = self.done()
+        raise TimeoutError(waited)
 
     def _finish(self) -> None:
         from .lm import LM
@@ -310,11 +308,25 @@ def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
         found = provider.find(order, record) if record.state == "creating" else None
         if found is None:
             store.update(record, state="creating")
-            found = provider.create(order, record)
+            try:
+                found = provider.create(order, record)
+            except TransientError:
+                raise
+            except ProviderError:
+                _send_anew(provider, record)
+                raise
         return found
 
     remote_id = patiently(provider, once)
     store.update(record, state="created", remote_id=remote_id)
+
+
+def _send_anew(provider: RemoteProvider, record: JobRecord) -> None:
+    """After a refusal there is no job, and it may be the files that were refused: they belong to whoever was signed in."""
+    if provider.owned_files:
+        facts = {name: value for name, value in record.facts.items() if name not in FILES}
+        record.state, record.facts = "new", facts
+        provider.store.put(record)
 
 
 def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str, Any]) -> None:
@@ -326,7 +338,7 @@ def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str,
     refuse_secrets(train_kwargs, provider.credentials)
     check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
     check_limits(train_kwargs)
-    provider.check_settings(model, {k: v for k, v in train_kwargs.items() if k not in COMMON})
+    provider.check_settings(model, _settings(train_kwargs))
 
 
 def make_order(
@@ -348,8 +360,12 @@ def make_order(
         raise ConfigError(f"The training data's format is {data_format!r}.", hint=f"Use one of {kinds}.") from None
     if not rows:
         raise DataError("There are no rows to train on.", hint="Pass rows of the form {'messages': [...]}.")
-    settings = {k: v for k, v in train_kwargs.items() if k not in COMMON}
-    return Order(model, list(rows), kind, settings, list(train_kwargs.get("validation_data") or ()))
+    return Order(model, list(rows), kind, _settings(train_kwargs), list(train_kwargs.get("validation_data") or ()))
+
+
+def _settings(train_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The provider's own; None stands for one that is left out."""
+    return {k: v for k, v in train_kwargs.items() if k not in COMMON and v is not None}
 
 
 def _ends(error: BaseException | None) -> bool:
@@ -358,10 +374,11 @@ def _ends(error: BaseException | None) -> bool:
 
 
 def _record_of(provider: RemoteProvider, order: Order) -> JobRecord:
-    data = fingerprint([list(order.rows), list(order.validation), order.format.value])
+    data = fingerprint([*(provider.sent(order, rows) for rows in (order.rows, order.validation)), order.format.value])
     settings = json.loads(json.dumps(dict(order.settings), default=str))  # as another process will read them
     place = provider.place(order.settings)
-    key = fingerprint([provider.name, stable(place), order.model, data, stable(provider.trained(settings))])
+    where = {name: value for name, value in place.items() if name not in provider.calls}
+    key = fingerprint([provider.name, stable(where), order.model, data, stable(provider.trained(settings))])
     return JobRecord(
         id=f"{provider.name}-{key}",
         provider=provider.name,

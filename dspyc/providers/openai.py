@@ -16,7 +16,7 @@ from .faults import retry_after
 from .openai_client import Asker, make_client
 from .preferences import check_preferences
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
-from .rows import Formatter, formatter, json_lines
+from .rows import Formatter, RowReport, formatter
 from .store import JobRecord
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _STATUSES = {
     "cancelled": JobStatus.cancelled,
     "canceled": JobStatus.cancelled,
 }
+_ACCOUNT = {"organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}  # which the SDK would read by itself
 _METADATA_KEY = "dspyc"
 _MOST_LISTED = 1000  # jobs that are looked through for one of ours
 _MOST_EVENTS = 10_000
@@ -52,17 +53,25 @@ class OpenAIProvider(RemoteProvider):
     connects: ClassVar[tuple[str, ...]] = ("api_base",)
     usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.openai.com/v1"}
     secret: ClassVar[tuple[str, ...]] = ("api_key",)
+    variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
     credentials: ClassVar[str] = "Set OPENAI_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed: ClassVar[tuple[str, ...]] = openai_settings.SETTINGS
     validates: ClassVar[bool] = True
-    most_bytes: ClassVar[int | None] = 512 * 2**20
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server
-    marks: ClassVar[bool] = True  # whether jobs take metadata
+    owned_files: ClassVar[bool] = True
+    marks: ClassVar[bool] = True  # whether jobs get metadata of ours
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
         found = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        return {"api_base": found} if found else {}
+        account = {name: os.environ[variable] for name, variable in _ACCOUNT.items() if os.environ.get(variable)}
+        return {**({"api_base": found} if found else {}), **account}
+
+    def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
+        """The organization and the project are OpenAI's own: no other server is told."""
+        found = super().connected(connection)
+        here = found.get("api_base") == self.usual.get("api_base")
+        return {name: value for name, value in found.items() if here or name not in _ACCOUNT}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         openai_settings.check(settings)
@@ -78,11 +87,13 @@ class OpenAIProvider(RemoteProvider):
         if _of_preferences(order):
             check_preferences(order.rows)
             check_preferences(order.validation, least=False)
+            for rows in (order.rows, order.validation):
+                RowReport(self.formatter(order), tuple(rows), ()).accepted(counted=False)  # their size
         else:
             super().check_rows(order)
 
-    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        return json_lines(rows) if _of_preferences(order) else super().write(order, rows)
+    def sent(self, order: Order, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(rows) if _of_preferences(order) else super().sent(order, rows)
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")
@@ -90,7 +101,7 @@ class OpenAIProvider(RemoteProvider):
 
     def estimate(self, order: Order) -> CostEstimate:
         priced = self.name if self._is_openai() else ""  # other servers have other prices
-        return estimate_cost(order.rows, priced, order.model, self.epochs(order.settings))
+        return estimate_cost(self.sent(order, order.rows), priced, order.model, self.epochs(order.settings))
 
     def upload(self, order: Order, record: JobRecord) -> None:
         for fact, content in self.unsent(order, record):
@@ -101,13 +112,14 @@ class OpenAIProvider(RemoteProvider):
         hint = (
             "A job may have been started before its answer was lost: look there, and cancel it or wait for its model."
         )
-        jobs = self._ask.ask(
+        ours, file = self._client.fine_tuning.jobs, record.facts.get("train")
+        return self._ask.ask(
             "looking for the job that was begun",
-            lambda: list(islice(self._client.fine_tuning.jobs.list(limit=100), _MOST_LISTED)),
+            lambda: next(
+                (job.id for job in islice(ours.list(limit=100), _MOST_LISTED) if job.training_file == file), None
+            ),
             hint,
         )
-        file = record.facts.get("train")
-        return next((job.id for job in jobs if job.training_file == file), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
         s = order.settings
@@ -120,8 +132,8 @@ class OpenAIProvider(RemoteProvider):
             "seed": s.get("seed"),
             "integrations": s.get("integrations"),
         }
-        if self.marks:
-            wanted["metadata"] = {**(s.get("metadata") or {}), _METADATA_KEY: record.token}
+        mark = {_METADATA_KEY: record.token} if self.marks else {}
+        wanted["metadata"] = {**(s.get("metadata") or {}), **mark} or None
         given = {name: value for name, value in wanted.items() if value is not None}
         job = self._ask.ask(
             f"starting a job for {base_name(order.model)}",
@@ -137,14 +149,15 @@ class OpenAIProvider(RemoteProvider):
         )
         job = self._ask.ask("reading the job", answer.parse)
         _id(job, self.name)
-        status = _STATUSES.get(job.status)
+        told = getattr(job, "status", None)
+        status = _STATUSES.get(str(told))
         if status is None:
-            logger.warning("%s has status %r, which is not known here: it counts as running.", job.id, job.status)
+            logger.warning("%s has status %r, which is not known here: it counts as running.", job.id, told)
             status = JobStatus.running
-        reason = getattr(job.error, "message", None)
-        code = getattr(job.error, "code", None)
+        failure = getattr(job, "error", None)
+        reason, code = getattr(failure, "message", None), getattr(failure, "code", None)
         error = f"{reason} ({code})" if reason and code else reason
-        return Look(status, job.fine_tuned_model, error, retry_after(answer.headers))
+        return Look(status, getattr(job, "fine_tuned_model", None), error, retry_after(answer.headers))
 
     def stop(self, record: JobRecord) -> None:
         self._ask.ask(
@@ -164,27 +177,33 @@ class OpenAIProvider(RemoteProvider):
     def events(self, record: JobRecord) -> list[JobEvent]:
         found = self._ask.ask(
             f"reading the events of job {record.remote_id}",
-            lambda: list(
-                islice(self._client.fine_tuning.jobs.list_events(str(record.remote_id), limit=100), _MOST_EVENTS)
-            ),
+            lambda: [
+                JobEvent(e.created_at, e.message, e.level, _object(e.data))
+                for e in islice(
+                    self._client.fine_tuning.jobs.list_events(str(record.remote_id), limit=100), _MOST_EVENTS
+                )
+            ],
         )
-        events = [JobEvent(e.created_at, e.message, e.level, _object(e.data)) for e in reversed(found)]
-        return sorted(events, key=lambda event: event.at)  # stable: what has one second keeps its order
+        found.reverse()
+        return sorted(found, key=lambda event: event.at)  # stable: what has one second keeps its order
 
     def metrics(self, record: JobRecord) -> dict[str, Any]:
         """`steps`: what was measured at each; `checkpoints`: with the model that each one is."""
         found = self._ask.ask(
             f"reading the checkpoints of job {record.remote_id}",
-            lambda: list(
-                islice(self._client.fine_tuning.jobs.checkpoints.list(str(record.remote_id), limit=100), _MOST_LISTED)
-            ),
+            lambda: [
+                {
+                    "step": c.step_number,
+                    "model": c.fine_tuned_model_checkpoint,
+                    **c.metrics.model_dump(exclude_none=True),
+                }
+                for c in islice(
+                    self._client.fine_tuning.jobs.checkpoints.list(str(record.remote_id), limit=100), _MOST_LISTED
+                )
+            ],
         )
-        checkpoints = [
-            {"step": c.step_number, "model": c.fine_tuned_model_checkpoint, **c.metrics.model_dump(exclude_none=True)}
-            for c in found
-        ]
         steps = [event.data for event in self.events(record) if "train_loss" in event.data]
-        return {"steps": steps, "checkpoints": sorted(checkpoints, key=lambda c: c["step"])}
+        return {"steps": steps, "checkpoints": sorted(found, key=lambda c: c["step"])}
 
     def serve(self, record: JobRecord, model: str) -> str:
         return f"openai/{model}"
@@ -193,12 +212,10 @@ class OpenAIProvider(RemoteProvider):
         """The server's base address. The SDK is always told: it reads variables of its own."""
         return str(self.connection["api_base"])
 
-    def key(self) -> str | None:
-        return self.secrets.get("api_key") or os.environ.get("OPENAI_API_KEY")
-
     @cached_property
     def _client(self) -> "openai.OpenAI":
-        return make_client(self.address(), self.key(), self.timeout, self.credentials)
+        account = {name: self.connection.get(name) for name in _ACCOUNT}
+        return make_client(self.address(), self.key(), self.timeout, self.credentials, **account)
 
     @cached_property
     def _ask(self) -> Asker:

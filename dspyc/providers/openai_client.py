@@ -1,12 +1,13 @@
 """The openai SDK as this room uses it: no retries of its own, no rows in its log, and its errors in our words."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ProviderError, needing
-from .faults import http_fault, transient
+from .faults import http_fault, never_passes, transient, unsent
 
 if TYPE_CHECKING:
     import openai
@@ -15,8 +16,16 @@ _T = TypeVar("_T")
 _ours: ContextVar[bool] = ContextVar("dspyc_openai_call", default=False)
 
 
-def make_client(base_url: str, api_key: str | None, timeout: float, credentials: str) -> "openai.OpenAI":
-    """A client for any server that speaks OpenAI's protocol.
+def make_client(
+    base_url: str,
+    api_key: str | None,
+    timeout: float,
+    credentials: str,
+    organization: str | None = None,
+    project: str | None = None,
+) -> "openai.OpenAI":
+    """A client for any server that speaks OpenAI's protocol. Its organization and project are those given here, and no others,
+    whatever the SDK's own variables say.
 
     Raises:
         ConfigError: The SDK is not installed.
@@ -28,7 +37,23 @@ def make_client(base_url: str, api_key: str | None, timeout: float, credentials:
     if not api_key:
         raise ProviderError("There is no key for OpenAI's protocol.", hint=credentials)
     # A repeated request could start a second job: what may be asked again is decided by the caller.
-    return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
+    client = openai.OpenAI(
+        base_url=base_url,
+        api_key=api_key,
+        max_retries=0,
+        timeout=timeout,
+        default_headers=_account(openai.Omit(), organization, project),
+    )
+    client.organization, client.project = organization, project
+    return client
+
+
+def _account(none: Any, organization: str | None, project: str | None) -> Any:
+    """What takes the place of the account in the SDK's own variable of headers; `none` stands for no header."""
+    told = {"openai-organization": organization or none, "openai-project": project or none}
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    names = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    return {name: told[name.lower()] for name in names if name.lower() in told}
 
 
 class Asker:
@@ -52,12 +77,19 @@ class Asker:
         except openai.APITimeoutError:
             fault: ProviderError = transient(f"{self.server} did not answer in time: {what}.")
         except openai.APIConnectionError as error:
-            fault = transient(f"The connection to {self.server} failed: {what}: {error.__cause__ or error}.")
+            cause = error.__cause__ or error
+            fault = (
+                unsent(self.server, what, cause)
+                if never_passes(cause)
+                else transient(f"The connection to {self.server} failed: {what}: {cause}.")
+            )
         except openai.APIStatusError as error:
             fault = self._refusal(what, error.status_code, error.code, error.message, error.response.headers, hint)
         except openai.OpenAIError as error:
             fault = ProviderError(f"{self.server}: {what} failed: {error}", hint=hint)
-        except ValueError:
+        except UnicodeEncodeError as error:
+            fault = unsent(self.server, what, error)
+        except (ValueError, AttributeError, TypeError):  # the SDK reads what it is sent as objects
             fault = ProviderError(f"{self.server} answered something that is not OpenAI's protocol: {what}.", hint=hint)
         finally:
             _ours.reset(token)

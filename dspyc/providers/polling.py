@@ -3,6 +3,8 @@
 import random
 from dataclasses import dataclass
 
+_LONGEST = 3600.0  # seconds that a provider may ask to wait: a clock that is wrong asks for years
+
 
 @dataclass(frozen=True)
 class Polling:
@@ -16,7 +18,7 @@ class Polling:
     patience: float = 900.0
 
     def wait(self, looks: int, retry_after: float | None = None) -> float:
-        """Seconds before the next look after `looks` of them; never sooner than the provider asked."""
+        """Seconds before the next look after `looks` of them; never sooner than the provider asked, up to an hour."""
         steps = min(looks, 100)  # beyond, a float would overflow
         usual = min(self.most, self.first * self.growth**steps)
-        return max(usual * random.uniform(1 - self.jitter, 1), retry_after or 0.0)
+        return max(usual * random.uniform(1 - self.jitter, 1), min(retry_after or 0.0, _LONGEST))

@@ -7,6 +7,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
         connects = ("acme_region",)                    # arguments of dspyc.LM that say where; kept in the record
         usual = {"acme_region": "eu"}                  # where neither they nor `environment()` say another
         secret = ("api_key",)                          # arguments of dspyc.LM that are kept in memory only
+        variables = ("ACME_API_KEY",)                  # where self.key() finds it, too
         credentials = "Set ACME_API_KEY, or pass api_key to dspyc.LM."
         allowed = ("epochs", "replicas")               # names in train_kwargs, beside `COMMON`
         serving = ("replicas",)                        # those of them that change nothing that is trained
@@ -42,7 +43,8 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from dspy.clients.provider import Provider
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, TransientError, has_secret
+from ..errors import ConfigError, TransientError, has_secret
+from .addresses import base_address
 from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
@@ -56,6 +58,7 @@ _T = TypeVar("_T")
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
 _LIMITS = ("max_usd", "timeout")
 COMMON = (*_LIMITS, "validation_data")
+FILES = ("train", "validation")  # the facts that name an order's files
 
 _READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
 
@@ -124,14 +127,20 @@ class RemoteProvider(Provider, ABC):
 
     name: ClassVar[str]
     connects: ClassVar[tuple[str, ...]] = ()
+    addresses: ClassVar[tuple[str, ...]] = ("api_base",)  # names in the connection that hold a server's address
+    calls: ClassVar[tuple[str, ...]] = ()  # names in the connection that calls need, and that start no other job
     usual: ClassVar[Mapping[str, Any]] = {}  # the connection where neither the caller nor the environment says another
     secret: ClassVar[tuple[str, ...]] = ()
     withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
+    variables: ClassVar[tuple[str, ...]] = ()  # of the environment, that hold the key
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
+    placing: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what says where, as `place` does
     serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
-    most_bytes: ClassVar[int | None] = None  # that one file of rows may have
+    owned_files: ClassVar[bool] = (
+        False  # whether the server names files, which another account or project does not have
+    )
 
     def __init__(
         self,
@@ -140,18 +149,19 @@ class RemoteProvider(Provider, ABC):
         *,
         polling: Polling | None = None,
     ) -> None:
-        """Raises ConfigError where an address holds a secret."""
+        """Raises ConfigError where an address is none, or holds a secret."""
         from .job import RemoteJob
 
         super().__init__()
         self.finetunable = True
         self.TrainingJob = partial(RemoteJob, self)
-        self.connection = {**self.usual, **(self.environment() if connection is None else connection)}
-        for name, value in self.connection.items():
+        given = {**(self.environment() if connection is None else connection)}
+        for name, value in given.items():
             if has_secret(value):
                 found = next((variable for variable, text in os.environ.items() if text == value), f"`{name}`")
                 raise ConfigError(f"{found} holds a secret, and addresses are kept.", hint=self.credentials)
-        self.secrets = dict(secrets or {})
+        self.connection = self.connected({**self.usual, **given})
+        self.secrets = {k: v.strip() if isinstance(v, str) else v for k, v in (secrets or {}).items()}
         self.polling = polling or Polling()
 
     @classmethod
@@ -159,8 +169,23 @@ class RemoteProvider(Provider, ABC):
         """The connection, as far as this process's environment names it. No network."""
         return {}
 
+    def connected(self, connection: Mapping[str, Any]) -> dict[str, Any]:
+        """The connection in one form, whatever it was typed as.
+
+        Raises:
+            ConfigError: An address that is none.
+        """
+        named = {name: connection[name] for name in self.addresses if connection.get(name)}
+        return {**connection, **{name: base_address(text, name) for name, text in named.items()}}
+
+    def key(self) -> str | None:
+        """The key of a server that takes one as `api_key`: the caller's, or that of the first of `variables` that is set."""
+        found = (self.secrets.get("api_key"), *(os.environ.get(name, "").strip() for name in self.variables))
+        return next(filter(None, found), None)
+
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity."""
+        """Where an order with these settings goes, as far as that is not the usual place: a part of its job's identity. It
+        includes what the settings named by `placing` say."""
         return {name: value for name, value in self.connection.items() if value != self.usual.get(name)}
 
     @property
@@ -182,7 +207,8 @@ class RemoteProvider(Provider, ABC):
 
     def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `train_kwargs` that change what is trained: with others the same order is the same job."""
-        return {name: value for name, value in settings.items() if name not in (*_LIMITS, *self.serving)}
+        others = (*_LIMITS, *self.serving, *self.placing)
+        return {name: value for name, value in settings.items() if name not in others and value is not None}
 
     @abstractmethod
     def formatter(self, order: Order) -> Formatter:
@@ -199,33 +225,19 @@ class RemoteProvider(Provider, ABC):
         formatter.format(order.rows).accepted()
         formatter.format(order.validation).accepted(counted=False)
 
-    def content(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        """The file of some of the order's rows.
-
-        Raises:
-            DataError: It would be larger than `most_bytes`.
-        """
-        made = self.write(order, rows)
-        if self.most_bytes is not None and len(made) > self.most_bytes:
-            raise DataError(
-                f"The rows are {len(made) / 2**20:,.0f} MB; {self.name} takes files of {self.most_bytes >> 20:,} MB.",
-                hint="Train on fewer or shorter rows.",
-            )
-        return made
-
-    def write(self, order: Order, rows: Sequence[dict[str, Any]]) -> bytes:
-        """Rows as the provider reads them, a JSON object a line."""
-        return json_lines(self.formatter(order).format(rows).accepted(counted=False))
+    def sent(self, order: Order, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Some of the order's rows as the provider reads them."""
+        return list(self.formatter(order).format(rows).accepted(counted=False))
 
     def unsent(self, order: Order, record: JobRecord) -> Iterator[tuple[str, bytes]]:
         """For `upload`: the files "train" and, where there are rows for it, "validation", that `record.facts` does not have."""
-        for name, rows in (("train", order.rows), ("validation", order.validation)):
+        for name, rows in zip(FILES, (order.rows, order.validation), strict=True):
             if rows and name not in record.facts:
-                yield name, self.content(order, rows)
+                yield name, json_lines(self.sent(order, rows))
 
     def estimate(self, order: Order) -> CostEstimate:
         """What the training will cost."""
-        return estimate_cost(order.rows, self.name, order.model, self.epochs(order.settings))
+        return estimate_cost(self.sent(order, order.rows), self.name, order.model, self.epochs(order.settings))
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         """Passes over the rows, as far as is known before the start."""

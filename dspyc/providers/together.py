@@ -52,9 +52,11 @@ class TogetherProvider(RemoteProvider):
     connects = ("api_base",)
     usual: ClassVar[Mapping[str, Any]] = {"api_base": "https://api.together.xyz/v1"}
     secret = ("api_key",)
+    variables = ("TOGETHER_API_KEY",)
     credentials = "Set TOGETHER_API_KEY, or pass api_key to dspyc.LM: it stays in memory."
     allowed = _NAMES
     validates = True
+    owned_files = True
 
     @classmethod
     def environment(cls) -> dict[str, Any]:
@@ -82,27 +84,29 @@ class TogetherProvider(RemoteProvider):
 
     def find(self, order: Order, record: JobRecord) -> str | None:
         """By our file, which no other job has."""
-        jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").get("data") or []
+        jobs = self._rest.ask("looking for the job that was begun", "GET", "/fine-tunes").all("data")
         return next((job["id"] for job in jobs if job.get("training_file") == record.facts["train"]), None)
 
     def create(self, order: Order, record: JobRecord) -> str:
         said = {name: value for name, value in order.settings.items() if value is not None}
         wanted = {"model": order.model.removeprefix("together_ai/"), **said}
         files = given(record.facts, {"train": "training_file", "validation": "validation_file"})
+        if "validation_file" in files:
+            wanted.setdefault("n_evals", int(self.epochs(order.settings)))  # else Together measures nothing
         return str(self._rest.ask("starting the job", "POST", "/fine-tunes", json={**wanted, **files})["id"])
 
     def look(self, record: JobRecord) -> Look:
         found = self._rest.ask("looking at the job", "GET", f"/fine-tunes/{record.remote_id}")
-        status = _STATUS.get(found["status"], JobStatus.running)
-        events = found.get("events") or [{}]
-        error = events[-1].get("message") if status is JobStatus.failed else None
+        status = _STATUS.get(str(found["status"]), JobStatus.running)
+        events = found.all("events")
+        error = events[-1].get("message") if events and status is JobStatus.failed else None
         return Look(status, model=found.get("x_model_output_name") or found.get("model_output_name"), error=error)
 
     def stop(self, record: JobRecord) -> None:
         self._rest.ask("cancelling the job", "POST", f"/fine-tunes/{record.remote_id}/cancel")
 
     def events(self, record: JobRecord) -> list[JobEvent]:
-        found = self._rest.ask("reading its events", "GET", f"/fine-tunes/{record.remote_id}/events").get("data") or []
+        found = self._rest.ask("reading its events", "GET", f"/fine-tunes/{record.remote_id}/events").all("data")
         return [JobEvent(seconds(one.get("created_at")), str(one.get("message"))) for one in found]
 
     def serve(self, record: JobRecord, model: str) -> str:
@@ -121,5 +125,4 @@ class TogetherProvider(RemoteProvider):
 
     @property
     def _rest(self) -> Rest:
-        key = self.secrets.get("api_key") or os.environ.get("TOGETHER_API_KEY")
-        return Rest("Together", str(self.connection["api_base"]), key, self.credentials)
+        return Rest("Together", str(self.connection["api_base"]), self.key(), self.credentials)

@@ -57,7 +57,6 @@ class VertexProvider(RemoteProvider):
     credentials = "Sign in by `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS."
     allowed = ("gcs_path", *_NAMES)
     validates = True
-    most_bytes = 2**30
     timeout: ClassVar[float] = 60.0  # seconds without a byte from the server: the SDK itself waits for ever
 
     @classmethod
@@ -116,6 +115,8 @@ class VertexProvider(RemoteProvider):
                 config=config,
             ),
         )
+        if not made.name:
+            raise ProviderError("Vertex AI: starting the job: its answer has no name.")
         return str(made.name)
 
     def look(self, record: JobRecord) -> Look:
@@ -173,7 +174,6 @@ class VertexProvider(RemoteProvider):
 
     def _ask(self, what: str, call: Callable[[], _T]) -> _T:
         """An SDK call, its faults as ours, and never chained."""
-        import requests
         from google.auth import exceptions as auth
         from google.genai import errors
 
@@ -186,18 +186,20 @@ class VertexProvider(RemoteProvider):
             fault = transient(f"Google did not answer: {what}: {error}")
         except auth.GoogleAuthError as error:
             fault = ProviderError(f"Vertex AI was not asked: {what}: {error}", hint=self.credentials)
-        except (_http_error(), requests.RequestException) as error:
+        except _http_errors() as error:
             fault = transient(f"Vertex AI did not answer: {what}: {type(error).__name__}.")
         except ValueError as error:
             fault = ProviderError(f"Vertex AI: {what}: {error}")
         raise fault
 
 
-def _http_error() -> type[Exception]:
-    """What google-genai's HTTP client raises: newer ones use httpx2, a fork under a name of its own."""
-    name = "httpx2" if importlib.util.find_spec("httpx2") else "httpx"
-    found: type[Exception] = importlib.import_module(name).HTTPError
-    return found
+def _http_errors() -> tuple[type[Exception], ...]:
+    """What the clients of Cloud Storage and google-genai raise: newer ones of these use httpx2, a fork under a name of its own,
+    where it is installed."""
+    import requests
+
+    names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
+    return (requests.RequestException, *(importlib.import_module(name).HTTPError for name in names))
 
 
 def _gcs(settings: Mapping[str, Any]) -> tuple[str, str]:

@@ -423,7 +423,8 @@ class _Near:
     def around(self, member: Any) -> Any:
         """A `Literal` with the option and all for which it could be taken."""
         key = self._key(member)
-        return Literal[(*(self._alike[key] if key is not None else (member,)), *self._anyway)]
+        alike = self._alike[key] if key is not None else (member,)
+        return Literal[alike + self._anyway]
 
     @staticmethod
     def _key(member: Any) -> str | float | None:

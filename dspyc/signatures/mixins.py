@@ -6,7 +6,7 @@
 The class made for it carries the name of the one behind it. A module may have several mixins, the last one first.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
@@ -19,7 +19,7 @@ class Mixin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By the user's class: ours was made at run time, and no other process can import it.
-        return _blank, (written_class(type(self)), _mixins(type(self))), self.__getstate__()
+        return _blank, (written_class(type(self)), _mixins(type(self))), cast("dspy.Module", self).__getstate__()
 
 
 class RecordedMixin(Mixin):

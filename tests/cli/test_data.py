@@ -36,7 +36,7 @@ def test_every_provider_with_a_formatter_can_be_named() -> None:
 def test_good_rows_pass(provider: str) -> None:
     result = check([GOOD, PAIR] * 5, provider)
     assert result.exit_code == 0, result.output
-    assert "10 rows can be sent, 0 would be refused." in result.stdout
+    assert f"{provider}: 10 rows can be sent, 0 would be refused." in result.stdout
 
 
 def test_each_refused_row_is_named_by_its_line_with_every_reason() -> None:

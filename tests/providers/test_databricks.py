@@ -67,6 +67,14 @@ def test_rows_become_a_model_behind_an_endpoint(server: DatabricksServer, caplog
     job.stop_endpoint()
 
 
+def test_an_endpoint_that_was_made_meanwhile_serves(server: DatabricksServer) -> None:
+    job = finetune()
+    tuned = job.result(30)
+    server.fail("GET /api/2.0/serving-endpoints/", 404)  # as before another process made it
+    assert job.start_endpoint() == tuned.model
+    assert len(server.endpoints) == 1
+
+
 def test_our_own_trainer_runs_on_ai_runtime(server: DatabricksServer) -> None:
     job = finetune(skip_deploy=True, accelerator="GPU_8xH100", training={"epochs": 2, "method": "lora"})
     (run,) = server.jobs.values()

@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
+from werkzeug.wrappers import Response
 
 from dspyc.errors import ConfigError, ProviderError, TrainingError, TransientError
 from dspyc.providers import RemoteJob, forget
 from dspyc.providers.faults import MissingError
+from dspyc.providers.job import make_order
 from dspyc.providers.store import job_store
 
 from .everyone import EVERYONE, ROWS, Case, every_provider
@@ -49,6 +52,43 @@ def test_credentials_that_do_not_serve_are_said_at_once(
     assert error.hint
     most = 3 if case.name == "vertex" else 1  # Google's own client renews its token, and asks again
     assert sum(request.startswith(asked) for request in server.seen) <= most
+
+
+@pytest.mark.parametrize("case", [c for c in EVERYONE if c.needs in ("openai", "httpx")], ids=str)
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"hello": "world"},
+        {"id": "x", "status": 5, "state": [], "data": 5, "events": "none", "accounts": "none"},
+        {"id": "x", "status": "new", "state": "JOB_STATE_NEW", "data": [5, {"hello": "world"}], "events": [5]},
+        [1],
+        Response("<html>Sign in</html>", content_type="text/html"),
+    ],
+    ids=["other object", "other types", "other members", "list", "page"],
+)
+def test_answers_of_another_shape_are_faults_in_our_words(case: Case, server: HttpServer, made: Any) -> None:
+    server.polls = None
+    job = finetune(case, server)
+    order = make_order(case.model, ROWS, None, case.train_kwargs)
+    server.carry_out = lambda *_: made  # type: ignore[method-assign]
+    ask = job.provider
+    for call in (ask.look, ask.events, ask.metrics, ask.stop, lambda record: ask.find(order, record)):
+        with suppress(ProviderError):  # an answer may do, and nothing else may be raised
+            call(job.record)
+    if made == {"hello": "world"}:
+        with pytest.raises(ProviderError):
+            finetune(case, server, ROWS * 2)
+
+
+def test_a_job_that_fireworks_has_by_our_id_is_attached_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in EVERYONE if case.name == "fireworks")
+    with case.server(polls=1) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        server.fail(case.create, LOST)
+        server.fail(case.look, 404)  # it is not listed yet
+        job = finetune(case, server)
+        assert job.wait(60) == "succeeded"
+        assert (len(server.jobs), job.remote_id.rpartition("/")[2] in server.jobs) == (1, True)
 
 
 @every_provider

@@ -8,6 +8,7 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 import dspyc
+from dspyc.errors import DataError
 from dspyc.providers import JobStatus, RemoteJob, attach
 from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
@@ -15,6 +16,12 @@ from dspyc.providers.store import job_store
 from .compiling import Elsewhere, cancel, compile_program, compiled_model, status
 from .everyone import EVERYONE, ROWS, Case, every_provider
 from .http_server import HttpServer
+
+
+def finetune(case: Case, server: HttpServer, rows: list[Any], **kwargs: Any) -> RemoteJob:
+    made = case.lm(server).finetune(rows, TrainDataFormat.CHAT, kwargs)
+    assert isinstance(made, RemoteJob)
+    return made
 
 
 def order(case: Case, server: HttpServer, folder: Path) -> tuple[Any, ...]:
@@ -87,6 +94,52 @@ def test_an_order_at_another_address_is_another_job_and_each_is_asked_at_its_own
         assert again.cancel()
         for job in (first, second, again):
             job.wait(30)
+
+
+@every_provider
+def test_what_is_not_sent_starts_no_other_job_and_costs_nothing(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields of rows that the formatter passes over, and settings that are None."""
+    with case.server(polls=0) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        first = finetune(case, server, ROWS, **case.train_kwargs)
+        first.wait(60)
+        unsaid = dict.fromkeys(case.lm(server).provider.allowed)
+        noted = [{**row, "note": "never sent " * 100} for row in ROWS]
+        again = finetune(case, server, noted, **{**unsaid, **case.train_kwargs})
+        assert (again.id, again.record.estimate) == (first.id, first.record.estimate)
+        again.wait(60)
+        with pytest.raises(DataError, match=r"Row 13: it is a list, not an object"):
+            finetune(case, server, [*ROWS, ["no object"]], **case.train_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bedrock", ({"aws_region": "us-east-1"}, {"aws_region_name": "us-east-1"})),
+        ("bedrock", ({"role_arn": None}, {})),
+        ("fireworks", ({"account_id": "me"}, {})),
+        ("databricks", ({"databricks_host": "{url}/"}, {})),
+        ("databricks", ({"databricks_profile": "desk"}, {})),
+    ],
+)
+def test_the_same_place_is_the_same_job_however_it_is_said(
+    name: str, said: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a setting, by an argument of dspyc.LM, or by a variable."""
+    case = next(case for case in EVERYONE if case.name == name)
+    with case.server(polls=0) as server:
+        case.sign_in(server, tmp_path, monkeypatch)
+        monkeypatch.setenv("DSPYC_BEDROCK_ROLE_ARN", "arn:aws:iam::123456789012:role/tuner")
+        (tmp_path / "databrickscfg").write_text(f"[desk]\nhost = {server.url}\ntoken = {server.key}\n")
+        setting, argument = ({k: v and v.format(url=server.url) for k, v in one.items()} for one in said)
+        first = finetune(case, server, ROWS, **{**case.train_kwargs, **setting})
+        first.wait(60)
+        second = case.lm(server, **argument).finetune(ROWS, TrainDataFormat.CHAT, case.train_kwargs)
+        assert isinstance(second, RemoteJob)
+        assert (second.id, len(server.jobs)) == (first.id, 1)
+        assert second.wait(60) is JobStatus.succeeded
 
 
 MOMENTS = {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from dspyc.providers.fireworks import FireworksProvider
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.known import attach, forget
 from dspyc.providers.polling import Polling
+from dspyc.providers.remote import Order
+from dspyc.providers.rows import Formatter
 
 from .fireworks_server import FireworksServer
 from .http_server import LOST
@@ -142,18 +145,30 @@ def test_an_endpoint_is_started_and_ended_through_faults_that_pass(server: Firew
     assert server.endpoints == {}
 
 
+def test_an_endpoint_is_started_for_a_job_whose_end_nobody_saw(server: FireworksServer) -> None:
+    server.polls = None
+    lm = dspyc.LM("fireworks_ai/accounts/fireworks/models/qwen3-8b")
+    lm.provider.polling = Polling(first=600, most=600)  # it looks once
+    job = lm.finetune(ROWS, TrainDataFormat.CHAT, {"start_endpoint": False})
+    with pytest.raises(ProviderError, match="has no model yet"):
+        attach(job.id).start_endpoint()
+    server.polls = 0
+    assert attach(job.id).start_endpoint().endswith(next(iter(server.endpoints)))
+
+
 def test_the_account_is_a_part_of_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIREWORKS_API_URL", raising=False)
     places = []
     for account in ("staging", "prod"):
         monkeypatch.setenv("FIREWORKS_ACCOUNT_ID", account)
         places.append((FireworksProvider().place({}), FireworksProvider().place({"account_id": "said"})))
-    assert places == [({"account": "staging"}, {}), ({"account": "prod"}, {})]  # what is said is among the settings
+    assert places == [({"account": "staging"}, {"account": "said"}), ({"account": "prod"}, {"account": "said"})]
 
 
 def test_a_file_that_is_too_large_is_refused(server: FireworksServer) -> None:
     class Small(FireworksProvider):
-        most_bytes = 2**20
+        def formatter(self, order: Order) -> Formatter:
+            return replace(super().formatter(order), most_bytes=2**20)
 
     long = [{"messages": [{"role": "user", "content": "x" * 2**19}, ROWS[0]["messages"][1]]}] * 3
     lm = dspyc.LM("fireworks_ai/accounts/fireworks/models/qwen3-8b", provider=Small())

@@ -19,6 +19,7 @@ import dspyc
 from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
 from dspyc.providers import JobStatus, RemoteJob, attach
 from dspyc.providers.faults import retry_after
+from dspyc.providers.job import make_order
 from dspyc.providers.openai import OpenAIProvider
 from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
@@ -156,6 +157,16 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     assert "ok" in tuned("hello")[0]
 
 
+def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", KEY)
+    server.polls = 0
+    lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    for seed, metadata in enumerate(({"team": "a"}, {})):
+        given = {"deployment": "desk", "metadata": metadata, "seed": seed}
+        lm.finetune(rows(), TrainDataFormat.CHAT, given).wait(60)
+    assert [body.get("metadata") for body in server.bodies] == [{"team": "a"}, None]
+
+
 def test_pause_and_resume(server: OpenAIServer) -> None:
     server.polls = None
     job = start(server)
@@ -190,6 +201,85 @@ def test_a_job_at_openai_itself_stays_there_whatever_a_later_shell_names(
     assert type(stored.provider) is OpenAIProvider
     assert stored.wait(60) is JobStatus.succeeded
     assert created(server) == 1
+
+
+@pytest.mark.parametrize("typed", ["https://api.openai.com/v1/", " https://API.openai.com/v1", ""])
+def test_openai_itself_is_known_however_its_address_is_typed(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", typed)
+    provider = dspyc.LM(BASE).provider
+    assert (provider.address(), provider.place({})) == ("https://api.openai.com/v1", {})
+    order = make_order(BASE, rows(), None, {})
+    assert provider.estimate(order).usd is not None
+
+
+def test_one_order_is_one_job_however_its_server_is_typed(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.polls = 0
+    first = make(server).finetune(rows(), TrainDataFormat.CHAT, {})
+    slash = dspyc.LM(BASE, api_base=f"{server.url}/", api_key=f"{KEY}\n").finetune(rows(), TrainDataFormat.CHAT, {})
+    assert slash.remote_id == first.remote_id
+    monkeypatch.setenv("AZURE_API_KEY", f"{KEY}\n")
+    base = server.url.removesuffix("/v1")
+    told = (
+        {"api_base": base, "api_version": "2024-10-21"},
+        {"api_base": f"{base}/"},
+        {"api_base": f"{base}/openai/v1/", "api_version": "2025-04-01-preview"},
+        {"api_base": f"{base}/openai"},
+    )
+    found = {
+        dspyc.LM("azure/gpt-4.1", **one).finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"}).id
+        for one in told
+    }
+    assert (len(found), created(server)) == (1, 2)
+
+
+def test_a_job_is_looked_for_in_the_project_that_was_named(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.polls, seen = 0, list[Any]()
+
+    def told() -> dict[str, str | None]:
+        """What the last request was told, by its headers."""
+        return {name: seen[-1].get(f"OpenAI-{name}") for name in ("Organization", "Project")}
+
+    carry_out = server.carry_out
+    server.carry_out = lambda name, request, found: (  # type: ignore[method-assign]
+        seen.append(request.headers) or carry_out(name, request, found)
+    )
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_a")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "openai-organization: org-z\nX-Gateway: eu")
+    job = at_openai(server).finetune(rows(), TrainDataFormat.CHAT, {})
+    assert job.record.connection == {"api_base": server.url, "project": "proj_a"}
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_b")
+    assert job.wait(60) is JobStatus.succeeded
+    assert (told(), seen[-1]["X-Gateway"]) == ({"Organization": None, "Project": "proj_a"}, "eu")
+    assert at_openai(server).finetune(rows(), TrainDataFormat.CHAT, {}).remote_id != job.remote_id
+    dspyc.LM(BASE, api_base=server.url, api_key=KEY).finetune(rows(), TrainDataFormat.CHAT, {"seed": 1}).wait(60)
+    assert told() == {"Organization": None, "Project": None}
+
+
+@pytest.mark.parametrize("address", ["host/v1", "ftp://host/v1", "https://", "https://host:port/v1", "https://a b/v1"])
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [(BASE, "OPENAI_BASE_URL"), ("together/x", "TOGETHER_BASE_URL"), ("fireworks/x", "FIREWORKS_API_URL")],
+)
+def test_an_address_that_is_none_is_refused(
+    model: str, variable: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(ConfigError, match=r"address.*https://host/v1"):
+        dspyc.LM(model)
+
+
+@pytest.mark.parametrize("key", ["sk-canary-\n0123456789abcdef", "sk-canary-0123456789\N{BULLET}"])
+@pytest.mark.parametrize("model", [BASE, "together_ai/Qwen/Qwen3-8B"])
+def test_a_request_that_cannot_be_sent_is_said_at_once(server: OpenAIServer, model: str, key: str) -> None:
+    lm = dspyc.LM(model, api_base=server.url, api_key=key)  # with the patience of a quarter of an hour
+    with pytest.raises(ProviderError, match=r"was not asked: .*one line of plain characters") as caught:
+        lm.finetune(rows(), TrainDataFormat.CHAT, {})
+    assert not isinstance(caught.value, TransientError)
+    assert "canary" not in str(caught.value)
 
 
 def test_what_was_stored_without_an_address_is_at_openai_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +318,16 @@ def test_threads_that_order_the_same_start_one_job_and_say_that_they_wait(
         thread.join()
     assert caplog.text.count("is being started by another process or thread") == 3
     assert created(server) == 1
+
+
+def test_files_of_another_account_are_sent_anew_after_a_refusal(server: OpenAIServer) -> None:
+    server.fail(f"POST {JOBS}", 403)
+    with pytest.raises(ProviderError, match="403"):
+        start(server)
+    server.files.clear()  # of another account there are none
+    server.fail(f"POST {JOBS}", LOST)  # one that is not answered is looked for by its file
+    assert start(server).result(60)
+    assert (len(server.files), created(server)) == (1, 1)
 
 
 def test_a_job_that_failed_may_be_ordered_again(server: OpenAIServer) -> None:
@@ -316,6 +416,7 @@ def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
     assert all(48 <= wait <= 60 for wait in waits[10:])
     assert len(set(waits[10:])) > 100
     assert polling.wait(0, retry_after=120) == 120
+    assert polling.wait(0, retry_after=float("inf")) == polling.wait(0, retry_after=1e300) == 3600
 
 
 def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
@@ -357,7 +458,7 @@ def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServe
 def test_a_job_that_never_ends(server: OpenAIServer) -> None:
     server.polls = None
     job = start(server, timeout=0.2)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="after 0 s; it goes on"):
         job.result(timeout=0)
     with pytest.raises(TrainingError, match="after its timeout"):
         job.result(60)

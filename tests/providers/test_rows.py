@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dspyc.errors import ConfigError, DataError
+from dspyc.providers.costs import estimate_cost
 from dspyc.providers.rows import FORMATTERS, formatter
 
 CHAT: dict[str, Any] = {
@@ -84,6 +85,40 @@ def test_the_retired_instruction_task_of_databricks_takes_prompts_with_responses
     assert row == {"prompt": "Be brief.\n\n2+2?", "response": "4"}
 
 
+def test_a_file_of_too_many_bytes_is_a_problem_of_the_rows_as_a_whole() -> None:
+    small = replace(formatter("fireworks"), most_bytes=2**20)
+    row = turns(("user", "x" * 2**19), ("assistant", "4"))
+    assert small.format([row] * 3).problem == "The rows are 2 MB; fireworks takes files of 1 MB"
+    with pytest.raises(DataError, match="takes files of 1 MB"):
+        small.format([row] * 3).accepted(counted=False)
+    assert small.format([CHAT] * 3).ok
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("openai/ft:gpt-4.1-mini-2025-04-14:org::abc", 5.0),
+        ("bedrock/us.amazon.nova-lite-v1:0", 2.0),
+        ("bedrock/converse/eu.amazon.nova-pro-v1:0", 8.0),
+        ("openai/other.gpt-4.1", None),
+    ],
+)
+def test_the_price_is_the_base_models_whatever_stands_before_its_name(model: str, known: float | None) -> None:
+    found = estimate_cost([CHAT], model.partition("/")[0], model, epochs=1)
+    assert found.usd == (None if known is None else pytest.approx(found.tokens * known / 1e6))
+
+
+def test_an_image_in_a_row_is_counted_as_an_image() -> None:
+    def tokens(*urls: str) -> int:
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return estimate_cost([{"messages": [{"role": "user", "content": parts}]}], "openai").tokens
+
+    data = f"data:image/png;base64,{'iVBORw0KGgo' * 10_000}=="
+    assert 765 < tokens(data) < 765 + 50
+    assert 2 * 765 < tokens(data, data) < 2 * 765 + 100
+    assert tokens("https://example.com/cat.png") < 50
+
+
 def test_vertex_takes_contents_of_a_user_and_a_model() -> None:
     (row,) = formatter("vertex").format([CHAT]).rows
     assert row == {
@@ -98,6 +133,15 @@ def test_vertex_takes_tools_as_declarations_calls_and_responses() -> None:
     assert [content["role"] for content in row["contents"]] == ["user", "model", "user", "model"]
     assert row["contents"][1]["parts"] == [{"functionCall": {"name": "add", "args": {"a": 2, "b": 2}}}]
     assert row["contents"][2]["parts"] == [{"functionResponse": {"name": "add", "response": {"result": 4}}}]
+
+
+def test_vertex_names_the_function_that_was_called_last_under_an_id() -> None:
+    other = {**CALL, "function": {"name": "halve", "arguments": "{}"}}
+    asked = [{"role": "user", "content": "And half of it?"}, {"role": "assistant", "tool_calls": [other]}]
+    twice = [*TOOLS["messages"], *asked, {"role": "tool", "tool_call_id": "c1", "content": "2"}, TOOLS["messages"][-1]]
+    (row,) = formatter("vertex").format([{**TOOLS, "messages": twice}]).rows
+    parts = [part for content in row["contents"] for part in content["parts"]]
+    assert [part["functionResponse"]["name"] for part in parts if "functionResponse" in part] == ["add", "halve"]
 
 
 @pytest.mark.parametrize("provider", ["openai", "together", "fireworks", "databricks"])

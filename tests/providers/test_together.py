@@ -14,6 +14,7 @@ from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.known import attach
 from dspyc.providers.polling import Polling
+from dspyc.providers.rest import seconds
 from dspyc.providers.together import TogetherProvider
 
 from .http_server import CUT, LOST
@@ -50,6 +51,25 @@ def test_rows_become_a_model(server: TogetherServer) -> None:
     assert made["validation_file"] == "file-1"
     assert [event.message for event in job.events()] == ["Fine tune request created"]
     assert job.events()[0].at == 1795262400
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_evals"), [({}, 1), ({"n_epochs": 4}, 4), ({"n_evals": 9}, 9), ({"n_evals": None, "n_epochs": 2}, 2)]
+)
+def test_validation_rows_are_measured_once_an_epoch(
+    server: TogetherServer, settings: dict[str, Any], n_evals: int
+) -> None:
+    finetune(validation_data=ROWS, **settings).result(30)
+    finetune(**settings).result(30)
+    with_rows, without = server.jobs.values()
+    assert (with_rows["n_evals"], without.get("n_evals")) == (n_evals, settings.get("n_evals"))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "more"), [("Z", 0), (".5Z", 0.5), (".123456789Z", 0.123456), (".1234+00:00", 0.1234)]
+)
+def test_times_are_read_with_any_fraction_of_a_second(fraction: str, more: float) -> None:
+    assert seconds(f"2026-11-21T12:00:00{fraction}") == pytest.approx(1795262400 + more)
 
 
 def test_who_ends_an_endpoint_is_said(server: TogetherServer) -> None:

@@ -7,6 +7,8 @@
 One file a provider; what they have in common is data (`ChatRules`).
 """
 
+from dataclasses import replace
+
 from ...errors import ConfigError
 from . import bedrock, databricks, fireworks, openai, together, vertex
 from .formatter import Formatter, Refusal, RowReport, json_lines
@@ -24,7 +26,7 @@ _ALL = (
     fireworks.FIREWORKS,
     vertex.VERTEX,
 )
-FORMATTERS: dict[str, Formatter] = {one.name: one for one in _ALL} | {"azure": openai.OPENAI}
+FORMATTERS: dict[str, Formatter] = {one.name: one for one in _ALL} | {"azure": replace(openai.OPENAI, name="azure")}
 
 
 def formatter(name: str) -> Formatter:

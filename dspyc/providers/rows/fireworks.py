@@ -27,5 +27,6 @@ FIREWORKS = Formatter(
     plain,
     fewest=3,
     most=3_000_000,
+    most_bytes=150 * 2**20,  # https://docs.fireworks.ai/api-reference/upload-dataset-files
     source="https://docs.fireworks.ai/fine-tuning/fine-tuning-models",
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...errors import DataError
@@ -21,6 +22,7 @@ class Formatter:
         write: The provider's form of a chat row that has no problem.
         fewest: The fewest rows that the provider trains on.
         most: The most, or None where it publishes none.
+        most_bytes: The most of one file, or None where it publishes none.
         source: Where the provider publishes these rules.
     """
 
@@ -29,6 +31,7 @@ class Formatter:
     write: Callable[[Mapping[str, Any]], dict[str, Any]]
     fewest: int = 1
     most: int | None = None
+    most_bytes: int | None = None
     source: str = ""
 
     def format(self, rows: Iterable[Mapping[str, Any]]) -> "RowReport":
@@ -74,12 +77,24 @@ class RowReport:
     @property
     def problem(self) -> str:
         """What is wrong with the rows as a whole, were the refused ones dropped; "" where nothing is."""
+        return self._miscounted or self._too_large
+
+    @property
+    def _miscounted(self) -> str:
         count, fewest, most = len(self.rows), self.formatter.fewest, self.formatter.most
         if count < fewest:
             return f"{self.formatter.name} trains on {fewest:,} rows or more, and {count:,} can be used"
         if most is not None and count > most:
             return f"{self.formatter.name} trains on {most:,} rows or fewer, and there are {count:,}"
         return ""
+
+    @cached_property
+    def _too_large(self) -> str:
+        most = self.formatter.most_bytes
+        size = 0 if most is None else len(json_lines(self.rows))
+        if most is None or size <= most:
+            return ""
+        return f"The rows are {size / 2**20:,.0f} MB; {self.formatter.name} takes files of {most >> 20:,} MB"
 
     @property
     def ok(self) -> bool:
@@ -89,7 +104,7 @@ class RowReport:
         """The rows, all of them; without `counted`, however few: validation rows.
 
         Raises:
-            DataError: A row would be refused, or there are too few or too many.
+            DataError: A row would be refused, or there are too few, too many, or too many bytes.
         """
         hint = (
             f"See {self.formatter.source}; `dspyc data check rows.jsonl --for {self.formatter.name}` lists every row."
@@ -102,8 +117,8 @@ class RowReport:
                 f"{len(self.refused) + len(self.rows):,} rows. {named}.{more}",
                 hint=hint,
             )
-        if counted and self.problem:
-            raise DataError(f"{self.problem}.", hint=hint)
+        if problem := self.problem if counted else self._too_large:
+            raise DataError(f"{problem}.", hint=hint)
         return self.rows
 
 
@@ -114,6 +129,8 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 def _chat(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The chat row that `row` is, or why it is none."""
+    if not isinstance(row, Mapping):
+        return {}, f"it is a {type(row).__name__}, not an object with messages"
     if "messages" in row:
         return row, ""
     try:

@@ -36,5 +36,10 @@ def write(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 OPENAI = Formatter(
-    "openai", problems, write, fewest=10, source="https://platform.openai.com/docs/guides/supervised-fine-tuning"
+    "openai",
+    problems,
+    write,
+    fewest=10,
+    most_bytes=512 * 2**20,
+    source="https://platform.openai.com/docs/guides/supervised-fine-tuning",
 )

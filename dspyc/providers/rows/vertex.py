@@ -16,10 +16,11 @@ RULES = ChatRules(tools=True)
 
 def write(row: Mapping[str, Any]) -> dict[str, Any]:
     """Gemini's form: tool calls as `functionCall` parts, their results as the user's `functionResponse` parts."""
-    names = {call["id"]: call["function"]["name"] for turn in row["messages"] for call in turn.get("tool_calls") or ()}
+    names: dict[str, str] = {}  # of the functions that were called so far: ids may come again in a later turn
     contents: list[dict[str, Any]] = []
     made: dict[str, Any] = {}
     for turn in row["messages"]:
+        names |= {call["id"]: call["function"]["name"] for call in turn.get("tool_calls") or ()}
         if turn["role"] == "system":
             made["systemInstruction"] = {"role": "system", "parts": [{"text": text_of(turn)}]}
         elif turn["role"] == "tool":
@@ -62,5 +63,6 @@ VERTEX = Formatter(
     RULES.problems,
     write,
     most=1_000_000,
+    most_bytes=2**30,
     source="https://cloud.google.com/vertex-ai/generative-ai/docs/models/gemini-supervised-tuning-prepare",
 )
