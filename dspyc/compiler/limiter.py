@@ -16,11 +16,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from ..errors import BudgetError
+from ..providers.faults import retry_after, seconds_of
 
 Failure = Literal["busy", "timeout", "passing"]
 # Patience with a provider that says 429: attempts of one request, with waits that double. Errors of its own have `retries`.
@@ -211,27 +210,13 @@ def failure_of(error: BaseException) -> Failure | None:
 
 def retry_after_of(error: BaseException) -> float | None:
     """Seconds that the provider asked to wait, if it did."""
-    given = getattr(error, "retry_after", None)
-    if given is None:
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        given = headers.get("retry-after") if hasattr(headers, "get") else None
-    if given is None and error.__cause__ is not None:
+    seconds = seconds_of(getattr(error, "retry_after", None))
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
+    if seconds is None and hasattr(headers, "get"):
+        seconds = retry_after(headers)
+    if seconds is None and error.__cause__ is not None:
         return retry_after_of(error.__cause__)
-    seconds = _seconds_of(given)
-    return min(seconds, _LONGEST_ASKED) if seconds is not None and seconds >= 0 else None
-
-
-def _seconds_of(given: Any) -> float | None:
-    """A `Retry-After` in seconds: HTTP allows a number and a date, of which the past asks for no wait."""
-    try:
-        return float(given)
-    except (TypeError, ValueError):
-        pass
-    try:
-        at = parsedate_to_datetime(given)
-    except (TypeError, ValueError, AttributeError):
-        return None
-    return max(0.0, at.replace(tzinfo=at.tzinfo or timezone.utc).timestamp() - time.time())
+    return None if seconds is None else min(seconds, _LONGEST_ASKED)
 
 
 def _check(stopped: Callable[[], bool]) -> None:

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timezone
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from ..errors import ProviderError, TransientError, redact
 
@@ -62,15 +64,24 @@ def transient(message: str, wait: float | None = None) -> TransientError:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from `retry-after-ms` or `Retry-After` (a number or a date); None where there is neither."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return max(0.0, float(value) / unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
-            continue
+        if (seconds := seconds_of(headers.get(name))) is not None:
+            return seconds / unit
     return None
+
+
+def seconds_of(given: Any) -> float | None:
+    """A wait that a server asks for, in seconds from now, by a number or a date, as HTTP allows; a past date asks for 0.
+
+    None where it cannot be read.
+    """
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        pass
+    else:
+        return number if number >= 0 else None
+    try:
+        at = parsedate_to_datetime(given)
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return max(0.0, at.replace(tzinfo=at.tzinfo or timezone.utc).timestamp() - time.time())
