@@ -19,6 +19,7 @@ import dspyc
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
+from dspyc.optimizers.folds import divide
 from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
@@ -244,7 +245,15 @@ def test_without_a_valset_training_examples_are_kept_aside_for_it(tmp_path: Path
     assert compiled.report.validation == "16 examples of `trainset`, kept aside because there is no `valset`"
     assert compiled.report.final.examples == 8
     learned_from = {demo.question for c in compiled.candidate_programs for demo in c["program"].demos}
-    assert len(learned_from) <= 16
+    assert learned_from <= {example.question for example in divide(TRAIN, None, None, seed=0).train}
+
+
+@pytest.mark.parametrize(("valset", "testset"), [(None, None), (None, TEST), (VALIDATION, None), (VALIDATION, TEST)])
+def test_no_example_is_in_two_folds(valset: Any, testset: Any) -> None:
+    folds = divide(TRAIN, valset, testset, seed=3)
+    together = [example.question for fold in (folds.train, folds.validation, folds.final) for example in fold]
+    given = [example.question for examples in (TRAIN, valset or [], testset or []) for example in examples]
+    assert sorted(together) == sorted(given)  # all of them, each once
 
 
 def test_a_metric_gets_the_trace_in_a_bootstrap_and_none_in_a_score(tmp_path: Path) -> None:
