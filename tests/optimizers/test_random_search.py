@@ -395,7 +395,15 @@ INTERRUPTED = """
 
 
 def test_ctrl_c_waits_one_moment_for_runs_and_for_the_candidates_that_they_are_of(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path)]
+    for attempt in range(3):  # two moments would take 2 seconds each time, and one does on a busy machine now and then
+        if (took := interrupted(tmp_path / str(attempt))) < 2:
+            break
+    assert 0.9 < took < 2
+
+
+def interrupted(folder: Path) -> float:
+    """Seconds from Ctrl-C to the end of a search."""
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(folder)]
     here = Path(__file__).parent.parent.parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here) as process:
         assert process.stdout is not None
@@ -404,7 +412,7 @@ def test_ctrl_c_waits_one_moment_for_runs_and_for_the_candidates_that_they_are_o
         process.send_signal(signal.SIGINT)
         took, error = process.communicate(timeout=30)
     assert process.returncode == 0, error
-    assert 0.9 < float(took) < 1.8
+    return float(took)
 
 
 @pytest.mark.parametrize("calls", [60, 150])
