@@ -1,5 +1,7 @@
 """The ledger: durable, for one process at a time, and clear about what stops it."""
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -10,9 +12,13 @@ import textwrap
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import dspy
 import pytest
 
+import dspyc
+from dspyc.compiler import bootstrap, observe
 from dspyc.compiler.ledger import Answer, CallKey, Ledger
 from dspyc.errors import LedgerError
 
@@ -149,6 +155,33 @@ def test_a_full_disk_stops_before_the_next_call_and_keeps_what_was_paid(tmp_path
     assert kept > 10
     with Ledger(tmp_path) as ledger:
         assert ledger.calls() == {"teacher": kept}
+
+
+class Awaiting(dspy.Module):  # type: ignore[misc]
+    """Asks in an event loop of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return asyncio.run(self.answer.acall(question=question))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("free", "calls"), [(8 * 2**20 - 1, 0), (8 * 2**20, 3)])
+def test_a_bootstrap_asks_nothing_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool, free: int, calls: int
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))  # Python's, not the ledger's
+    lm = dspyc.ScriptedLM(lambda inputs: {"answer": "yes"})
+    program = dspy.Predict("question -> answer") if not asynchronous else Awaiting()
+    program.set_lm(lm)
+    examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(3)]
+    ends = contextlib.nullcontext() if calls else pytest.raises(LedgerError, match=r"has 8\.0 MB left and a call needs")
+    with Ledger(tmp_path) as ledger, ends:
+        bootstrap(observe(program, "teacher", identity="x"), examples, metric=None, ledger=ledger)
+    assert lm.engine.calls == calls
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that nobody may write to")

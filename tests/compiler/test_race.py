@@ -31,8 +31,13 @@ def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
     return bool(prediction.label == "x")
 
 
-def entrant(share: float, *, noise: int = 0) -> Subject:
-    """A candidate that is right on this share of the examples."""
+def entrant(share: float, *, noise: int = 0, asked: set[str] | None = None) -> Subject:
+    """A candidate that is right on this share of the examples; what its language model is asked about goes to `asked`."""
+
+    def noted(inputs: dict[str, str]) -> dict[str, Any]:
+        if asked is not None:
+            asked.add(inputs["text"])
+        return answer(inputs)
 
     class Candidate(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -47,7 +52,7 @@ def entrant(share: float, *, noise: int = 0) -> Subject:
             return said if right else dspy.Prediction(label="y")
 
     program = Candidate()
-    program.set_lm(dspyc.ScriptedLM(answer, model=f"scripted/{share} {noise}"))
+    program.set_lm(dspyc.ScriptedLM(noted, model=f"scripted/{share} {noise}"))
     return observe(program, "candidate", identity=f"{share} {noise}", traced=False)
 
 
@@ -77,10 +82,18 @@ def test_the_worse_leave_and_the_best_meets_every_example(tmp_path: Path) -> Non
 
 
 def test_all_meet_the_same_examples(tmp_path: Path) -> None:
-    race, _ = run(tmp_path, [0.2, 0.9, 0.5])
-    met = [{i for i, score in enumerate(race.by_example(lane)) if score is not None} for lane in race.lanes]
-    met.sort(key=len)
-    assert met[0] <= met[1] <= met[2]
+    shares = (0.2, 0.9, 0.5)
+    asked: list[set[str]] = [set() for _ in shares]
+    entrants = {i: made(entrant(share, noise=i, asked=asked[i])) for i, share in enumerate(shares)}
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=metric, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=10, ahead=False)
+        race.run(entrants)
+    first, second, third = sorted(asked, key=len)
+    assert 0 < len(first) < len(third) == len(EXAMPLES)
+    assert first <= second <= third
+    for lane, texts in zip(race.lanes, asked, strict=True):
+        scores = race.by_example(lane)
+        assert {e.text for e, score in zip(EXAMPLES, scores, strict=True) if score is not None} == texts
 
 
 def test_equals_stay_and_the_first_of_them_wins(tmp_path: Path) -> None:

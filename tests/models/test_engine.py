@@ -89,20 +89,6 @@ def test_async_calls_answer_as_sync_ones(lm: dspy.LM) -> None:
     assert asyncio.run(ask()) == [lm(q)[0] for q in QUESTIONS]
 
 
-def test_a_cancelled_call_leaves_the_engine_working(engine: LocalEngine) -> None:
-    lm = lm_of(engine, max_tokens=60)
-
-    async def cancel() -> None:
-        tasks = [asyncio.create_task(lm.acall(q)) for q in QUESTIONS]
-        await asyncio.sleep(0.01)
-        for task in tasks:
-            task.cancel()
-        assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
-
-    asyncio.run(cancel())
-    assert lm_of(engine, max_tokens=5)("Hello")
-
-
 def test_usage_counts_tokens(lm: dspy.LM, engine: LocalEngine) -> None:
     lm("Hello", max_tokens=3)
     usage = lm.history[-1]["usage"]
@@ -301,12 +287,6 @@ def test_a_closed_engine_loads_again(engine: LocalEngine) -> None:
     engine.close()
     assert engine._loaded._model is None
     assert lm("Hello") == before
-
-
-def test_stream_events_assemble_to_the_answer(engine: LocalEngine) -> None:
-    request = Request(model=engine.model_string, messages=(Message.user("Hello"),), config=Config(max_tokens=8))
-    whole = engine.complete(request)
-    assert dspy.lm15.materialize_response(engine.stream(request), request).message.text == whole.message.text
 
 
 def test_settings_that_a_local_model_lacks_are_refused(lm: dspy.LM) -> None:

@@ -25,6 +25,7 @@ from dspyc.models.servers.engine import ServerEngine
 from tests.models import openai_server, small
 
 SCRIPT = Path(openai_server.__file__)
+CLOCK = time.monotonic
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,18 @@ def seen(lm: dspy.LM) -> dict[str, Any]:
     endpoint = lm.engine.enter()
     lm.engine.server.leave()
     return httpx.get(endpoint.base_url.removesuffix("/v1") + "/seen", trust_env=False).json()  # type: ignore[no-any-return]
+
+
+def until_sent(lm: dspy.LM, text: str, times: int) -> None:
+    """Wait until the server has so many requests with this text."""
+    end = CLOCK() + 60
+    while [entry["body"]["messages"][-1]["content"] for entry in seen(lm)["seen"]].count(text) < times:
+        assert CLOCK() < end
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let so much time have passed, by the clock of Python."""
+    monkeypatch.setattr(time, "monotonic", lambda: CLOCK() + seconds)
 
 
 def test_a_child_starts_at_the_first_call_and_answers(started: Started) -> None:
@@ -139,7 +152,7 @@ def test_an_adapter_of_a_higher_rank_waits_for_running_requests(started: Started
     answers: list[Any] = []
     slow = threading.Thread(target=lambda: answers.append(low("slow")))
     slow.start()
-    time.sleep(0.1)
+    until_sent(low, "slow", 1)
     high = started.lm(adapter=high_folder)
     high("Hello")
     slow.join()
@@ -166,31 +179,52 @@ def test_other_requests_of_a_server_that_dies_are_answered_by_the_next(llama: Pa
     lm.num_retries = 3
     with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(lm, "slow") for _ in range(6)]
-        time.sleep(0.2)
+        until_sent(lm, "slow", 6)
         pool.submit(started.lm(), "die")
         assert [future.result() for future in slow] == [["llama|slow"]] * 6
 
 
-def test_one_that_dies_again_and_again_stays_down(started: Started) -> None:
+def test_one_that_dies_again_and_again_stays_down(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = started.lm()
+    for _ in range(3):
+        with pytest.raises(dspy.LMTransportError):
+            lm("die")
+    for seconds in (0, 300):
+        later(monkeypatch, seconds)
+        with pytest.raises(dspy.LMConfigurationError, match="died 3 times"):
+            lm("Hello")
+        assert lm.engine.pid is None
+    later(monkeypatch, 600)
+    assert lm("Hello") == ["llama|Hello"]
+
+
+def test_closing_forgets_its_deaths(started: Started) -> None:
     lm = started.lm()
     for _ in range(3):
         with pytest.raises(dspy.LMTransportError):
             lm("die")
     with pytest.raises(dspy.LMConfigurationError, match="died 3 times"):
         lm("Hello")
-    assert lm.engine.pid is None
     lm.engine.close()
     assert lm("Hello") == ["llama|Hello"]
+    with pytest.raises(dspy.LMTransportError):
+        lm("die")
+    assert lm("Hello") == ["llama|Hello"]  # it died once
 
 
-def test_one_that_ends_before_it_is_healthy(started: Started) -> None:
-    lm = started.lm("--die-at-start")
+def test_one_that_ends_before_it_is_healthy(started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, starts = tmp_path / "counted", tmp_path / "starts"
+    note = f"with open({str(starts)!r}, 'a') as file:\n    file.write('started ')\n"
+    counted.write_text(started.program.read_text().replace("import runpy\n", f"import runpy\n{note}"))
+    counted.chmod(started.program.stat().st_mode)
+    lm = started.lm("--die-at-start", program=counted)
     with pytest.raises(ModelError, match="no room for the KV cache"):
         lm.engine.start()
-    began = time.monotonic()
-    with pytest.raises(dspy.LMConfigurationError, match="before it was healthy"):
-        lm("Hello")  # the failure is fresh: nobody waits for the same again
-    assert time.monotonic() - began < 0.5
+    for seconds, number in ((0, 1), (15, 1), (30, 2)):  # nobody waits for the same again while the failure is fresh
+        later(monkeypatch, seconds)
+        with pytest.raises(dspy.LMConfigurationError, match="before it was healthy"):
+            lm("Hello")
+        assert starts.read_text() == "started " * number
 
 
 def test_one_that_never_becomes_healthy_is_ended(started: Started) -> None:

@@ -107,9 +107,18 @@ def test_the_student_itself_is_returned_where_nothing_helped(tmp_path: Path) -> 
 
 def test_steps_never_see_the_examples_that_compare_them(tmp_path: Path) -> None:
     learn, data = Learn(+1), numbers(40)
-    together(p=learn).compile(counter(), trainset=data, strategy="p -> p", valset_ratio=0.5, seed=3, run_dir=tmp_path)
+    compared_on: set[str] = set()  # the steps here ask nothing
+
+    def watched(inputs: dict[str, str]) -> dict[str, Any]:
+        compared_on.add(inputs["word"])
+        return answer(inputs)
+
+    program = counter()
+    program.set_lm(dspyc.ScriptedLM(watched))
+    together(p=learn).compile(program, trainset=data, strategy="p -> p", valset_ratio=0.5, seed=3, run_dir=tmp_path)
     first, second = ([example.word for example in given["trainset"]] for given in learn.given)
-    assert len(first) == 20
+    assert len(first) == len(compared_on) == 20
+    assert compared_on | set(first) == {example.word for example in data}
     assert sorted(first) == sorted(second)
     assert first != second  # shuffled between steps
     assert [example.word for example in data] == [example.word for example in numbers(40)]

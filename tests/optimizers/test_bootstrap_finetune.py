@@ -34,6 +34,7 @@ from dspyc.signatures.checks import ADAPTERS
 
 from . import desk
 from .desk import QUICK
+from .witness import Witness
 
 
 def optimizer(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFinetune:
@@ -46,6 +47,12 @@ def compile_desk(tmp_path: Path, number: int = 12, *, answer: Any = desk.expert,
     return optimizer(tmp_path, teacher_lm=teacher_lm, **settings).compile(
         desk.student(), trainset=desk.examples(number)
     )
+
+
+def elsewhere(tmp_path: Path, **settings: Any) -> dspyc.BootstrapFinetune:
+    """For students whose model a `Witness` trains."""
+    teacher_lm = dspyc.ScriptedLM(desk.expert)
+    return optimizer(tmp_path, **{"train_kwargs": {}, "teacher_lm": teacher_lm, "validation_fraction": 0, **settings})
 
 
 def events(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
@@ -368,6 +375,49 @@ def test_demos_stay_in_prompts_unless_excluded(tmp_path: Path) -> None:
     assert compiled.name.demos == student.name.demos
 
 
+@pytest.mark.parametrize("exclude_demos", [False, True])
+def test_rows_have_the_demos_that_the_compiled_program_sends(tmp_path: Path, exclude_demos: bool) -> None:
+    student, examples = desk.Desk(), desk.examples(8)
+    student.name.demos = [{"thing": "a red hat", "colour": "red"}]
+    with Witness(desk.expert) as server:
+        student.set_lm(server.lm())
+        compiled = elsewhere(tmp_path, exclude_demos=exclude_demos).compile(student, trainset=examples)
+        server.asked.clear()
+        for example in examples:
+            compiled(**example.inputs())
+        assert all(row[:-1] in server.asked for row in server.rows)
+        with_demos = [row for row in server.rows if "a red hat" in str(row)]
+        assert len(with_demos) == (0 if exclude_demos else 16)
+
+
+def test_another_threshold_metric_or_adapter_in_the_same_folder_asks_the_teacher_nothing(tmp_path: Path) -> None:
+    def half_for_red(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return 0.5 if "red" in example.first else 1.0
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any] | str:
+        return "red" if "text" in inputs else desk.expert(inputs)
+
+    student, teacher_lm = desk.Desk(), dspyc.ScriptedLM(desk.expert)
+    with Witness(answer) as server:
+        student.set_lm(server.lm())
+        counts, calls = [], []
+        for changes in (
+            {"metric": half_for_red},
+            {"metric": half_for_red, "metric_threshold": 0.5},
+            {"metric": desk.metric},
+            {"metric": desk.metric, "adapter": dspyc.TerseAdapter()},
+        ):
+            compiled = elsewhere(tmp_path, teacher_lm=teacher_lm, **changes).compile(
+                student, trainset=desk.examples(16), valset=desk.examples(18)[16:]
+            )
+            counts.append(compiled.report.rows["name"])
+            calls.append(teacher_lm.engine.calls)
+        assert counts == [24, 32, 32, 32]
+        assert calls == [(16 + 2) * 3] * 4
+        layouts = [b"[[ ## thing ## ]]" in file["content"] for file in server.files.values()]
+        assert layouts == [True, True, False]  # of the second and third the rows are the same
+
+
 # ------------------------------------------------------------------------------------------------------------------ the gate
 
 
@@ -391,6 +441,21 @@ def test_without_a_valset_part_of_the_trainset_is_held_out(tmp_path: Path) -> No
     compiled = compile_desk(tmp_path, 10, holdout_fraction=0.2)
     assert compiled.report.verdict.examples == 2
     assert compiled.report.dataset["traces"] == 8
+
+
+@pytest.mark.parametrize("given", [{}, {"valset": desk.examples(16)[10:]}])
+def test_no_row_is_of_an_example_that_the_gate_asks(tmp_path: Path, given: dict[str, Any]) -> None:
+    student, examples = desk.Desk(), desk.examples(10)
+    with Witness(desk.expert) as server:
+        student.set_lm(server.lm())
+        elsewhere(tmp_path, holdout_fraction=0.2).compile(student, trainset=examples, **given)
+        taught = {field for e in desk.examples(16) for field in e.inputs().values() if field in str(server.rows)}
+    with Ledger(tmp_path) as ledger:
+        runs = ledger.traces("student")
+    asked = {step["inputs"]["thing"] for run in runs for step in run["steps"] if step["predictor"] == "name"}
+    assert len(asked) == 2 * (6 if given else 2)
+    assert asked.isdisjoint(taught)
+    assert asked | taught == {field for e in [*examples, *given.get("valset", [])] for field in e.inputs().values()}
 
 
 class Fixed(dspy.Module):  # type: ignore[misc]

@@ -19,6 +19,7 @@ import dspyc
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
+from dspyc.optimizers.folds import divide
 from dspyc.providers.local import LocalProvider
 from dspyc.signatures import program_fingerprint
 
@@ -244,7 +245,15 @@ def test_without_a_valset_training_examples_are_kept_aside_for_it(tmp_path: Path
     assert compiled.report.validation == "16 examples of `trainset`, kept aside because there is no `valset`"
     assert compiled.report.final.examples == 8
     learned_from = {demo.question for c in compiled.candidate_programs for demo in c["program"].demos}
-    assert len(learned_from) <= 16
+    assert learned_from <= {example.question for example in divide(TRAIN, None, None, seed=0).train}
+
+
+@pytest.mark.parametrize(("valset", "testset"), [(None, None), (None, TEST), (VALIDATION, None), (VALIDATION, TEST)])
+def test_no_example_is_in_two_folds(valset: Any, testset: Any) -> None:
+    folds = divide(TRAIN, valset, testset, seed=3)
+    together = [example.question for fold in (folds.train, folds.validation, folds.final) for example in fold]
+    given = [example.question for examples in (TRAIN, valset or [], testset or []) for example in examples]
+    assert sorted(together) == sorted(given)  # all of them, each once
 
 
 def test_a_metric_gets_the_trace_in_a_bootstrap_and_none_in_a_score(tmp_path: Path) -> None:
@@ -386,7 +395,15 @@ INTERRUPTED = """
 
 
 def test_ctrl_c_waits_one_moment_for_runs_and_for_the_candidates_that_they_are_of(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path)]
+    for attempt in range(3):  # two moments would take 2 seconds each time, and one does on a busy machine now and then
+        if (took := interrupted(tmp_path / str(attempt))) < 2:
+            break
+    assert 0.9 < took < 2
+
+
+def interrupted(folder: Path) -> float:
+    """Seconds from Ctrl-C to the end of a search."""
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(folder)]
     here = Path(__file__).parent.parent.parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here) as process:
         assert process.stdout is not None
@@ -395,7 +412,7 @@ def test_ctrl_c_waits_one_moment_for_runs_and_for_the_candidates_that_they_are_o
         process.send_signal(signal.SIGINT)
         took, error = process.communicate(timeout=30)
     assert process.returncode == 0, error
-    assert 0.9 < float(took) < 1.8
+    return float(took)
 
 
 @pytest.mark.parametrize("calls", [60, 150])

@@ -68,13 +68,8 @@ def count_words(texts: list[str]) -> Any:
 
 
 def test_the_most_alike_are_shown_and_the_likest_stands_last() -> None:
-    assert shown(predictor(), "where is the parcel of mine?") == [
-        "Where is my parcel?",
-        "My parcel is late, where is it?",
-    ] or shown(predictor(), "where is the parcel of mine?") == [
-        "My parcel is late, where is it?",
-        "Where is my parcel?",
-    ]
+    alike = ["My parcel is late, where is it?", "Where is my parcel?"]  # one more word in common, and fewer of its own
+    assert shown(predictor(), "where is the parcel of mine?") == alike
     assert shown(predictor(3), "My pasword is forgotten")[-1] == "I forgot my password."
     assert len(shown(predictor(6), "anything")) == 6
 
