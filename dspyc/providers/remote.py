@@ -138,9 +138,7 @@ class RemoteProvider(Provider, ABC):
     placing: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what says where, as `place` does
     serving: ClassVar[tuple[str, ...]] = ()  # of `allowed`: what serves, labels or signs in, and starts no other job
     validates: ClassVar[bool] = False  # whether `order.validation` is of use
-    owned_files: ClassVar[bool] = (
-        False  # whether the server names files, which another account or project does not have
-    )
+    owned_files: ClassVar[bool] = False  # whether the server names files, which other accounts and projects do not have
 
     def __init__(
         self,
