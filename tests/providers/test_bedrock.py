@@ -297,13 +297,6 @@ def test_an_answer_that_is_lost_is_no_second_job(server: BedrockServer) -> None:
     job.wait(30)
 
 
-def test_a_storm_of_429_and_500_passes(server: BedrockServer) -> None:
-    job = finetune(start_endpoint=False)
-    for status in (429, 500, 503):
-        server.fail(LOOK, status)
-    assert job.wait(30) == "succeeded"
-
-
 def test_a_date_until_which_aws_asks_to_wait_is_read(server: BedrockServer) -> None:
     job = finetune()
     job.wait(30)

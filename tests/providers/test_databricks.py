@@ -11,7 +11,7 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.errors import ConfigError, DataError, ProviderError
 from dspyc.providers.databricks import DatabricksProvider
 from dspyc.providers.databricks_script import script
 from dspyc.providers.job import RemoteJob
@@ -186,28 +186,6 @@ def test_events_and_metrics(server: DatabricksServer) -> None:
     assert job.metrics() == {"steps": [{"step": 10, "loss": 0.5}]}
     job.wait(30)
     assert [(event.at, event.message) for event in job.events()] == [(1.79e9, "started"), (1.79e9 + 60, "SUCCESS")]
-
-
-def test_faults_that_pass_make_no_second_run(server: DatabricksServer) -> None:
-    job = finetune(skip_deploy=True)
-    server.fail("GET", 503)
-    server.fail("GET", 429)
-    assert job.wait(30) == "succeeded"
-    assert len(server.jobs) == 1
-
-
-def test_a_run_that_fails_says_why(server: DatabricksServer) -> None:
-    server.failure = "CUDA out of memory"
-    with pytest.raises(TrainingError, match="CUDA out of memory"):
-        finetune().result(30)
-
-
-def test_a_run_is_cancelled_in_the_workspace_too(server: DatabricksServer) -> None:
-    server.polls = None
-    job = finetune()
-    assert job.cancel()
-    assert server.jobs[101]["result"] == "CANCELED"
-    assert job.wait(30) == "cancelled"
 
 
 def test_a_wrong_token_is_said_at_once_and_kept_nowhere(

@@ -11,7 +11,7 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 import dspyc
-from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError, TransientError
+from dspyc.errors import ConfigError, DataError, ProviderError, TransientError
 from dspyc.providers.fireworks import FireworksProvider
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.known import attach, forget
@@ -120,16 +120,6 @@ def test_any_answer_may_be_lost_and_there_is_one_job(server: FireworksServer, st
     job = finetune()
     assert job.wait(30) == "succeeded"
     assert (len(server.jobs), len(server.datasets)) == (1, 1)
-
-
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: FireworksServer) -> None:
-    server.failure = "row 7 is too long"
-    with pytest.raises(TrainingError, match="row 7 is too long"):
-        finetune().result(30)
-    server.polls = None
-    job = finetune(ROWS * 2)
-    assert job.cancel()
-    assert job.wait(30) == "cancelled"
 
 
 def test_an_endpoint_is_started_and_ended_through_faults_that_pass(server: FireworksServer) -> None:

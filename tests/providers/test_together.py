@@ -10,17 +10,14 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.errors import ConfigError, DataError, ProviderError
 from dspyc.providers.job import RemoteJob
-from dspyc.providers.known import attach
 from dspyc.providers.polling import Polling
 from dspyc.providers.rest import seconds
 from dspyc.providers.together import TogetherProvider
 
-from .http_server import CUT, LOST
 from .together_server import TogetherServer
 
-UPLOAD, CREATE = "POST /v1/files/upload", "POST /v1/fine-tunes"
 ROWS = [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}]
 
 
@@ -77,16 +74,6 @@ def test_who_ends_an_endpoint_is_said(server: TogetherServer) -> None:
         finetune().stop_endpoint()
 
 
-def test_an_answer_that_is_lost_is_no_second_job(server: TogetherServer) -> None:
-    server.fail(UPLOAD, CUT)
-    server.fail(CREATE, LOST)
-    job = finetune()
-    assert list(server.jobs) == [job.remote_id]
-    again = finetune()
-    assert again.id == attach(job.remote_id).id == job.id
-    assert (job.wait(30), again.wait(30)) == ("succeeded", "succeeded")
-
-
 def test_faults_that_pass_and_those_that_do_not(
     server: TogetherServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -95,23 +82,13 @@ def test_faults_that_pass_and_those_that_do_not(
         server.fail("GET", 429)
         server.fail("GET", 503)
         assert job.wait(30) == "succeeded"
-        server.fail(UPLOAD, 401)
+        server.fail("POST /v1/files/upload", 401)
         with pytest.raises(ProviderError, match="HTTP 401") as caught:
             finetune(ROWS * 2)
     assert "TOGETHER_API_KEY" in caught.value.hint
     assert server.key not in str(caught.value) + caplog.text
     kept = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not any(server.key.encode() in content for content in kept)
-
-
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: TogetherServer) -> None:
-    server.failure = "out of credit"
-    with pytest.raises(TrainingError, match="out of credit"):
-        finetune().result(30)
-    server.polls = None
-    job = finetune(ROWS * 2)
-    assert job.cancel()
-    assert job.wait(30) == "cancelled"
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_sent(

@@ -10,12 +10,11 @@ import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 
 import dspyc
-from dspyc.errors import ConfigError, DataError, ProviderError, TrainingError
+from dspyc.errors import ConfigError, DataError, ProviderError
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.polling import Polling
 from dspyc.providers.vertex import VertexProvider
 
-from .http_server import LOST
 from .vertex_server import VertexServer
 
 pytest.importorskip("google.genai")
@@ -61,13 +60,6 @@ def test_rows_become_a_model_at_its_endpoint(server: VertexServer) -> None:
     assert spec["validationDatasetUri"] == f"gs://rows/tuning/{job.record.token}/validation.jsonl"
 
 
-def test_an_answer_that_is_lost_is_no_second_job(server: VertexServer) -> None:
-    server.fail(CREATE, LOST)
-    job = finetune()
-    assert len(server.jobs) == 1
-    assert job.wait(30) == "succeeded"
-
-
 def test_an_answer_that_does_not_come_is_asked_for_again(server: VertexServer) -> None:
     class Impatient(VertexProvider):
         timeout = 0.3
@@ -84,16 +76,6 @@ def test_an_answer_that_does_not_come_is_asked_for_again(server: VertexServer) -
     assert len(server.jobs) == 1
     create.set()
     look.set()
-
-
-def test_a_job_that_fails_says_why_and_one_is_cancelled(server: VertexServer) -> None:
-    server.failure = "The data set has no valid example"
-    with pytest.raises(TrainingError, match="has no valid example"):
-        finetune().result(30)
-    server.polls = None
-    job = finetune(ROWS * 2)
-    assert job.cancel()
-    assert job.wait(30) == "cancelled"
 
 
 def test_too_many_validation_rows_are_refused(server: VertexServer) -> None:
