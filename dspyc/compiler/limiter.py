@@ -205,7 +205,11 @@ def failure_of(error: BaseException) -> Failure | None:
     if isinstance(status, int):
         return "busy" if status in (503, 529) else "passing" if status >= 500 else None
     passing = ("ServerError", "ConnectionError", "TransportError", "TransientError")
-    return "passing" if any(n.endswith(passing) for n in names) else None
+    if not any(n.endswith(passing) for n in names):
+        return None
+    # DSPy's own client says by the cause alone that it had waited too long.
+    waited = error.__cause__ is not None and failure_of(error.__cause__) == "timeout"
+    return "timeout" if waited else "passing"
 
 
 def retry_after_of(error: BaseException) -> float | None:

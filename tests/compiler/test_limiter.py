@@ -40,6 +40,7 @@ class Flaky(BaseHTTPRequestHandler):
     lock = threading.Lock()
     answered: Counter[str] = Counter()  # noqa: RUF012 (one server a test); by question
     faults: Counter[str] = Counter()  # noqa: RUF012
+    by_fallback = 0  # answers to what DSPy's other adapter asked
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -79,6 +80,7 @@ class Flaky(BaseHTTPRequestHandler):
             )
             with self.lock:
                 self.answered[str(body["messages"][-1]["content"])] += fault == ""
+                Flaky.by_fallback += again
         with self.lock:
             self.faults[fault] += 1
 
@@ -97,7 +99,7 @@ class Flaky(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    Flaky.count, Flaky.answered, Flaky.faults = itertools.count(), Counter(), Counter()
+    Flaky.count, Flaky.answered, Flaky.faults, Flaky.by_fallback = itertools.count(), Counter(), Counter(), 0
     server = ManyAtOnce(("127.0.0.1", 0), Flaky)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -120,6 +122,7 @@ def test_a_compile_survives_faults_in_a_fifth_of_its_calls(address: str, tmp_pat
     assert [trace.error for trace in traces if trace.error] == []  # garbage was asked again by DSPy's other adapter
     assert set(Flaky.faults) == {"", "429", "500", "garbage", "timeout"}
     assert max(Flaky.answered.values()) == 1
+    assert Flaky.by_fallback == Flaky.faults["garbage"]  # DSPy would ask so after any error that is not retried
     assert recorded == Flaky.faults[""] + Flaky.faults["garbage"]  # what was answered, and nothing else
 
 

@@ -32,8 +32,8 @@ class Awaiting(dspy.Module):  # type: ignore[misc]
 def asked(folder: Path, server: OpenAIServer, *, asynchronous: bool = False, examples: int = 1, **settings: Any) -> Any:
     """The ledger, closed, and the traces of a bootstrap whose model the server is."""
     program = Awaiting() if asynchronous else dspy.Predict("question -> answer")
-    lm = {"model": "openai/gpt-4o-mini", "api_base": server.url, "api_key": "none", "cache": False, "num_retries": 3}
-    program.set_lm(dspy.LM(**lm))
+    lm = {"api_base": server.url, "api_key": "none", "cache": False, "num_retries": 3}
+    program.set_lm(dspy.LM("openai/gpt-4o-mini", timeout=settings.pop("timeout", 60), **lm))
     given = [dspy.Example(question=f"q{i}").with_inputs("question") for i in range(examples)]
     with Ledger(folder, budget=settings.pop("budget", None)) as ledger:
         subject = observe(program, "teacher", identity="x")
@@ -53,6 +53,24 @@ def test_a_request_is_sent_as_often_as_the_limiter_says(
         _, (trace,) = asked(tmp_path, server, asynchronous=asynchronous)
         assert f"fault {status}" in trace.error
         assert server.seen == [CHAT] * requests
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_that_gets_no_answer_in_time_is_sent_again_once(tmp_path: Path, asynchronous: bool) -> None:
+    over = threading.Event()
+
+    class Silent(OpenAIServer):
+        def _answer(self, request: Any) -> Any:
+            self.seen.append("asked")
+            over.wait(60)
+            return super()._answer(request)
+
+    with Silent(key=None) as server:
+        _, (trace,) = asked(tmp_path, server, asynchronous=asynchronous, timeout=0.5)
+        until(lambda: len(server.seen) >= 2)
+        assert "timed out" in trace.error
+        assert server.seen == ["asked"] * 2
+        over.set()
 
 
 def test_a_request_that_timed_out_is_sent_again_at_the_end_of_the_queue() -> None:
