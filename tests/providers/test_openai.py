@@ -392,7 +392,7 @@ def test_nobody_asks_again_sooner_than_the_server_said(server: OpenAIServer) -> 
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),  # the finer one counts
         ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
-        ({"retry-after": "-3"}, 0),
+        ({"retry-after": "-3"}, None),  # no wait that HTTP knows
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),  # it is over
         ({"retry-after": "soon"}, None),
     ],
