@@ -7,8 +7,9 @@
 A one-predictor DSPy program, the labels as the teacher, all training rows, no test row seen before the end. The score is
 exact match on all test rows, by `dspy.Evaluate`. Banking77: Casanueva et al., 2020, arXiv 2003.04807.
 
-The student is made on the spot: 2.2 M random weights (4 layers of 192), and a vocabulary of 2,048 from the training rows. It
-reads lower-cased text. `--student` takes any other; the bundled one scores less here (docs/log.md says what was tried).
+The student is made on the spot: 2.2 M random weights (4 layers of 192), a vocabulary of 2,048 from the training rows, and a
+token for each category. It reads lower-cased text. `--student` takes any other; the bundled one scores less here (docs/log.md
+says what was tried).
 """
 
 import csv
@@ -75,7 +76,7 @@ def _read(file: Path) -> Rows:
 def make_student(folder: Path, rows: Rows) -> Path:
     """A Hugging Face folder: a Llama shape with random weights, and a byte-level BPE of the rows' own words.
 
-    A category is one token, which takes a fifth of the training: its name is not written piece by piece.
+    A category is one token: written in pieces it would be a third of a row.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
