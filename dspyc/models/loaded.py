@@ -33,6 +33,7 @@ class LoadedModel:
         self.path = path
         self._identity = identity
         self._device, self._dtype = device, dtype
+        self._most = most_rows(weights.device_of(device))
         self._condition = threading.Condition()
         self._arrived: deque[Job] = deque()
         self._forgotten: set[str] = set()
@@ -154,8 +155,7 @@ class LoadedModel:
 
         A request that comes alone, where the last ones came alone too, does not wait at all.
         """
-        most = most_rows(weights.device_of(self._device))
-        expected, self._together = min(self._together, most), 0
+        expected, self._together = min(self._together, self._most), 0
         seen, until = len(self._arrived), time.monotonic() + _GATHER
         while seen < expected and (left := until - time.monotonic()) > 0:
             self._condition.wait(left)

@@ -1,6 +1,5 @@
 """The ledger: durable, for one process at a time, and clear about what stops it."""
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -21,6 +20,7 @@ import dspyc
 from dspyc.compiler import bootstrap, observe
 from dspyc.compiler.ledger import Answer, CallKey, Ledger
 from dspyc.errors import LedgerError
+from tests.compiler.awaiting import Awaiting
 
 ANSWER = Answer('["yes"]', {"usage": {}, "cost": None, "seconds": 0.1})
 KEEP = """
@@ -155,17 +155,6 @@ def test_a_full_disk_stops_before_the_next_call_and_keeps_what_was_paid(tmp_path
     assert kept > 10
     with Ledger(tmp_path) as ledger:
         assert ledger.calls() == {"teacher": kept}
-
-
-class Awaiting(dspy.Module):  # type: ignore[misc]
-    """Asks in an event loop of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return asyncio.run(self.answer.acall(question=question))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

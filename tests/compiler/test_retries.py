@@ -1,6 +1,5 @@
 """How often a request is sent through DSPy's own client, at a real server: the limiter's retries and no others."""
 
-import asyncio
 import threading
 import time
 from pathlib import Path
@@ -12,21 +11,11 @@ from dspy.utils import exceptions as dspy_errors
 
 from dspyc.compiler import Budget, Ledger, bootstrap, observe
 from dspyc.compiler.limiter import Limiter
+from tests.compiler.awaiting import Awaiting
 from tests.providers.openai_server import OpenAIServer
 
 CHAT = "POST /v1/chat/completions"
 NEVER = threading.Event().is_set
-
-
-class Awaiting(dspy.Module):  # type: ignore[misc]
-    """Asks in an event loop of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answer = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return asyncio.run(self.answer.acall(question=question))
 
 
 def asked(folder: Path, server: OpenAIServer, *, asynchronous: bool = False, examples: int = 1, **settings: Any) -> Any:
