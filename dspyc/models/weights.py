@@ -142,6 +142,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    from .heap import keep_pages
+
     folder, target, kind = resolve(path), device_of(device), dtype_of(dtype, device)
     check(folder)
     with _loading, quiet():
@@ -163,6 +165,8 @@ def load_model(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"The weights in {folder} lack {len(report['missing_keys'])} tensors ({missing}, …).")
+    if target.type == "cpu":
+        keep_pages()
     return model.eval().to(target)  # type: ignore[no-any-return]
 
 
