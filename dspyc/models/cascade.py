@@ -132,18 +132,19 @@ class Store:
     def reserve(self, slots: int, room: int, kept: int, limit: float = math.inf) -> None:
         """Have space for so many slots of so many tokens each, of which `kept` slots hold something.
 
-        Growing takes half as much again for what may come, and exactly what is asked for where that would be more than
-        `limit` tokens in all.
+        Growing takes half as much again for what may come; where that would be more than `limit` tokens in all, the slots that
+        are asked for and as many tokens as the limit leaves them. Beyond the limit tokens come in steps of 32.
         """
         if slots <= self.slots and room <= self.room:
             return
         more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
-        more_room = max(self.room, _roomy(room) if room > self.room else 0)
-        if more_slots * more_room <= limit:
-            slots, room = more_slots, more_room
+        more_room = max(self.room, _stepwise(room + room // 2) if room > self.room else 0)
+        if more_slots * more_room > limit:
+            more_slots = slots
+            more_room = min(more_room, int(limit // slots)) if slots * room <= limit else _stepwise(room)
         for at, layer in enumerate(self.layers):
-            self.layers[at] = self._grown(layer, slots, room, kept)
-        self.slots, self.room = slots, room
+            self.layers[at] = self._grown(layer, more_slots, more_room, kept)
+        self.slots, self.room = more_slots, more_room
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot into another."""
@@ -172,9 +173,9 @@ class Store:
         return new
 
 
-def _roomy(room: int) -> int:
-    """Half as much again, in steps of 32 tokens."""
-    return -(-(room + room // 2) // 32) * 32
+def _stepwise(room: int) -> int:
+    """So many tokens or a few more, in steps of 32."""
+    return -(-room // 32) * 32
 
 
 class StepCache(Cache):

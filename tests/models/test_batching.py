@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspyc.models import identity
+from dspyc.models.cascade import Store
 from dspyc.models.generation import Job
 from dspyc.models.sampling import Sampling
 from tests.models import single, small
@@ -140,6 +141,20 @@ def test_rows_that_leave_make_room_for_those_that_wait(llama: Path) -> None:
     asked = [([5 + i % 50, 7, 9 + i % 3], 1 + i % 4) for i in range(150)]  # more than a batch has rows
     found = single.replies(llama, *(single.greedy(ids, most) for ids, most in asked))
     assert found == [single.answer(llama, ids, most) for ids, most in asked]
+
+
+def test_slots_at_the_limit_are_not_copied_at_every_token() -> None:
+    store, limit, copies = Store(), 420, 0
+    store.reserve(4, 10, 0, limit)
+    first = store.layer(0, torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3)).keys[:, :, :10].normal_().clone()
+    for needed in range(11, 300):
+        before = store.layers[0]
+        store.reserve(4, needed, 4, limit)
+        copies += store.layers[0] is not before
+        assert store.room >= needed
+        assert 4 * store.room <= (limit if 4 * needed <= limit else 4 * (needed + 31))
+    assert copies < 15
+    assert torch.equal(store.layers[0].keys[:, :, :10], first)
 
 
 def test_out_of_memory_splits_the_batch(tmp_path: Path) -> None:
