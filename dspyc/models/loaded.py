@@ -81,7 +81,11 @@ class LoadedModel:
     def forget(self, adapter: str) -> None:
         """Free an adapter, by its identity, once no request needs it; the next request for it loads it again."""
         with self._condition:
+            if self._leaving or self._forked or (self._thread is None and self._scheduler is None):
+                return  # nothing is loaded, or soon will be
             self._forgotten.add(adapter)
+            self._start()
+            self._condition.notify_all()
 
     def close(self) -> None:
         """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again."""
@@ -127,7 +131,7 @@ class LoadedModel:
         while not self._leaving:
             live = self._scheduler.live if self._scheduler is not None else 0
             jobs = self._take(live)
-            if not jobs and not live:
+            if jobs is None:
                 return
             self._together = max(self._together, live + len(jobs))
             try:
@@ -135,17 +139,23 @@ class LoadedModel:
             except BaseException as error:  # whatever went wrong, each caller waits for an answer
                 self._fail(jobs, error)
 
-    def _take(self, live: int) -> list[Job]:
-        """The requests that came since the last step. Where none is live this waits; none at all ends the thread."""
+    def _take(self, live: int) -> list[Job] | None:
+        """The requests that came since the last step. Where none is live this waits for some, or for an adapter to forget; None
+        ends the thread.
+        """
         with self._condition:
             if not live:
-                self._condition.wait_for(lambda: self._arrived or self._release or self._leaving, timeout=_IDLE)
-                if not self._arrived:
+                self._condition.wait_for(
+                    lambda: self._arrived or self._forgets or self._release or self._leaving, timeout=_IDLE
+                )
+                if not self._arrived and (self._release or self._leaving or not self._forgets):
                     if self._release:
                         self._model, self._scheduler, self._release = None, None, False
+                        self._forgotten.clear()
                     self._thread = None
-                    return []
-                self._gather()
+                    return None
+                if self._arrived:
+                    self._gather()
             jobs = list(self._arrived)
             self._arrived.clear()
             return jobs
@@ -166,16 +176,17 @@ class LoadedModel:
         if self._scheduler is None:
             self._scheduler = self._load()
         self._scheduler.submit(jobs)
-        needed = {adapter for adapter in self._take_forgotten() if not self._scheduler.forget(adapter)}
-        if needed:
-            with self._condition:
-                self._forgotten |= needed
+        self._forget(self._scheduler)  # before the step needs memory
         self._scheduler.step()
+        self._forget(self._scheduler)  # what the requests that are over needed
 
-    def _take_forgotten(self) -> set[str]:
+    @property
+    def _forgets(self) -> bool:
+        return bool(self._forgotten) and self._scheduler is not None
+
+    def _forget(self, scheduler: Scheduler) -> None:
         with self._condition:
-            found, self._forgotten = self._forgotten, set()
-            return found
+            self._forgotten = {adapter for adapter in self._forgotten if not scheduler.forget(adapter)}
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         if self._scheduler is not None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from dspyc.errors import ModelError
 from dspyc.models import AsyncLocalEngine, ChatTokenizer, LocalEngine, identity, load_tokenizer
 from dspyc.models.candidates import CandidatesLM, expected
 from dspyc.models.generation import Ending, Generation, Job
+from dspyc.models.loaded import LoadedModel
 from dspyc.models.memory import MemoryPlan, plan
 from dspyc.models.opening import Opening
 from dspyc.models.sampling import Sampling, choose
@@ -422,9 +424,31 @@ def test_an_adapter_is_forgotten_once_the_last_request_for_it_is_over(tmp_path: 
     assert begun.wait(30)
     model.forget(identity(folder, worn))  # while it is needed
     assert reply.result(30).tokens > 1
-    single.replies(folder, single.greedy([5], 2))
+    assert is_free_of_adapters(model)
+
+
+@pytest.mark.parametrize("thread", ["waits", "has ended"])
+def test_an_adapter_is_forgotten_while_there_are_no_requests(tmp_path: Path, thread: str) -> None:
+    folder = small.llama(tmp_path / "base", seed=18)
+    worn = small.lora(folder, tmp_path / "worn", seed=1)
+    model, name = single.model(folder), identity(folder, worn)
+    single.replies(folder, Job([5], Sampling(2), (name, worn)))
     assert model.memory is not None
-    assert model.memory.adapters == 0
+    assert model.memory.adapters > 0
+    if thread == "has ended":
+        assert model._thread is not None
+        model._thread.join(30)
+        assert model._thread is None
+    model.forget(name)
+    assert is_free_of_adapters(model)
+
+
+def is_free_of_adapters(model: LoadedModel) -> bool:
+    """Whether a model has let go of all adapters, within some seconds; nothing else is asked of it."""
+    until = time.monotonic() + 30
+    while (held := model.memory) is not None and held.adapters and time.monotonic() < until:
+        time.sleep(0.01)
+    return held is not None and not held.adapters
 
 
 def test_weights_whose_tokenizer_fails_are_let_go(tmp_path: Path) -> None:
