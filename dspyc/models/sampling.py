@@ -53,12 +53,12 @@ def choose(
     scores = _narrowed(logits if len(drawn) == len(tokens) else logits[drawn], [samplings[i] for i in drawn])
     seeded = [at for at, i in enumerate(drawn) if generators[i] is not None]
     free = [at for at, i in enumerate(drawn) if generators[i] is None]
-    if seeded:
-        own = [generators[drawn[at]] for at in seeded]
-        for at, token in zip(seeded, _race(_some(scores, seeded), own), strict=True):
-            tokens[drawn[at]] = token
     if free:
         for at, token in zip(free, _inverse(_some(scores, free)), strict=True):
+            tokens[drawn[at]] = token
+    if seeded:  # last: memory that runs out for others may leave no generator ahead of its reply
+        own = [generators[drawn[at]] for at in seeded]
+        for at, token in zip(seeded, _race(_some(scores, seeded), own), strict=True):
             tokens[drawn[at]] = token
     return tokens
 
@@ -97,12 +97,12 @@ def _keep_likeliest(row: torch.Tensor, top_p: float) -> None:
 def _race(scores: torch.Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
     """A token a row, each token's chance being its probability (the Gumbel-max trick)."""
     device = _drawing_on(scores.device)
-    noise = torch.empty(scores.shape, dtype=torch.float64, device=device)
+    sums = scores.to(device, torch.float64, copy=True)  # all memory is taken before the first draw
+    noise = torch.empty_like(sums)
     for row, generator in zip(noise, generators, strict=True):
         row.uniform_(generator=generator)
     waits = noise.clamp_(min=1e-300).log_().neg_()  # exponential, by one draw in double precision for each token
-    won = scores.to(device, torch.float64) - waits.log_()
-    return won.argmax(-1).tolist()
+    return sums.sub_(waits.log_()).argmax(-1).tolist()
 
 
 def _drawing_on(device: torch.device) -> torch.device:

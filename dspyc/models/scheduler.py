@@ -300,7 +300,9 @@ class Scheduler:
         """Give each ready row its next token; the rows that are over, with the error that ended them, if one did."""
         if not ready:
             return []
-        plain = {i: logits[i].clone() for i, row in enumerate(ready) if row.sampling.logprobs is not None}
+        # All memory is taken before a seed's numbers are drawn: they come once, and where it runs out the step is repeated.
+        tops = {i: row.sampling.logprobs for i, row in enumerate(ready)}
+        plain = {i: _likeliest(logits[i], top) for i, top in tops.items() if top is not None}
         over: list[tuple[Generation, BaseException | None]] = []
         failed: set[int] = set()
         masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what they refuse; most rows share one
@@ -320,7 +322,7 @@ class Scheduler:
             if i in failed:
                 continue
             if i in plain:
-                generation.scores.append(_score(plain[i], token, generation.sampling.logprobs or 0))
+                generation.scores.append(TokenScore(token, float(plain[i][0][token]), plain[i][1]))
             try:
                 generation.take(token)
             except Exception as error:
@@ -381,12 +383,11 @@ def _whole(generation: Generation) -> int:
     return generation.length + generation.left
 
 
-def _score(logits: torch.Tensor, token: int, top: int) -> TokenScore:
-    """The log-probability of `token` under `logits` (vocabulary,), and those of the likeliest `top` tokens."""
+def _likeliest(logits: torch.Tensor, top: int) -> tuple[torch.Tensor, tuple[tuple[int, float], ...]]:
+    """All log-probabilities under `logits` (vocabulary,), and the likeliest `top` tokens with theirs."""
     scores = logits.log_softmax(-1)
     best = scores.topk(min(top, len(scores)))
-    pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenScore(token, float(scores[token]), pairs)
+    return scores, tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def _finish(generation: Generation) -> None:

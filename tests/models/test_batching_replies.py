@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from dspy import lm15
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from dspyc.errors import ModelError
@@ -164,6 +166,50 @@ def test_sampling_follows_the_probabilities() -> None:
         assert torch.allclose(shares, expected, atol=0.025)
     for narrow in (Sampling(1, temperature=1.0, top_k=2), Sampling(1, temperature=1.0, top_p=0.6)):
         assert set(choose(logits.clone(), [narrow] * 6000, [None] * 6000)) == {2, 4}
+
+
+class RunsOut(TorchDispatchMode):
+    """Memory runs out once, when a tensor of a vocabulary's size or more is made for the `at`-th time."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        made = func._schema.returns and not func._schema.is_mutable and isinstance(found, torch.Tensor)
+        if made and not func.is_view and found.numel() >= SIZE:
+            self.left -= 1
+            if self.left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return found
+
+
+def test_a_seed_gives_its_text_wherever_memory_runs_out(llama: Path) -> None:
+    chat = ChatTokenizer(load_tokenizer(llama))
+    planned = MemoryPlan(free=1 << 30, weights=0, prefixes=0, batch=1 << 30)
+    warm = {"max_tokens": 4, "temperature": 1.5}
+
+    def texts(out_of_memory: RunsOut) -> list[str]:
+        """Of the replies with a seed, where memory runs out while their second token is computed."""
+        model, ending = load_model(llama, "cpu", "float32"), Ending(chat.stop_ids, chat.decode, chat.opening)
+        scheduler = Scheduler(model, ending, chat.tokenizer.pad_token_id, planned, lambda identity, folder: None)
+        seeded = [Job([5, i], Sampling(**warm, seed=i, logprobs=2 if i < 9 else None)) for i in range(8, 11)]
+        scheduler.submit([*seeded, Job([5, 6], Sampling(**warm)), Job([5, 7], Sampling(**warm, top_k=20))])
+        scheduler.step()
+        with out_of_memory:
+            scheduler.step()
+        while scheduler.live:
+            scheduler.step()
+        return [job.reply.result().text for job in seeded]
+
+    places = RunsOut(-1)
+    expected = texts(places)
+    for at in range(1, -places.left):
+        out_of_memory = RunsOut(at)
+        assert texts(out_of_memory) == expected, at
+        assert out_of_memory.left == 0
+    assert at > 10
 
 
 def request(engine: LocalEngine, **config: object) -> lm15.Request:
