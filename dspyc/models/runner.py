@@ -1,6 +1,7 @@
 """The forward pass of a batch's step, and whether a model's architecture allows such steps at all."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -117,3 +118,14 @@ class Runner:
             extra = {"use_cache": False} if "use_cache" in takes else {}
             found.append(self._model(input_ids=whole, **extra).logits[0, -_STEPS:].float())
         return torch.stack(found, 1).flatten(0, 1)
+
+
+def most_columns(model: Any) -> float:
+    """The tokens, padding included, that a row of a padded batch may come to.
+
+    The context, where the model counts padding too: its mask is a buffer of that width, or it takes no positions. Else any.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    masks = any(buffer.dtype == torch.bool and buffer.shape[-1:] == (context,) for buffer in model.buffers())
+    counts = masks or "position_ids" not in inspect.signature(model.forward).parameters
+    return context if context and counts else math.inf

@@ -5,7 +5,6 @@ token, or several where a format fixes them, of every row.
 """
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from .memory import GIB, MemoryPlan, MemoryReport, is_out_of_memory
 from .padded import PaddedBatch
 from .peft_adapters import PeftAdapters
 from .prefixes import PrefixCache, as_array, long_length, shared_length
-from .runner import Runner, Wearing
+from .runner import Runner, Wearing, most_columns
 from .sampling import choose
 
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
@@ -58,7 +57,7 @@ class Scheduler:
         if self._short is not None:
             logger.info("Texts of more than %d tokens are computed one by one: longrope.", self._short)
         self._token_bytes = runner.qualify()
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        self._columns = most_columns(model)
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._mixed = CascadeBatch(runner.read, runner.device)
         # Batches of adapters that cannot share a step with others; replaced, never changed, since `memory` reads them.
@@ -265,14 +264,14 @@ class Scheduler:
         return both
 
     def _join_padded(self, joining: list[Generation]) -> None:
-        """One batch for each adapter; what is too much for it waits, and what padding would push beyond the context."""
+        """One batch for each adapter; what is too much for it waits, and what padding would push beyond the model's columns."""
         by_adapter: dict[str | None, list[Generation]] = {}
         for generation in sorted(joining, key=lambda each: each.length):
             by_adapter.setdefault(generation.adapter, []).append(generation)
         for adapter, rows in by_adapter.items():
             while len(rows) > 1 and (
                 len(rows) * rows[-1].length > MAX_TOKENS
-                or rows[-1].length + max(row.left for row in rows) > self._context
+                or rows[-1].length + max(row.left for row in rows) > self._columns
             ):
                 self._waiting.appendleft(rows.pop())
             self._padded.append(PaddedBatch(self._model, rows, self._pad_id, self._wearing(adapter)))

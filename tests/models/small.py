@@ -94,10 +94,11 @@ def opt(folder: Path, *, seed: int = 0) -> Path:
     return _save(OPTForCausalLM, config, words, folder, seed)
 
 
-def mistral(folder: Path, *, window: int, seed: int = 0) -> Path:
+def mistral(folder: Path, *, window: int, context: int = 2048, seed: int = 0) -> Path:
     """A Mistral of the same size, whose layers see so many tokens back and no more."""
     words = tokenizer()
-    config = MistralConfig(**_settings(words), head_dim=8, sliding_window=window)
+    settings = {**_settings(words), "max_position_embeddings": context}
+    config = MistralConfig(**settings, head_dim=8, sliding_window=window)
     return _save(MistralForCausalLM, config, words, folder, seed)
 
 

@@ -70,6 +70,20 @@ def test_padding_pushes_no_row_beyond_the_context(tmp_path: Path) -> None:
     assert found == [single.answer(folder, ids, most) for ids, most in asked]
 
 
+def test_rows_of_sliding_windows_share_a_batch_though_padding_goes_beyond_the_context(tmp_path: Path) -> None:
+    folder = small.mistral(tmp_path / "mistral", window=12, context=64)
+    asked = [([7] * 20, 44), ([9, 11], 62)]
+    expected = [single.answer(folder, ids, most) for ids, most in asked]
+    single.replies(folder, single.greedy([5, 6], 1))
+    model, rows = single.model(folder), []
+    model._model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    assert single.replies(folder, *(single.greedy(ids, most) for ids, most in asked)) == expected
+    assert rows[0] == 2
+    assert len(rows) == 62
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_models_qualify_for_live_batches(kind: str, folders: dict[str, Path]) -> None:
     single.replies(folders[kind], single.greedy([5, 6, 7], 1))
