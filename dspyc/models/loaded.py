@@ -5,12 +5,14 @@ it.
 """
 
 import atexit
+import logging
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,26 @@ from . import memory, weights
 from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
 from .linear import quicken
-from .memory import MemoryReport
+from .memory import MemoryPlan, MemoryReport
+from .runner import Runner
 from .scheduler import Scheduler, most_rows
 
 _GATHER = 0.002  # seconds without a new request after which those that wait begin, where others are expected
 _IDLE = 5.0  # seconds without a request after which the thread ends; the weights stay
 
+logger = logging.getLogger(__name__)
+
 
 class LoadedModel:
-    """Weights that load at the first request and answer in a live batch, on one thread of their own."""
+    """Weights that load at the first request and answer in a live batch, on one thread of their own.
 
-    def __init__(self, path: Path, identity: str, device: str, dtype: str) -> None:
+    A model whose activations are too large for float16 is loaded in the dtype `instead`; without one that is a ModelError.
+    """
+
+    def __init__(self, path: Path, identity: str, device: str, dtype: str, instead: str | None = None) -> None:
         self.path = path
         self._identity = identity
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._instead = device, dtype, instead
         self._most = most_rows(weights.device_of(device))
         self._condition = threading.Condition()
         self._arrived: deque[Job] = deque()
@@ -197,8 +205,7 @@ class LoadedModel:
 
     def _load(self) -> Scheduler:
         self._refuse_changed(self._identity)
-        plan = memory.plan(self.path, self._device, self._dtype)
-        self._model = weights.load_model(self.path, self._device, self._dtype)
+        plan = self._read()
         quicken(self._model)
         chat = self.chat
         pad_id = chat.tokenizer.pad_token_id
@@ -209,6 +216,22 @@ class LoadedModel:
             plan,
             self._check_adapter,
         )
+
+    def _read(self) -> MemoryPlan:
+        plan = memory.plan(self.path, self._device, self._dtype)
+        self._model = weights.load_model(self.path, self._device, self._dtype)
+        if not Runner(self._model, lambda owners: nullcontext()).overflows():
+            return plan
+        self._model = None
+        what = f"The activations of {self.path.name} are larger than {self._dtype} holds"
+        if self._instead is None:
+            raise ModelError(
+                f"{what}, and its scores are no numbers.",
+                hint="Use dtype='float32', or dtype='bfloat16', which takes half of the memory.",
+            )
+        logger.warning("%s: it is loaded in %s.", what, self._instead)
+        self._dtype, self._instead = self._instead, None
+        return self._read()
 
     def _check_adapter(self, identity: str, folder: Path) -> None:
         self._refuse_changed(identity, folder)
@@ -222,17 +245,19 @@ class LoadedModel:
             )
 
 
-_shared: "weakref.WeakValueDictionary[tuple[str, str, str], LoadedModel]" = weakref.WeakValueDictionary()
+_shared: "weakref.WeakValueDictionary[tuple[str | None, ...], LoadedModel]" = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
 
 
 def loaded(path: Path, device: str, dtype: str) -> LoadedModel:
     """The one `LoadedModel` of these weights on this device in this dtype."""
-    key = (weights.identity(path), str(weights.device_of(device)), str(weights.dtype_of(dtype, device)))
+    kind, identity = str(weights.dtype_of(dtype, device)).removeprefix("torch."), weights.identity(path)
+    instead = "float32" if dtype == "auto" and kind == "float16" else None
+    key = (identity, str(weights.device_of(device)), kind, instead)
     with _shared_lock:
         found = _shared.get(key)
         if found is None:
-            found = _shared[key] = LoadedModel(path, key[0], device, dtype)
+            found = _shared[key] = LoadedModel(path, identity, device, kind, instead)
         return found
 
 

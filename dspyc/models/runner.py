@@ -90,6 +90,19 @@ class Runner:
             self._model.set_attn_implementation(plain)
         return size if same else 0
 
+    @torch.inference_mode()
+    def overflows(self) -> bool:
+        """Whether a model in float16, whose largest number is 65504, scores a few tokens with what is no number."""
+        if self._model.dtype != torch.float16:
+            return False
+        try:
+            scores = self._unstepped()
+        except Exception as error:  # of an architecture that cannot be asked so
+            if is_out_of_memory(error):
+                raise
+            return False
+        return not bool((scores < torch.inf).all())
+
     def _prompts(self) -> list[list[int]]:
         size = int(self._model.get_input_embeddings().weight.shape[0])
         prompts = [[(7 * place + 3 * row + 1) % size for place in range(n)] for row, n in enumerate(_PROBED)]

@@ -10,8 +10,10 @@ import torch
 
 from dspyc.errors import ConfigError, ModelError
 from dspyc.models import LocalEngine, identity, load_model, load_tokenizer, resolve
+from dspyc.models.loaded import LoadedModel, loaded
 from dspyc.models.memory import weight_bytes
 from dspyc.models.weights import multiplies_bf16, usual_dtype
+from tests.models import single
 
 
 @pytest.fixture
@@ -184,6 +186,38 @@ def test_weights_that_are_there_twice_count_once(folder: Path) -> None:
 def test_a_model_is_loaded_ready_to_answer(llama: Path) -> None:
     assert not load_model(llama).training
     assert load_tokenizer(llama).eos_token == "<|im_end|>"
+
+
+@pytest.fixture
+def overflowing(folder: Path) -> Path:
+    """A model whose activations are some 1e6."""
+    model = load_model(folder)
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight *= 1e4
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_activations_that_overflow_in_float16_are_an_error_that_names_other_dtypes(
+    overflowing: Path, llama: Path
+) -> None:
+    job = single.greedy([5, 6, 7], 4)
+    with pytest.raises(ModelError, match=r"larger than float16 holds.*dtype='float32', or dtype='bfloat16'"):
+        loaded(overflowing, "cpu", "float16").submit(job)[0].result(60)
+    for folder, dtype in ((llama, "float16"), (overflowing, "bfloat16")):
+        model = loaded(folder, "cpu", dtype)
+        assert model.submit(single.greedy([5, 6, 7], 4))[0].result(60).tokens
+        assert str(model._model.dtype) == f"torch.{dtype}"
+
+
+def test_where_a_device_chooses_float16_a_model_that_overflows_is_float32(overflowing: Path) -> None:
+    model = LoadedModel(overflowing, identity(overflowing), "cpu", "float16", instead="float32")
+    for _ in range(2):
+        reply = model.submit(single.greedy([5, 6, 7], 4))[0].result(60)
+        assert reply.text == single.answer(overflowing, [5, 6, 7], 4)
+        assert model.memory is not None
+        assert model.memory.weights == model.memory.plan.weights == weight_bytes(overflowing, torch.float32)
+        model.close()
 
 
 def test_a_gpu_without_bfloat16_takes_float16() -> None:
