@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import TrainingError
 from ..models.memory import is_out_of_memory
 from .loss import Learner
+from .precision import lighter_base
 from .sharing import Planner, Tree
 
 Found = TypeVar("Found")
@@ -64,9 +65,15 @@ def _smaller(
             raise TrainingError(
                 f"The device ran out of memory at step {step}, where a single row, or a prompt that rows share, is "
                 f"computed at once ({max(passes):,} tokens).",
-                hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'.",
+                hint="Set gradient_checkpointing=True or a smaller max_length, or use method='lora' or 'qlora'."
+                + lighter_base(_frozen_dtypes(learner.model), learner.device),
             ) from error
     return smaller
+
+
+def _frozen_dtypes(model: Any) -> set[torch.dtype]:
+    """What the base under an adapter is held in; nothing where there is no adapter."""
+    return {p.dtype for p in model.parameters() if not p.requires_grad} if hasattr(model, "peft_config") else set()
 
 
 def _passes(trees: list[Tree]) -> list[int]:

@@ -33,6 +33,11 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype:
     return (autocast_dtype(precision, device) if device.type == "cuda" else None) or torch.float32
 
 
+def lighter_base(held: set[torch.dtype], device: torch.device) -> str:
+    """What a hint says beside its own where memory ran out: a base held in these dtypes, whose size fp16 would halve."""
+    return " precision='fp16' halves the frozen base." if device.type == "cuda" and held == {torch.float32} else ""
+
+
 def _cpu_multiplies_bf16() -> bool:
     checks: Iterable[str] = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))

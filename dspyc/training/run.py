@@ -34,7 +34,7 @@ from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_processes, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
-from .precision import autocast_dtype
+from .precision import autocast_dtype, frozen_dtype, lighter_base
 from .probe import why_not_shared
 from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
@@ -184,9 +184,11 @@ class _Run:
             if not memory.is_out_of_memory(error):
                 raise
             # Of weights or the optimizer: rows are computed in smaller parts.
+            held = {frozen_dtype(self.config.precision, self.device)} if self.config.method == "lora" else set()
             raise TrainingError(
                 f"The device ran out of memory, and not for the rows that are computed together: {error}",
-                hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one.",
+                hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one."
+                + lighter_base(held, self.device),
             ) from error
         finally:
             if self.device.type == "cuda":

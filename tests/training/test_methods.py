@@ -19,7 +19,7 @@ from dspyc.training import TrainingConfig, train
 from dspyc.training.events import read_events
 from dspyc.training.merging import merge
 from dspyc.training.methods import check_method, one_base, prepare, stored_dtype
-from dspyc.training.precision import autocast_dtype, frozen_dtype
+from dspyc.training.precision import autocast_dtype, frozen_dtype, lighter_base
 
 from . import small
 
@@ -283,3 +283,13 @@ def test_a_frozen_base_is_held_in_what_it_is_multiplied_in() -> None:
     assert {name: frozen_dtype(name, cuda) for name in kinds} == kinds
     assert frozen_dtype("auto", cuda) == (autocast_dtype("auto", cuda) or torch.float32)
     assert {frozen_dtype(name, cpu) for name in (*kinds, "auto")} == {torch.float32}
+
+
+def test_a_hint_for_too_little_memory_names_fp16_where_a_gpu_holds_a_frozen_base_in_float32() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert "precision='fp16'" in lighter_base({frozen_dtype("fp32", cuda)}, cuda)
+    assert not lighter_base({frozen_dtype("fp32", cpu)}, cpu)
+    for held in (frozen_dtype("fp16", cuda), frozen_dtype("bf16", cuda)):
+        assert not lighter_base({held}, cuda)
+    assert not lighter_base(set(), cuda)  # nothing is frozen
+    assert not lighter_base({torch.uint8, torch.float32}, cuda)  # 4 bits, and float32 norms
