@@ -234,16 +234,19 @@ def dtype_of(dtype: str = "auto", device: str = "auto") -> "torch.dtype":
 
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}.", hint=f"Use one of {', '.join(DTYPES)}.")
-    return usual_dtype(device_of(device)) if dtype == "auto" else getattr(torch, dtype)
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    target = device_of(device)
+    return usual_dtype(target, multiplies_bf16(target))
 
 
-def usual_dtype(device: "torch.device") -> "torch.dtype":
+def usual_dtype(device: "torch.device", bf16: bool) -> "torch.dtype":
     """What weights are best computed in: bfloat16 on a GPU that multiplies it, float16 on another, float32 elsewhere."""
     import torch
 
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if multiplies_bf16(device) else torch.float16
+    return torch.bfloat16 if bf16 else torch.float16
 
 
 def multiplies_bf16(device: "torch.device") -> bool:

@@ -221,9 +221,8 @@ def test_where_a_device_chooses_float16_a_model_that_overflows_is_float32(overfl
 
 
 def test_a_gpu_without_bfloat16_takes_float16() -> None:
-    """Where there is no GPU, none has bfloat16."""
-    cuda = torch.device("cuda")
-    assert usual_dtype(cuda) == (torch.bfloat16 if multiplies_bf16(cuda) else torch.float16)
-    assert multiplies_bf16(cuda) == torch.cuda.is_bf16_supported(including_emulation=False)
+    assert usual_dtype(torch.device("cuda"), bf16=True) == torch.bfloat16
+    assert usual_dtype(torch.device("cuda"), bf16=False) == torch.float16
+    for name in ("cpu", "mps"):
+        assert [usual_dtype(torch.device(name), bf16) for bf16 in (True, False)] == [torch.float32] * 2
     assert not multiplies_bf16(torch.device("cpu"))
-    assert [usual_dtype(torch.device(name)) for name in ("cpu", "mps")] == [torch.float32] * 2

@@ -19,7 +19,7 @@ from dspyc.training import TrainingConfig, train
 from dspyc.training.events import read_events
 from dspyc.training.merging import merge
 from dspyc.training.methods import check_method, one_base, prepare, stored_dtype
-from dspyc.training.precision import autocast_dtype, frozen_dtype, lighter_base
+from dspyc.training.precision import frozen_dtype, lighter_base
 
 from . import small
 
@@ -281,7 +281,6 @@ def test_a_frozen_base_is_held_in_what_it_is_multiplied_in() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     assert {name: frozen_dtype(name, cuda) for name in kinds} == kinds
-    assert frozen_dtype("auto", cuda) == (autocast_dtype("auto", cuda) or torch.float32)
     assert {frozen_dtype(name, cpu) for name in (*kinds, "auto")} == {torch.float32}
 
 
