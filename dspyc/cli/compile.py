@@ -65,18 +65,20 @@ def compile_program(
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="What a resume reads. Default: OUT.run.")] = None,
     train_kwargs: Annotated[str, typer.Option(help="""Training settings, as '{"num_train_epochs": 3}'.""")] = "{}",
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once. Default: 8.")] = None,
     metric_threshold: Annotated[float | None, typer.Option(help="The lowest score that teaches. Default: 1.")] = None,
-    max_errors: Annotated[int | None, typer.Option(min=1, help="Bad examples that stop the compile.")] = None,
+    max_errors: Annotated[
+        int | None, typer.Option(min=1, help="How many bad examples stop the compile. Default: 10.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     on_regression: Annotated[
         OnRegression, typer.Option(help="Where the result is worse than the student: save it, none, or the student.")
     ] = OnRegression.warn,
     max_usd: Annotated[
         float | None,
-        typer.Option(min=0, help="Spend no more on calls, and start no training elsewhere that may cost more."),
+        typer.Option(min=0, help="Spend no more on calls, and besides no more on each training job elsewhere."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start such a training all the same.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start training jobs whatever they cost.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at OUT.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would ask and cost, and end.")] = False,
     as_json: Json = False,
