@@ -19,7 +19,7 @@ from dspy.teleprompt import Teleprompter
 from ..files import write_json
 from ..signatures import copy_program, fingerprint, predictors, program_fingerprint
 from ..signatures.code import code_key
-from ..signatures.fingerprints import stable
+from ..signatures.fingerprints import identifying, stable
 from ..signatures.nearest import NearestMixin
 
 logger = logging.getLogger(__name__)
@@ -50,18 +50,16 @@ class KeptStep:
     before: dspy.Module
 
     @classmethod
-    def of(
-        cls, folder: Path, optimizer: Teleprompter, before: dspy.Module, arguments: Mapping[str, Any]
-    ) -> "KeptStep | None":
-        """The step that `optimizer` takes from `before` by `arguments` of its `compile`; None where it keeps its own record.
+    def of(cls, folder: Path, made_by: str | None, before: dspy.Module, arguments: Mapping[str, Any]) -> "KeptStep | None":
+        """The step from `before` by `arguments` of an optimizer's `compile`; None where the optimizer keeps its own record.
 
-        It is another one where anything is different that can be seen: the program, the optimizer's code where a user wrote
-        it, its public attributes, an argument, or DSPy's language model.
+        It is another one where anything is different that can be seen: the program, the optimizer by its key, an argument, or
+        DSPy's language model.
         """
-        if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
+        if made_by is None:
             return None
         given = [[name, _key_of(value)] for name, value in sorted(arguments.items()) if name not in _LIMITS]
-        key = fingerprint([program_fingerprint(before), code_key(optimizer), given, stable(dspy.settings.lm)])
+        key = fingerprint([program_fingerprint(before), made_by, given, stable(dspy.settings.lm)])
         return cls(folder / f"made-{key}.json", before)
 
     def program(self) -> dspy.Module | None:
@@ -106,6 +104,17 @@ class KeptStep:
                 predictor.nearest = nearest
         made._compiled = True
         return made
+
+
+def optimizer_key(optimizer: Teleprompter) -> str | None:
+    """What an optimizer is set to, private attributes included, with its code where a user wrote it.
+
+    None for those of dspyc, which keep their own records. To be asked before it compiles, which may change it.
+    """
+    if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
+        return None
+    held = {name: value for name, value in vars(optimizer).items() if isinstance(value, dspy.BaseLM) or not callable(value)}
+    return fingerprint([code_key(optimizer), stable(identifying(held))])
 
 
 def without_results(made: dspy.Module, before: dspy.Module) -> dspy.Module:
