@@ -35,12 +35,11 @@ from ..compiler.trace import Subject, Trace
 from ..compiler.traces_file import given_traces
 from ..compiler.usage import Usage
 from ..compiler.withheld import withheld, withhold
-from ..errors import ConfigError, ProgramError
+from ..errors import ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
-from ..signatures import adapt, adapter_of, check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from ..signatures.checks import check_answers
+from ..signatures import copy_program, fingerprint, predictors, program_fingerprint
 from .checks import (
     check_count,
     check_executor,
@@ -54,7 +53,7 @@ from .labeled_few_shot import LabeledFewShot, blank_copy
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages
 from .runs import data_fingerprint, run_folder
-from .teachers import choose_teachers
+from .teachers import demo_teacher
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def demonstrate(
 
     Args:
         student: The program that gets the demos.
-        teacher: A program whose every predictor has an LM, as `choose_teachers` makes it. Unless it is compiled, it runs
+        teacher: A program whose every predictor has an LM, as `demo_teacher` chooses it. Unless it is compiled, it runs
             with labelled demos, `sizes.max_labeled_demos` of them; a run is never shown its own example.
         trainset: Examples with inputs, in the order in which they are tried; `check_examples` has seen them.
         pool: Runs the teacher and scores by its metric. Fewer than `pool.num_threads` examples are run beyond those
@@ -291,7 +290,7 @@ class BootstrapFewShot(Teleprompter):
     ) -> dspy.Module | None:
         """Who teaches; None where traces do."""
         if traces is None:
-            return choose_teacher(student, teacher, self.teacher_settings)
+            return demo_teacher(student, teacher, self.teacher_settings)
         if teacher is not None:
             raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
         return None
@@ -318,30 +317,6 @@ class BootstrapFewShot(Teleprompter):
         sizes = {"labels": self.max_labeled_demos, "rounds": self.max_rounds}
         stages = bootstrap_stages(teacher, train, [self.max_bootstrapped_demos], **sizes)
         return Plan(stages, check_threads(self.num_threads))
-
-
-def choose_teacher(
-    student: dspy.Module, teacher: dspy.Module | None, teacher_settings: Mapping[str, Any]
-) -> dspy.Module:
-    """The program that teaches, each of its predictors with a language model.
-
-    Raises:
-        ProgramError: The student is compiled, or the teacher is not its equal or has no language model.
-        ConfigError: The student's language model cannot reply to one of its predictors.
-    """
-    with dspy.context(**teacher_settings):
-        chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
-        if "adapter" in teacher_settings:
-            for predictor in predictors(chosen[0].program).values():
-                adapt(predictor, adapter_of(predictor))
-    check_equivalent(student, chosen[0].program)
-    check_answers(student)
-    if student._compiled:
-        raise ProgramError(
-            f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",
-            hint="Pass the program that it was compiled from, or set `_compiled = False` on a copy.",
-        )
-    return chosen[0].program
 
 
 def _with_labels(

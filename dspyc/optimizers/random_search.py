@@ -37,7 +37,6 @@ from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
-from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
 from .checks import (
     check_count,
@@ -51,6 +50,7 @@ from .checks import (
 from .folds import Folds, divide
 from .plans import search_stages
 from .runs import data_fingerprint, run_folder
+from .teachers import demo_teacher
 
 _MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
 
@@ -152,7 +152,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         check_student(student)
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
         numbers = self._numbers(restrict)
-        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        chosen = demo_teacher(student, teacher, self.teacher_settings)
         maker = CandidateMaker(self, student, chosen, folds.train, labeled_sample, numbers)
         threads = check_threads(self.num_threads)
         plan = self._plan(student, chosen, folds, numbers)
@@ -233,7 +233,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         """What `compile` with the same arguments will ask for, at least and at most: an estimate, at no cost."""
         check_student(student)
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
-        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        chosen = demo_teacher(student, teacher, self.teacher_settings)
         return self._plan(student, chosen, folds, self._numbers(restrict))
 
     def _plan(self, student: dspy.Module, teacher: dspy.Module, folds: Folds, numbers: list[int]) -> Plan:
