@@ -22,7 +22,7 @@ from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
 from ..compiler.bootstrap import bootstrap, observe
-from ..compiler.budget import Budget, counted_by
+from ..compiler.budget import Budget, budget_spent, counted_by
 from ..compiler.calls import Workers
 from ..compiler.examples import check_examples
 from ..compiler.failures import all_failed, metric_failed
@@ -369,10 +369,7 @@ class _Judge:
             workers=self.workers,
         )
         if len(traces) < len(self.held_out):
-            raise BudgetError(
-                f"The budget is spent: {self.ledger.meter.exhausted}, before a program was scored.",
-                hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
-            )
+            raise budget_spent(f"{self.ledger.meter.exhausted}, before a program was scored")
         return traces
 
 

@@ -35,7 +35,6 @@ from ..compiler.trace import Subject, Trace
 from ..compiler.traces_file import given_traces
 from ..compiler.usage import Usage
 from ..compiler.withheld import withheld, withhold
-from ..errors import ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
@@ -46,8 +45,10 @@ from .checks import (
     check_fit,
     check_limits,
     check_number,
+    check_one_source,
     check_teacher_settings,
     check_threads,
+    errors_allowed,
 )
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .no_good_run import no_good_run
@@ -132,7 +133,7 @@ def demonstrate(
             advance=advance,
             ledger=pool.ledger,
             num_threads=pool.num_threads if ahead else 1,
-            max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
+            max_errors=errors_allowed(max_errors),
         )
     if attempts and not any(attempt.good for attempt in attempts):
         raise no_good_run(attempts, trainset, metric_threshold)
@@ -289,11 +290,8 @@ class BootstrapFewShot(Teleprompter):
         self, student: dspy.Module, teacher: dspy.Module | None, traces: Sequence[Trace] | None
     ) -> dspy.Module | None:
         """Who teaches; None where traces do."""
-        if traces is None:
-            return demo_teacher(student, teacher, self.teacher_settings)
-        if teacher is not None:
-            raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
-        return None
+        check_one_source(teacher, traces)
+        return demo_teacher(student, teacher, self.teacher_settings) if traces is None else None
 
     def _recorded(
         self, student: dspy.Module, train: list[dspy.Example], traces: Sequence[Trace], sizes: Sizes

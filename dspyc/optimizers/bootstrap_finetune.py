@@ -44,7 +44,15 @@ from ..signatures import (
     program_fingerprint,
 )
 from ..signatures.checks import adapter_of_name
-from .checks import check_executor, check_limits, check_number, check_share, check_threads
+from .checks import (
+    check_executor,
+    check_limits,
+    check_number,
+    check_one_source,
+    check_share,
+    check_threads,
+    errors_allowed,
+)
 from .runs import data_fingerprint, run_folder
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_rows, check_task_names, check_trainable, plan_units, train_units
@@ -260,9 +268,8 @@ class BootstrapFinetune(Teleprompter):
         self, student: dspy.Module, teacher: Any, train: list[dspy.Example], traces: Sequence[Trace] | None
     ) -> list[Teacher]:
         """The programs to learn from; none where labels or traces teach."""
+        check_one_source(teacher, traces)
         if traces is not None:
-            if teacher is not None:
-                raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
             return []
         if teacher is None and self.teacher_lm is None and is_labelled(train, predictors(student)):
             return []
@@ -315,23 +322,23 @@ class BootstrapFinetune(Teleprompter):
 class _Sitting:
     """The passes of one `compile` over one open ledger, and the count of what they used."""
 
-    def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
-        self.options, self.ledger, self.threads, self.workers = options, ledger, threads, workers
+    def __init__(self, o: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
+        self.options, self.ledger, self.threads, self.workers = o, ledger, threads, workers
         self.usage = Usage()
+        self._division: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         self.taught = False  # whether there is anything that a spent budget leaves
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
-        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         if not teachers:
             self.taught = True
-            return from_labels(train, example_keys(train), targets, **shared)
+            return from_labels(train, example_keys(train), targets, **self._division)
         traces: list[Trace] = []
         for one in teachers:
             traces += self._observe(
-                one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors, traced=True
+                one.program, "teacher", one.identity, train, errors_allowed(o.max_errors), traced=True
             )
-        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
 
     def rows_of(
         self,
@@ -348,8 +355,7 @@ class _Sitting:
         usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
         if o.metric is not None:
             usable = rescored(usable, known, o.metric, predictors_of)
-        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
-        return from_traces(usable, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+        return from_traces(usable, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
 
     def judge_first(
         self, student: dspy.Module, teachers: list[Teacher], held_out: list[dspy.Example]
@@ -387,9 +393,8 @@ class _Sitting:
                 workers=self.workers,
             )
         except BudgetError as error:
-            if (
-                self.ledger.meter.exhausted is None and role == "compiled"
-            ):  # weights that are paid for have no price yet
+            # Weights that are paid for have no price yet.
+            if self.ledger.meter.exhausted is None and role == "compiled":
                 logger.warning("The compiled program is not compared. %s", error.message)
                 return []
             if self.ledger.meter.exhausted is None or not self.taught:
