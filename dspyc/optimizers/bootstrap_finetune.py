@@ -21,7 +21,7 @@ from ..compiler.budget import Budget
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
 from ..compiler.examples import check_examples, content_of, example_keys
-from ..compiler.fitted_traces import fitted_to, rescored
+from ..compiler.fitted_traces import current
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.ray_workers import Executor, workers_of
@@ -338,7 +338,7 @@ class _Sitting:
             traces += self._observe(
                 one.program, "teacher", one.identity, train, errors_allowed(o.max_errors), traced=True
             )
-        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
+        return self._rows(traces, targets)
 
     def rows_of(
         self,
@@ -350,12 +350,13 @@ class _Sitting:
         """Rows of runs that were recorded before."""
         o, self.taught = self.options, True
         kept_aside = set(map(content_of, example_keys(held_out)))
-        known = {content_of(key): example for key, example in zip(example_keys(train), train, strict=True)}
-        predictors_of = {name: target.predictor for name, target in targets.items()}
-        usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
-        if o.metric is not None:
-            usable = rescored(usable, known, o.metric, predictors_of)
-        return from_traces(usable, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
+        named = {name: target.predictor for name, target in targets.items()}
+        usable = [trace for trace in traces if trace.example not in kept_aside]
+        return self._rows(current(usable, train, named, o.metric), targets)
+
+    def _rows(self, traces: list[Trace], targets: dict[str, Target]) -> Dataset:
+        o = self.options
+        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
 
     def judge_first(
         self, student: dspy.Module, teachers: list[Teacher], held_out: list[dspy.Example]
