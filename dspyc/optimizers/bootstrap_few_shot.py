@@ -50,7 +50,7 @@ from .checks import (
     check_threads,
     errors_allowed,
 )
-from .labeled_few_shot import LabeledFewShot, blank_copy
+from .labeled_few_shot import blank_copy, with_labelled_demos
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages
 from .runs import data_fingerprint, run_folder
@@ -123,7 +123,9 @@ def demonstrate(
         dspy.context(**(teacher_settings or {})),
         bar(f"teacher: looking for {wanted} good runs", wanted, show=show_progress) as advance,
     ):
-        rounds = _rounds(_with_labels(teacher, trainset, sizes, fit_labels, seed), sizes.max_rounds)
+        own = fit_labels if isinstance(fit_labels, bool) else None  # a number is the student's
+        shown = with_labelled_demos(teacher, trainset, sizes.max_labeled_demos, fit_context=own, seed=seed)
+        rounds = _rounds(shown, sizes.max_rounds)
         attempts = first_good(
             _begin(rounds, trainset, pool),
             len(trainset),
@@ -315,15 +317,6 @@ class BootstrapFewShot(Teleprompter):
         sizes = {"labels": self.max_labeled_demos, "rounds": self.max_rounds}
         stages = bootstrap_stages(teacher, train, [self.max_bootstrapped_demos], **sizes)
         return Plan(stages, check_threads(self.num_threads))
-
-
-def _with_labels(
-    teacher: dspy.Module, trainset: Sequence[dspy.Example], sizes: Sizes, fit: FitContext, seed: int
-) -> dspy.Module:
-    if not sizes.max_labeled_demos or teacher._compiled:
-        return teacher
-    own = fit if isinstance(fit, bool) else None  # a number is the student's
-    return LabeledFewShot(sizes.max_labeled_demos, seed=seed, fit_context=own).compile(teacher, trainset=trainset)
 
 
 def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
