@@ -80,7 +80,7 @@ class SearchReport(RunReport):
             if self.final
             else f"No score on unseen examples: {self.final_on}."
         )
-        stopped = f" The search was not finished: {self.stopped}" if self.stopped else ""
+        stopped = f" The search was not finished: its budget ended it ({self.stopped})." if self.stopped else ""
         return f"Candidate {self.winner} won on {self.validation}. {final}{stopped}"
 
     @property

@@ -28,7 +28,7 @@ from ..compiler.examples import check_examples
 from ..compiler.failures import all_failed, metric_failed
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, plan_stages
-from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.ray_workers import Executor
 from ..compiler.score import Score
 from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
 from ..compiler.trace import Trace
@@ -42,7 +42,7 @@ from .checks import check_executor, check_limits, check_share, check_threads
 from .kept_steps import KeptStep, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
-from .runs import data_fingerprint, run_folder
+from .runs import data_fingerprint, run_folder, sitting
 
 logger = logging.getLogger(__name__)
 
@@ -128,30 +128,24 @@ class BetterTogether(Teleprompter):
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
         plan = self._plan(student, names, given, train, held_out, teachers, threads)
-        with (
-            Ledger(run_folder(run_dir, asks), budget=budget) as ledger,
-            workers_of(executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
-            judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
+        with sitting(
+            run_folder(run_dir, asks),
+            plan=plan,
+            fingerprints={"compile": identity, "data": data_fingerprint(train)},
+            seed=seed,
+            started=started,
+            threads=threads,
+            budget=budget,
+            executor=executor,
+            strategy=strategy,
+            held_out=len(held_out),
+        ) as run:
+            judge = _Judge(self.metric, held_out, run.ledger, threads, max_errors, seed, run.workers)
             judge.add("", copy_program(student), 0.0)
             self._take(sequence, judge)
-            if ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
+            if run.ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
                 raise failure
-            report = SequenceReport(
-                steps=judge.steps,
-                best=judge.best,
-                examples=len(held_out),
-                calls=ledger.calls(),
-                seconds=time.monotonic() - started,
-                run_dir=str(ledger.run_dir),
-                seed=seed,
-                fingerprints={"compile": identity, "data": data_fingerprint(train)},
-                plan=plan.to_dict(),
-                spent=ledger.meter.spent.to_dict(),
-                stopped=ledger.meter.exhausted,
-            )
-            ledger.event("report", **report.to_dict())
+            report = run.keep(SequenceReport(steps=judge.steps, best=judge.best, examples=len(held_out), **run.facts()))
         chosen = artifact.attach(copy_program(judge.programs[judge.best]), report)
         chosen.candidate_programs = judge.candidate_programs()
         chosen.flag_compilation_error_occurred = False

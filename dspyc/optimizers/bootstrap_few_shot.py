@@ -25,10 +25,9 @@ from ..compiler.calls import in_round
 from ..compiler.demos import demos_of, labelled, spread
 from ..compiler.examples import check_examples, example_keys
 from ..compiler.fitting import FitContext, fitted
-from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
-from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.ray_workers import Executor
 from ..compiler.recorded_attempts import recorded_attempts
 from ..compiler.report import CompileReport
 from ..compiler.trace import Subject, Trace
@@ -53,7 +52,7 @@ from .checks import (
 from .labeled_few_shot import blank_copy, with_labelled_demos
 from .no_good_run import no_good_run
 from .plans import bootstrap_stages
-from .runs import data_fingerprint, run_folder
+from .runs import data_fingerprint, run_folder, sitting
 from .teachers import demo_teacher
 
 
@@ -247,14 +246,19 @@ class BootstrapFewShot(Teleprompter):
         )
         asks = fingerprint([program_fingerprint(student), taught_by, data_fingerprint(train), asdict(sizes), self.seed])
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
-        folder = run_folder(self.run_dir, asks)
         plan = self._plan(program, train)
-        with (
-            Ledger(folder, budget=self.budget) as ledger,
-            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
-            with Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool:
+        with sitting(
+            run_folder(self.run_dir, asks),
+            plan=plan,
+            fingerprints={"compile": identity, "data": data_fingerprint(train)},
+            seed=self.seed,
+            started=started,
+            threads=threads,
+            budget=self.budget,
+            executor=self.executor,
+            train=len(train),
+        ) as run:
+            with Pool(run.ledger, metric=self.metric, num_threads=threads, workers=run.workers) as pool:
                 if program is None:
                     made = self._recorded(student, train, recorded or [], sizes)
                 else:
@@ -271,9 +275,7 @@ class BootstrapFewShot(Teleprompter):
                         seed=self.seed,
                         show_progress=self.show_progress,
                     )
-            named = {"compile": identity, "data": data_fingerprint(train)}
-            report = _report(made, ledger, started, self.seed, named, plan)
-            ledger.event("report", **report.to_dict())
+            report = run.keep(_report(made, run.facts()))
         return artifact.attach(made.program, report)
 
     def plan(
@@ -371,31 +373,22 @@ def _with_demos(
     return compiled
 
 
-def _report(
-    made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str], plan: Plan
-) -> CompileReport:
+def _report(made: Demonstrated, facts: dict[str, Any]) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
     usage = Usage.of(runs)
     named = predictors(made.program, frozen=False)
     return CompileReport(
         verdict=None,
-        calls=ledger.calls(),
         replayed=usage.replayed,
         cost=usage.cost,
-        seconds=time.monotonic() - started,
         rows={},
         dataset={
             "runs": len(runs),
             "failed": sum(run.error is not None for run in runs),
             "bootstrapped": sum(attempt.good for attempt in made.attempts),
             "demos": {name: len(predictor.demos) for name, predictor in named.items()},
-            "budget_spent": ledger.meter.exhausted,
+            "budget_spent": facts["stopped"],
         },
         training=[],
-        run_dir=str(ledger.run_dir),
-        seed=seed,
-        fingerprints=fingerprints,
-        plan=plan.to_dict(),
-        spent=ledger.meter.spent.to_dict(),
-        stopped=ledger.meter.exhausted,
+        **facts,
     )

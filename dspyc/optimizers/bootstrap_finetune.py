@@ -24,7 +24,7 @@ from ..compiler.examples import check_examples, content_of, example_keys
 from ..compiler.fitted_traces import current
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
-from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.ray_workers import Executor
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
@@ -53,7 +53,7 @@ from .checks import (
     check_threads,
     errors_allowed,
 )
-from .runs import data_fingerprint, run_folder
+from .runs import data_fingerprint, run_folder, sitting
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_rows, check_task_names, check_trainable, plan_units, train_units
 
@@ -173,46 +173,41 @@ class BootstrapFinetune(Teleprompter):
         asks = self._asks(student, teachers, train, recorded)
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         plan = Plan(_stages(student, teachers, train, held_out), threads)
-        run_dir = run_folder(self.run_dir, asks)
-        with (
-            Ledger(run_dir, budget=self.budget) as ledger,
-            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out), plan=plan.to_dict())
-            sitting = _Sitting(self, ledger, threads, workers)
+        named = {"compile": identity, "student": program_fingerprint(student), "data": data_fingerprint(train)}
+        with sitting(
+            run_folder(self.run_dir, asks),
+            plan=plan,
+            fingerprints=named,
+            seed=self.seed,
+            started=started,
+            threads=threads,
+            budget=self.budget,
+            executor=self.executor,
+            train=len(train),
+            held_out=len(held_out),
+        ) as run:
+            passes = _Passes(self, run.ledger, threads, run.workers)
             if recorded is None:
-                dataset = sitting.rows(train, teachers, targets)
+                dataset = passes.rows(train, teachers, targets)
             else:
-                dataset = sitting.rows_of(recorded, train, held_out, targets)
-            check_rows(units, dataset, ledger)
-            before, taught = sitting.judge_first(student, teachers, held_out)
-            trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
+                dataset = passes.rows_of(recorded, train, held_out, targets)
+            check_rows(units, dataset, run.ledger)
+            before, taught = passes.judge_first(student, teachers, held_out)
+            trained = train_units(units, dataset, run.ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
-            after = sitting.run(compiled, "compiled", held_out)
+            after = passes.run(compiled, "compiled", held_out)
             verdict = gate.judge(before, after, taught, seed=self.seed)
-            kept = bool(verdict and verdict.regressed and self.on_regression == "keep_student")
             report = CompileReport(
                 verdict=verdict,
-                calls=ledger.calls(),
-                replayed=sitting.usage.replayed,
-                cost=sitting.usage.cost,
-                seconds=time.monotonic() - started,
+                replayed=passes.usage.replayed,
+                cost=passes.usage.cost,
                 rows={name: len(rows) for name, rows in dataset.train.items()},
                 dataset=dataset.report.to_dict(),
                 training=[result.facts for result in trained],
-                run_dir=str(run_dir),
-                seed=self.seed,
-                kept_student=kept,
-                fingerprints={
-                    "compile": identity,
-                    "student": program_fingerprint(student),
-                    "data": data_fingerprint(train),
-                },
-                plan=plan.to_dict(),
-                spent=ledger.meter.spent.to_dict(),
-                stopped=ledger.meter.exhausted,
+                kept_student=bool(verdict and verdict.regressed and self.on_regression == "keep_student"),
+                **run.facts(),
             )
-            ledger.event("report", **report.to_dict())
+            run.keep(report)
         return self._decide(student, compiled, report)
 
     def plan(
@@ -319,7 +314,7 @@ class BootstrapFinetune(Teleprompter):
         return artifact.attach(chosen, report)
 
 
-class _Sitting:
+class _Passes:
     """The passes of one `compile` over one open ledger, and the count of what they used."""
 
     def __init__(self, o: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
