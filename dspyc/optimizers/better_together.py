@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,19 @@ from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
 from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
-from ..compiler.bootstrap import bootstrap, observe
-from ..compiler.budget import Budget, budget_spent, counted_by
-from ..compiler.calls import Workers
+from ..compiler.budget import Budget, counted_by
 from ..compiler.examples import check_examples
-from ..compiler.failures import all_failed, metric_failed
-from ..compiler.ledger import Ledger
+from ..compiler.failures import all_failed
 from ..compiler.plan import Plan, plan_stages
 from ..compiler.ray_workers import Executor
-from ..compiler.score import Score
-from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
-from ..compiler.trace import Trace
+from ..compiler.sequence_report import SequenceReport
 from ..errors import BudgetError, ConfigError, ProgramError
-from ..evaluation import check_metric, metric_fingerprint, paired_interval
-from ..evaluation.intervals import difference_of
+from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share, check_threads
+from .judge import Judge
 from .kept_steps import KeptStep, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
@@ -140,7 +135,7 @@ class BetterTogether(Teleprompter):
             strategy=strategy,
             held_out=len(held_out),
         ) as run:
-            judge = _Judge(self.metric, held_out, run.ledger, threads, max_errors, seed, run.workers)
+            judge = Judge(self.metric, held_out, run.ledger, threads, max_errors, seed, run.workers)
             judge.add("", copy_program(student), 0.0)
             self._take(sequence, judge)
             if run.ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
@@ -195,7 +190,7 @@ class BetterTogether(Teleprompter):
         compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
         return sum_of(plans, compared, threads)
 
-    def _take(self, sequence: "_Sequence", judge: "_Judge") -> None:
+    def _take(self, sequence: "_Sequence", judge: Judge) -> None:
         """Take the steps, each from the judge's base, until the budget is spent.
 
         Raises:
@@ -280,91 +275,6 @@ class _Sequence:
     executor: Executor
     shuffled_by: int | None  # the seed of the examples' order, anew in each step; None leaves it
     with_traceback: bool  # in the log, where a step fails
-
-
-@dataclass
-class _Judge:
-    """The programs so far, what they score on the held-out examples, and which one the next step starts from."""
-
-    metric: Metric
-    held_out: list[dspy.Example]
-    ledger: Ledger
-    threads: int
-    max_errors: int | None
-    seed: int
-    workers: Workers | None
-    programs: list[dspy.Module] = field(default_factory=list)
-    failures: list[Trace] = field(default_factory=list)  # none once a run was scored
-    steps: list[StepReport] = field(default_factory=list)
-    best: int = 0
-    _scores: list[list[float]] = field(default_factory=list)
-    _base: int = 0
-    _scored: bool = False
-
-    @property
-    def base(self) -> dspy.Module:
-        return self.programs[self._base]
-
-    def add(self, strategy: str, program: dspy.Module, seconds: float) -> bool:
-        """Score a program; whether that could be done within the budget. What was paid for is kept in any case."""
-        try:
-            traces = self._run(program)
-        except BudgetError as error:
-            if not self.programs or self.ledger.meter.exhausted is not None:
-                raise
-            logger.warning("Step %s is not compared, and the last. %s", strategy, error.message)  # it has no price
-            self._scores.append([])
-            self.programs.append(program)
-            self.steps.append(StepReport(strategy, None, None, "not compared", seconds, 0))
-            return False
-        if failure := metric_failed(traces, "held-out runs"):
-            raise failure
-        failures = [trace for trace in traces if trace.error is not None]
-        self._scored = self._scored or len(failures) < len(traces)
-        self.failures = [] if self._scored else self.failures + failures
-        self._scores.append([trace.counted for trace in traces])
-        self.programs.append(program)
-        place, scores = len(self._scores) - 1, self._scores[-1]
-        difference: tuple[float, float] | None = None
-        outcome: Outcome = "not compared"
-        if place and scores:
-            difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
-            outcome = difference_of(difference)
-        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
-        self._base = self.best if outcome == "worse" else place
-        if sum(scores) > sum(self._scores[self.best]) or not scores:
-            self.best = place
-        return True
-
-    def candidate_programs(self) -> list[dict[str, Any]]:
-        """As DSPy's: scores in percent, the best first."""
-        found: list[dict[str, Any]] = [
-            {
-                "program": program,
-                "score": round(100 * step.score.mean, 2) if step.score else None,
-                "strategy": step.strategy,
-            }
-            for program, step in zip(self.programs, self.steps, strict=True)
-        ]
-        return sorted(found, key=lambda candidate: -(candidate["score"] or 0.0))
-
-    def _run(self, program: dspy.Module) -> list[Trace]:
-        if not self.held_out:
-            return []
-        identity = program_fingerprint(without_results(program, self.programs[0] if self.programs else program))
-        traces = bootstrap(
-            observe(program, "held-out", identity=identity, traced=False),
-            self.held_out,
-            metric=self.metric,
-            ledger=self.ledger,
-            num_threads=self.threads,
-            max_errors=self.max_errors,
-            show_progress=False,
-            workers=self.workers,
-        )
-        if len(traces) < len(self.held_out):
-            raise budget_spent(f"{self.ledger.meter.exhausted}, before a program was scored")
-        return traces
 
 
 def _give_back_lms(made: dspy.Module, before: dspy.Module, step: str) -> None:

@@ -20,8 +20,8 @@ from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
-from .bootstrap_few_shot import Demonstrated, Sizes, demonstrate
 from .checks import errors_allowed
+from .demonstrate import Demonstrated, Sizes, demonstrate
 from .folds import Folds
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .plans import demos_wanted

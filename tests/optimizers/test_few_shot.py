@@ -20,7 +20,7 @@ from dspyc.compiler import Ledger
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.pool import Pool
 from dspyc.errors import BootstrapError, BudgetError, ConfigError, DataError, ProgramError
-from dspyc.optimizers.bootstrap_few_shot import Sizes, demonstrate
+from dspyc.optimizers.demonstrate import Sizes, demonstrate
 from dspyc.optimizers.teachers import demo_teacher
 
 from . import desk
