@@ -156,7 +156,7 @@ def _read(values: Mapping[str, Any], predictor: str, readers: _Readers, what: st
 
 
 def _prediction(trace: Trace, steps: Sequence[Step], readers: _Readers) -> Any:
-    """Each field as the last step has it that gave this very value; a changed one as the type of the last that gave one."""
+    """Each field as the last step with the same value has it; where none has, as the type of the last step with that field."""
     if not isinstance(trace.prediction, dspy.Prediction):
         return trace.prediction
     made = copy(trace.prediction)

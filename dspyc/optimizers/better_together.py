@@ -87,19 +87,30 @@ class BetterTogether(Teleprompter):
     ) -> dspy.Module:
         """The program of the best step, with `candidate_programs` as DSPy has them, `report` and `save`.
 
-        Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
-        lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`,
-        only compares them, and with neither the last program is returned. `max_errors` failed runs of a program on these
-        examples end the compile; by default each counts as 0, for a student may fail before its training. Optimizers that
-        take several teachers get all, the others the first; predictors whose language model an optimizer took away get it
-        back. `num_threads` is the steps' too, where optimizers have no number of their own. `budget` is a hard limit on the
-        whole sequence, counted for optimizers of dspyc: at it the best program so far is returned, and the report says so.
-        `executor="ray"` has requests made by a Ray cluster, here and in optimizers that have such a setting.
-        `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
+        Each step starts from the previous step's program, or from the best one if the previous was clearly worse (its 95 %
+        interval lies below 0). Predictors whose language model an optimizer took away get it back. Steps by optimizers that
+        keep no record of their own (DSPy's) are not repeated on a resume if they changed prompts only; otherwise they run
+        again.
 
-        The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
-        that the same compile goes on where it was stopped. Of optimizers that keep no record, such as DSPy's, that is the
-        program they made, where it differs in its prompts alone; other such steps are run again.
+        Args:
+            student: The program that the first step starts from.
+            trainset: What the steps learn from.
+            teacher: One or several programs: optimizers that take several get all, those that take one the first.
+            valset: Examples that only compare the steps. Default: a share of `trainset`.
+            num_threads: Examples that run at once, in steps too whose optimizers have no number of their own.
+            max_errors: Failed runs of one program, on the examples that compare, that end the compile. Default: a failed run
+                counts as 0, for a student may fail before its training.
+            provide_traceback: Whether the log has the traceback of a step that fails.
+            seed: Of the share that is held out and of the examples' order. Default: 0.
+            valset_ratio: Share of `trainset` held out where there is no `valset`; 0 returns the last program, not compared.
+            shuffle_trainset_between_steps: Whether each step gets the examples in an order of its own.
+            strategy: Names of optimizers with `->` between them.
+            optimizer_compile_args: Further arguments of an optimizer's `compile`, by its name; they win over these.
+            budget: A hard limit on the whole sequence, counted for optimizers of dspyc: at it the best program so far is
+                returned, and the report says so.
+            executor: "threads", or "ray" for requests by a Ray cluster, here and in optimizers that have such a setting.
+            run_dir: The folder of the record, with one for each step in it; the same compile goes on from there. Default: a
+                folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
 
         Raises:
             DspycError: Its subclass says what was wrong.

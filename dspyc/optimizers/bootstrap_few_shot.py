@@ -73,8 +73,8 @@ class BootstrapFewShot(Teleprompter):
             are unlike these, by tf-idf of each predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
             counted by its own tokenizer; a number of tokens sets the limit instead. Default: where the student is on this
-            machine, whose context is known exactly. Of a teacher's labelled demos True, False and the default say the same
-            for the teacher's own context; a number says nothing of them.
+            machine, whose context is known exactly. True, False and the default apply also to the labelled demos that an
+            uncompiled teacher sees, against the teacher's own context. A number limits the student only.
         show_progress: Whether a bar is drawn on a terminal or notebook.
     """
 

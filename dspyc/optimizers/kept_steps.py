@@ -53,10 +53,10 @@ class KeptStep:
     def of(
         cls, folder: Path, optimizer: Teleprompter, before: dspy.Module, arguments: Mapping[str, Any]
     ) -> "KeptStep | None":
-        """The step that `optimizer` takes from `before` by `arguments` of its `compile`; None where it keeps its own record.
+        """The step that `optimizer` takes from `before` with `arguments`; None where it keeps its own record.
 
-        It is another one where anything is different that can be seen: the program, the optimizer's code where a user wrote
-        it, its public attributes, an argument, or DSPy's language model.
+        What was kept is found again if all that can be seen is the same: the program, the optimizer's code as far as a user
+        wrote it, its public attributes, the arguments but `num_threads`, and DSPy's language model.
         """
         if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
             return None

@@ -71,7 +71,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         stop_at_score: In percent: the search ends with a candidate that has it on all of `valset`.
         metric_threshold: The lowest score of a run that becomes a demo. Default: any score above 0.
         race: Let candidates that will not win leave. False scores all of them on all of `valset`, and chooses as DSPy does.
-        risk: The chance that a race loses a candidate to a given rival that it would have beaten on all of `valset`.
+        risk: The chance that a race drops a candidate that would have beaten a given leader on all of `valset`.
         diverse: Make candidates of examples that are unlike each other, as BootstrapFewShot does.
         fit_context: Leave out demos that do not fit the student's context, as BootstrapFewShot does.
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
