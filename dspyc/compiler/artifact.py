@@ -25,15 +25,16 @@ from ..signatures.mixins import Mixin, mix
 from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
-from .readme import Report, readme
+from .readme import readme
 from .report import CompileReport
+from .run_report import RunReport
 from .saved_lms import load_lm, save_lm
 from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
 FORMAT = 1
 
-_REPORTS: dict[str | None, type[Report]] = {
+_REPORTS: dict[str | None, type[RunReport]] = {
     "search": SearchReport,
     "sequence": SequenceReport,
     None: CompileReport,
@@ -43,10 +44,10 @@ _REPORTS: dict[str | None, type[Report]] = {
 class CompiledMixin(Mixin):
     """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
 
-    _dspyc_report: Report | None
+    _dspyc_report: RunReport | None
 
     @property
-    def report(self) -> Report | None:
+    def report(self) -> RunReport | None:
         """What the compile did, what it cost and what it proved."""
         return self._dspyc_report
 
@@ -58,7 +59,7 @@ class CompiledMixin(Mixin):
             save(self, path, **options)
 
 
-def attach(program: dspy.Module, report: Report | None) -> dspy.Module:
+def attach(program: dspy.Module, report: RunReport | None) -> dspy.Module:
     """Give `program`, in place, its report and its `save`."""
     mix(program, CompiledMixin)
     program._dspyc_report = report
@@ -224,7 +225,7 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
     return copies
 
 
-def _read_report(facts: dict[str, Any]) -> Report:
+def _read_report(facts: dict[str, Any]) -> RunReport:
     return _REPORTS[facts.get("report")].from_dict(facts)
 
 

@@ -59,13 +59,13 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
             ledger.record_job(key, {**facts, "state": "started"})
     tuned = _result(job, unit, lambda error: ledger.record_job(key, {**facts, "state": "failed", "error": error}))
     if not done or tuned.model != known["model"]:  # it may be served anew, and under another name
-        check_answers(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
+        ask_one_row(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
     facts["model"] = tuned.model
     ledger.record_job(key, {**facts, "state": "done"})
     return tuned, facts
 
 
-def check_answers(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = None) -> None:
+def ask_one_row(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = None) -> None:
     """Ask a new model what one row asks.
 
     Raises:
