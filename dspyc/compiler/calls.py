@@ -151,7 +151,7 @@ def plain(lm: dspy.BaseLM) -> dspy.BaseLM:
     return copied
 
 
-def asked(lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def replies_and_entry(lm: dspy.BaseLM, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The replies of a durable `lm`, and what DSPy's history says of its call."""
     _last_entry.set(None)
     with dspy.context(disable_history=False):

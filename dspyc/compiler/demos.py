@@ -10,7 +10,7 @@ from dspy.utils.hasher import Hasher
 
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from ..signatures.likeness import asked, likeness_to
+from ..signatures.likeness import input_text, likeness_to
 from .trace import Trace
 
 _SPREAD = 8  # examples, for each demo wanted, that are put in order
@@ -85,7 +85,7 @@ def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidate
 
 def _text(predictor: dspy.Predict, demo: dspy.Example) -> str:
     """What the predictor would be asked; of an example of the whole program that lacks its inputs, all there is."""
-    return asked(predictor.signature, demo) or "\n".join(map(str, demo.values()))
+    return input_text(predictor.signature, demo) or "\n".join(map(str, demo.values()))
 
 
 def _shown(run: Trace, calls: list[int]) -> dspy.Example:

@@ -1,7 +1,7 @@
 """How alike what a predictor is asked is to what it was asked before.
 
-like = likeness_to([asked(signature, demo) for demo in demos])
-like(asked(signature, inputs))           # one number a demo, 1 for the same text
+like = likeness_to([input_text(signature, demo) for demo in demos])
+like(input_text(signature, inputs))      # one number a demo, 1 for the same text
 """
 
 import json
@@ -20,7 +20,7 @@ Likeness = Callable[[str], NDArray[np.float64]]  # of a text to each of some tex
 _LONGEST = 4000  # characters of a value that are compared
 
 
-def asked(signature: type[dspy.Signature], fields: Mapping[str, Any]) -> str:
+def input_text(signature: type[dspy.Signature], fields: Mapping[str, Any]) -> str:
     """The inputs among `fields` as one text, as `dspy.KNN` writes them: "question: … | context: …".
 
     It is the same for an object and for the JSON that DSPy saves of it.

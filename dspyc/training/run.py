@@ -111,7 +111,7 @@ class _Run:
         self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
         self.show = show_progress and processes.is_main()
-        self.division = division.asked()
+        self.division = division.requested()
         if self.division is not None and config.method == "qlora":
             raise ConfigError(
                 "method='qlora' and a model that is divided among processes do not go together.",

@@ -318,9 +318,9 @@ def test_a_launched_process_says_what_it_cannot_do(
 def test_dividing_is_left_to_us_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert division.asked() == Division(True)
+    assert division.requested() == Division(True)
     with division.carried_out_here():
-        assert division.asked() is None
-    assert asdict(division.asked() or Division(False)) == {"reshard": True}
+        assert division.requested() is None
+    assert asdict(division.requested() or Division(False)) == {"reshard": True}
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert division.asked() is None  # a process alone holds all of it
+    assert division.requested() is None  # a process alone holds all of it
