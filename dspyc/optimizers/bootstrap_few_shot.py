@@ -40,7 +40,7 @@ from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import adapt, adapter_of, check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from ..signatures.checks import check_answers
+from ..signatures.checks import check_replies_possible
 from .checks import (
     check_count,
     check_executor,
@@ -335,7 +335,7 @@ def choose_teacher(
             for predictor in predictors(chosen[0].program).values():
                 adapt(predictor, adapter_of(predictor))
     check_equivalent(student, chosen[0].program)
-    check_answers(student)
+    check_replies_possible(student)
     if student._compiled:
         raise ProgramError(
             f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",

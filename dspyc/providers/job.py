@@ -25,7 +25,7 @@ from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
 from .faults import MissingError
 from .remote import COMMON, FILES, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
-from .settings import check_limits, check_names, refuse_secrets
+from .settings import check_job_limits, check_names, refuse_secrets
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -337,7 +337,7 @@ def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str,
     """
     refuse_secrets(train_kwargs, provider.credentials)
     check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
-    check_limits(train_kwargs)
+    check_job_limits(train_kwargs)
     provider.check_settings(model, _settings(train_kwargs))
 
 
