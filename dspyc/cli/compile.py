@@ -114,7 +114,7 @@ def compile_program(
     )
     asked: dict[str, Any] = {"trainset": train, "valset": held_out, "teacher": taught_by.get("teacher")}
     if plan:
-        _foretell(optimizer.plan(loaded, **asked), as_json)
+        _show_plan(optimizer.plan(loaded, **asked), as_json)
         return
     _check_out(out, overwrite)
     if max_usd is not None:
@@ -156,7 +156,7 @@ def _check_prices(plan: "Plan", max_usd: float) -> None:
         )
 
 
-def _foretell(plan: "Plan", as_json: bool) -> None:
+def _show_plan(plan: "Plan", as_json: bool) -> None:
     screen = console(as_json)
     screen.print(plan.table())
     screen.print("Training itself is not in it.")

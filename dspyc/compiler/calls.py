@@ -87,12 +87,12 @@ class Run:
         if isinstance(lm, _Durable) or not isinstance(lm, dspy.BaseLM):
             return lm
         key, settings = (id(lm), self.round), [lm.model, dict(lm.kwargs)]
-        with _strangers_lock:
-            known = _strangers.get(key)
+        with _passing_lms_lock:
+            known = _passing_lms.get(key)
             if known is None or known[0] is not lm or known[1] != settings:
-                known = _strangers[key] = (lm, settings, durable(in_round(lm, self.round)))
-                if len(_strangers) > _MOST_STRANGERS:
-                    del _strangers[next(iter(_strangers))]
+                known = _passing_lms[key] = (lm, settings, durable(in_round(lm, self.round)))
+                if len(_passing_lms) > _MOST_PASSING:
+                    del _passing_lms[next(iter(_passing_lms))]
             return known[2]
 
     def occurrence(self, request: str) -> int:
@@ -126,7 +126,7 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
     return copied
 
 
-def durable_whoever(adapter: dspy.Adapter) -> dspy.Adapter:
+def durable_adapter(adapter: dspy.Adapter) -> dspy.Adapter:
     """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
     goes and a judge in a metric bring LMs that no predictor of the program is asked with. An LM that it holds itself, as
     dspy.TwoStepAdapter does, is durable too."""
@@ -249,10 +249,10 @@ def _in_run(lm: Any) -> Any:
     return lm if run is None else run.durable(lm)
 
 
-_MOST_STRANGERS = 64
+_MOST_PASSING = 64
 # LMs that no predictor holds, by number and round: themselves, what they were set to, and their durable copies.
-_strangers: dict[tuple[int, int], tuple[Any, list[Any], dspy.BaseLM]] = {}
-_strangers_lock = threading.Lock()
+_passing_lms: dict[tuple[int, int], tuple[Any, list[Any], dspy.BaseLM]] = {}
+_passing_lms_lock = threading.Lock()
 
 
 def _asking_class(kind: type) -> type:

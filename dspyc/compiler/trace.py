@@ -54,7 +54,7 @@ class Trace:
     index: int
     example: str
     steps: list[Step] = field(default_factory=list)
-    taken: "Taken" = field(default_factory=lambda: Taken())
+    taken: "DSPyTrace" = field(default_factory=lambda: DSPyTrace())
     prediction: Any = None
     score: float | None = None
     error: str | None = None
@@ -99,7 +99,7 @@ def recorded(ledger: Ledger, role: str) -> dict[str, Trace]:
     return runs
 
 
-class Names:
+class PredictorNames:
     """The names of a program's predictors, and of the copies that it makes of them as it runs, as dspy.BestOfN does.
 
     A predictor is known by its `id`. A copy has DSPy's `stage`, a random text, of the one that it was made from; it has that
@@ -124,17 +124,17 @@ class Names:
         return name if predictor is not original and predictor.signature is original.signature else None
 
 
-class Taken(list[tuple[Any, dict[str, Any], Any]]):
+class DSPyTrace(list[tuple[Any, dict[str, Any], Any]]):
     """DSPy's trace of a run: (predictor, inputs, outputs) of each call that succeeded.
 
     `given` has each call's predictor by name, None where the program made it in the run, and the inputs and outputs as they
     were; those in the list itself are the program's own objects, which it may have changed since.
     """
 
-    def __init__(self, names: Names | None = None) -> None:
+    def __init__(self, names: PredictorNames | None = None) -> None:
         super().__init__()
         self.given: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = []
-        self._names = names or Names()
+        self._names = names or PredictorNames()
         self._lock = threading.Lock()
 
     def append(self, call: tuple[Any, dict[str, Any], Any]) -> None:
@@ -169,11 +169,11 @@ class Subject:
     adapter: dspy.Adapter | None = None
     traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
     round: int = 0  # of the bootstrap; LMs that come up in the program give other replies in each
-    names: Names = field(init=False, repr=False, compare=False)  # of its predictors
+    names: PredictorNames = field(init=False, repr=False, compare=False)  # of its predictors
 
     def __post_init__(self) -> None:
         found = predictors(self.program)
-        object.__setattr__(self, "names", Names(found))
+        object.__setattr__(self, "names", PredictorNames(found))
         for predictor in found.values():
             mix(predictor, _Observed)
 
@@ -194,7 +194,7 @@ def run_example(
         BudgetError: A call was not allowed, so this is no finished run; its calls so far are recorded.
     """
     recorder = _Recorder(trace, subject.names)
-    trace.taken = Taken(subject.names)
+    trace.taken = DSPyTrace(subject.names)
     trace.asked = call_key(example, repeat)
     run = Run(subject.role, trace.asked, ledger, recorder.on_call, workers, subject.round)
     settings: dict[str, Any] = {
@@ -266,7 +266,7 @@ class _Observed(RecordedMixin):
 class _Recorder:
     """Collects the steps of one run; `names` are those of its predictors."""
 
-    def __init__(self, trace: Trace, names: Names) -> None:
+    def __init__(self, trace: Trace, names: PredictorNames) -> None:
         self.trace, self._names = trace, names
         self._of_copies: list[tuple[Step, dspy.Prediction]] = []
 

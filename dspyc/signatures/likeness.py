@@ -42,7 +42,7 @@ def likeness_to(texts: Sequence[str], vectorizer: dspy.Embedder | None = None) -
 
 
 def _by_characters(texts: Sequence[str]) -> Likeness:
-    tfidf = scikit_learns_tfidf()(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+    tfidf = tfidf_class()(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     try:
         rows = tfidf.fit_transform(texts)
     except ValueError:  # there is not one character in them
@@ -60,7 +60,7 @@ def _unit(rows: Any) -> NDArray[np.float64]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def scikit_learns_tfidf() -> Any:
+def tfidf_class() -> Any:
     """scikit-learn's class.
 
     Raises:

@@ -18,7 +18,7 @@ import dspy
 
 from ..errors import ConfigError
 from .fingerprints import identifying, stable
-from .likeness import Likeness, input_text, likeness_to, scikit_learns_tfidf
+from .likeness import Likeness, input_text, likeness_to, tfidf_class
 from .mixins import Mixin, mix
 
 _KEPT = 4  # pools: a predictor's, and those of copies that were changed
@@ -42,7 +42,7 @@ class Nearest:
                 hint="Wrap a function of texts: dspy.Embedder(function).",
             )
         if vectorizer is None:
-            scikit_learns_tfidf()
+            tfidf_class()
         self.k, self.vectorizer = k, vectorizer
         self._known: list[_Pool] = []
         self._lock = threading.Lock()

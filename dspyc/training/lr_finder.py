@@ -90,7 +90,7 @@ def find_learning_rate(
     finally:
         before.restore()
         if place.type == "cuda":
-            memory.let_go()
+            memory.free_caches()
 
 
 def _tried(

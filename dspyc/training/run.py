@@ -190,7 +190,7 @@ class _Run:
             ) from error
         finally:
             if self.device.type == "cuda":
-                memory.let_go()
+                memory.free_caches()
 
     def _key(self, rows: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
         """What is trained on what and how: two runs of one key give the same weights."""

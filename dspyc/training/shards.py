@@ -52,7 +52,7 @@ def divide(learner: Learner, division: Division, device: torch.device) -> None:
     learner.divided = True
 
 
-def let_go(learner: Learner) -> None:
+def free_gathered(learner: Learner) -> None:
     """Of what was gathered for a forward pass that no backward pass followed, or for a pass that failed."""
     if learner.divided:
         cast(Any, learner).reset_iter_state()

@@ -272,7 +272,7 @@ class RowTrainer(Trainer):
             sums += found
             if fits is not planner:  # training keeps its own budget
                 self._evaluating = planner = fits
-        shards.let_go(self.learner)
+        shards.free_gathered(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
 

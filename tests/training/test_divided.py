@@ -87,7 +87,7 @@ def compared(kind: str, reshard: bool) -> dict[str, float]:
     (loss, gradients), (divided_loss, divided) = learned(whole, False), learned(parts, True)
     with torch.no_grad():
         parts(shards.deal(Planner(120)(small.encoded(4))[0], distributed.get_rank(), 2))
-    shards.let_go(parts)
+    shards.free_gathered(parts)
     off = [
         float((divided[name] - gradient).norm() / gradient.norm()) for name, gradient in gradients.items() if divided
     ]
