@@ -19,9 +19,9 @@ from ..progress import bar
 from .batching import Steps, weight_of
 from .checkpoint import RandomState
 from .config import TrainingConfig
-from .fitting import fitting
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare
+from .out_of_memory import in_smaller_parts
 from .precision import Precision, autocast, autocast_dtype
 from .rows import EncodedRow, encode_rows, row_limit
 from .sharing import Planner, Tree
@@ -128,7 +128,9 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     for rate, rows in batches:
         optimizer.param_groups[0]["lr"] = rate
         compute = partial(_accumulate, learner, rows, config, autocast(dtype, learner.device), scaler)
-        loss, planner = fitting(learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1)
+        loss, planner = in_smaller_parts(
+            learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1
+        )
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
         scaler.step(optimizer)

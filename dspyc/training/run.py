@@ -29,11 +29,11 @@ from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import guarded, sums
-from .fitting import others_wait
 from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_processes, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
+from .out_of_memory import others_wait
 from .precision import autocast_dtype
 from .probe import why_not_shared
 from .result import TrainingResult
