@@ -67,14 +67,39 @@ def LocalLM(  # noqa: N802 (reads as a class)
     _check_values(generation)
     _warn_idle(generation, greedy_by_default=server is None)
     if server is not None:
-        with needing("'dspyc[local]'", _NEEDED):
-            from ..models.servers.async_engine import AsyncServerEngine
-            from ..models.servers.engine import ServerEngine
-
-        served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
-        return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
+        return _served(model, adapter, server, device, dtype, server_options, generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
+    return _here(model, adapter, device, dtype, constrained, generation)
+
+
+def _served(
+    model: str | Path,
+    adapter: str | Path | None,
+    server: str,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any] | None,
+    generation: dict[str, Any],
+) -> dspy.LM:
+    """An LM that asks a model server."""
+    with needing("'dspyc[local]'", _NEEDED):
+        from ..models.servers.async_engine import AsyncServerEngine
+        from ..models.servers.engine import ServerEngine
+
+    engine = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=options)
+    return dspy.LM(engine.model_string, engine=engine, async_engine=AsyncServerEngine(engine), **generation)
+
+
+def _here(
+    model: str | Path,
+    adapter: str | Path | None,
+    device: str,
+    dtype: str,
+    constrained: bool,
+    generation: dict[str, Any],
+) -> dspy.LM:
+    """An LM that computes in this process, and can be fine-tuned."""
     with needing("'dspyc[local]'", _NEEDED):
         from ..models.async_engine import AsyncLocalEngine
         from ..models.candidates import CandidatesLM
