@@ -21,7 +21,8 @@ from typing import Any, Literal
 import dspy
 
 from ..errors import ConfigError, TransientError, needing, redact
-from .calls import Workers, durable, plain, replies_and_entry, was_cached
+from .call import was_cached
+from .calls import Workers, durable, plain, replies_and_entry
 from .ledger import Ledger
 from .limiter import retry_after_of
 from .replies import replies_of, replies_text

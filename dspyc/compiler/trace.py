@@ -23,7 +23,8 @@ from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
 from ..signatures import predictors
 from ..signatures.mixins import RecordedMixin, mix
-from .calls import Call, Run, Workers, call_key
+from .call import Call
+from .calls import Run, Workers, call_key
 from .ledger import Ledger
 
 
