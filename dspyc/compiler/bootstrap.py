@@ -17,7 +17,8 @@ from .examples import example_keys
 from .failures import too_many
 from .ledger import Ledger
 from .pool import Pool
-from .trace import Subject, Trace
+from .recording import Subject
+from .trace import Trace
 
 
 def observe(

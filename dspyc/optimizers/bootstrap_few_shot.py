@@ -30,8 +30,9 @@ from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.ray_workers import Executor, workers_of
 from ..compiler.recorded_attempts import recorded_attempts
+from ..compiler.recording import Subject
 from ..compiler.report import CompileReport
-from ..compiler.trace import Subject, Trace
+from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
 from ..compiler.usage import Usage
 from ..compiler.withheld import withheld, withhold
