@@ -161,7 +161,10 @@ class PendingCall:
 
 
 def _may_wait() -> bool:
-    """Whether the calls under way go on meanwhile: not in their event loop, nor within one of them."""
+    """Whether this thread may block until the budget has room.
+
+    Not inside an event loop, which would stop the calls it waits for, and not inside a call that is being paid for.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -77,7 +77,10 @@ class Run:
             return self._seen[request] - 1
 
     def unanswered(self, request: str, nth: int) -> None:
-        """Let the next such request have this number, if it was the last: a resume would ask for what has no answer."""
+        """Give back the number of a failed call if it was the last one handed out.
+
+        With a gap, a resume would look for an answer that was never recorded.
+        """
         with self._lock:
             if self._seen[request] == nth + 1:
                 self._seen[request] = nth
@@ -102,9 +105,11 @@ def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 
 def durable_adapter(adapter: dspy.Adapter) -> dspy.Adapter:
-    """A copy of `adapter` that, in a run, makes whatever LM it is given durable: a predictor that the program makes as it
-    goes and a judge in a metric bring LMs that no predictor of the program is asked with. An LM that it holds itself, as
-    dspy.TwoStepAdapter does, is durable too."""
+    """A copy of `adapter` that makes durable, during a run, any LM it is called with.
+
+    Those of predictors created in `forward` and of judges in a metric belong to no predictor of the program. An LM that the
+    adapter holds itself (dspy.TwoStepAdapter) becomes durable too.
+    """
     copied = copy.copy(adapter)
     for name, value in vars(adapter).items():
         if isinstance(value, dspy.BaseLM):

@@ -148,7 +148,10 @@ class Evidence:
 
     @classmethod
     def of(cls, asked: Asked, lm: Any) -> "Evidence | None":
-        """What a request asks for; None where that are no decisions, or their predictor's call is not to be seen."""
+        """The evidence that a request asks for.
+
+        None if its signature has no decisions, or if the predictor's call cannot be found.
+        """
         if not asked.decisions.types or asked.call is None:
             return None
         plain = _as_choices(asked.predictor, asked.decisions, asked.call["demos"])

@@ -53,7 +53,7 @@ def divide(learner: Learner, division: Division, device: torch.device) -> None:
 
 
 def free_gathered(learner: Learner) -> None:
-    """Of what was gathered for a forward pass that no backward pass followed, or for a pass that failed."""
+    """Free gathered weights that nothing released: no backward pass followed, or the pass failed."""
     if learner.divided:
         cast(Any, learner).reset_iter_state()
         for module in _divided(learner):
