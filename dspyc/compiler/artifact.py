@@ -118,11 +118,11 @@ def load(
     Load only artifacts that you trust: classes that they name are imported, and their models are asked at the addresses that
     they name, with this machine's keys. Without `program` it is made anew: DSPy's own modules from the signature that the
     artifact records, other classes by importing the one that it names. With a `program`, or a function that makes one, only
-    adapters are imported, and a language model whose class or engine is not DSPy's is the one of its name that the program
-    asks.
+    adapters are imported, and a language model whose class or engine is not DSPy's is taken, by its name, from those that
+    the program asks.
 
-    `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what predictors
-    choose their demos, if by a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
+    `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` is what predictors
+    choose their demos by, if that is a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
 
     Raises:
         ArtifactError: A file is missing or was changed, the program is not the one that was saved, or a language model

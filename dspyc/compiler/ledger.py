@@ -101,7 +101,7 @@ class Ledger:
         self.meter = Meter(budget, Spent(*(value or 0 for value in spent)), run_dir)
 
     def recall(self, key: CallKey) -> Answer | None:
-        """What such a call was answered, if it ever was."""
+        """The answer that such a call got, if it ever got one."""
         if self._calls is not None and hash(key) not in self._calls:
             return None
         with self._guard("read"), self._reading:

@@ -61,7 +61,7 @@ class Trace:
 
     @property
     def counted(self) -> float:
-        """The score where runs are compared: an answer that cannot be had is a wrong one."""
+        """The score when runs are compared: no answer counts as a wrong one."""
         return 0.0 if self.score is None else self.score
 
     def to_record(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def LocalLM(  # noqa: N802 (reads as a class)
             own choice), "bfloat16", "float16" or "float32".
         server: "vllm", "sglang" or "transformers" starts that server as a child process, on the loopback only, and ends it
             with this program; an address such as "http://127.0.0.1:8000" asks one that runs. Such an LM is for calling:
-            train without a server, and serve what came of it.
+            train without a server, and serve the result.
         server_options: How the server is started and asked: `args`, `program`, `start_timeout`, `request_timeout`,
             `api_key_env` (docs/servers.md).
         constrained: Whether replies to predictors follow their signatures (docs/local.md), so that each can be read; False
@@ -130,7 +130,7 @@ class LocalTrainingJob(TrainingJob):
         return TrainingStatus.running if self.running() else TrainingStatus.not_started
 
     def cancel(self) -> bool:
-        """Give up the job. True where it had not begun to train; a run that has begun goes on, and this is False."""
+        """Give up the job. True if it had not begun to train; a run that has begun goes on, and the answer is False."""
         return Future.cancel(self)  # DSPy's own returns None
 
 
@@ -160,9 +160,9 @@ class LocalProvider(Provider):
         train_data_format: TrainDataFormat | str | None,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Train `model` (a local model string, folder or hub id) on chat rows; the tuned weights' model string.
+        """Train `model` (a local model string, folder or hub id) on chat rows, and return the tuned weights' model string.
 
-        An adapter that the model wears is trained further.
+        If the model has an adapter, that is trained further.
 
         Raises:
             ConfigError: A format other than chat, or a setting that training, or the adapter, does not have.

@@ -68,9 +68,9 @@ def find_learning_rate(
         rate = find_learning_rate("dspyc/tiny", rows, config=TrainingConfig(method="full")).suggestion
 
     Raises:
-        ConfigError: A range that is none, or settings that this machine cannot train with.
-        DataError, ModelError: As `train`.
-        TrainingError: The loss is no number at the lowest rate, or a single row does not fit into memory.
+        ConfigError: `lowest` to `highest` is not a range, or this machine cannot train with the settings.
+        DataError, ModelError: As for `train`.
+        TrainingError: The loss is not a number at the lowest rate, or a single row does not fit into memory.
     """
     if not 0 < lowest < highest or steps < 10:
         raise ConfigError(

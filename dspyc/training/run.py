@@ -71,10 +71,10 @@ def train(
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
         adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
             others is an error.
-        num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
-            are those of one, but for the order of sums.
+        num_processes: How many processes train together, each on a GPU of its own or on its share of the cores; the weights
+            are those that one process gives, except for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
-            kept as `checkpoints/later-N`; a finished run is finished anew. The same call again goes on from the newest; to
+            kept as `checkpoints/later-N`; a finished run is finished anew. Repeating the same call goes on from the newest; to
             go back to that step once more, remove `checkpoints/went_back.json`.
 
     Raises:
