@@ -85,14 +85,9 @@ def compile_program(
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    records = read_records(trainset)
-    names, needed = chosen_inputs(loaded, inputs, records)
-    train = as_examples(records, trainset, names, needed)
-    held_out = as_examples(read_records(valset), valset, names, needed) if valset else None
+    names, train, held_out = _examples(loaded, trainset, valset, inputs)
     judged_by = load_metric(metric) if metric else None
-    settings = read_object(train_kwargs, "--train-kwargs")
-    if max_usd is not None and not yes:
-        settings["max_usd"] = max_usd
+    settings = _training_settings(train_kwargs, None if yes else max_usd)
     taught_by = _teaching(load_teacher(teacher)) if teacher else {}
     _give_student(loaded, student, max_tokens)
     kept_in = run_dir if run_dir is not None else out.parent / f"{out.name}.run"
@@ -116,7 +111,7 @@ def compile_program(
     )
     asked: dict[str, Any] = {"trainset": train, "valset": held_out, "teacher": taught_by.get("teacher")}
     if plan:
-        _foretell(optimizer.plan(loaded, **asked), as_json)
+        _show_plan(optimizer.plan(loaded, **asked), as_json)
         return
     _check_out(out, overwrite)
     if max_usd is not None:
@@ -128,6 +123,23 @@ def compile_program(
     except KeyboardInterrupt:
         raise interrupted(kept_in) from None
     _tell(compiled.report, out, names, as_json)
+
+
+def _examples(
+    program: "dspy.Module", trainset: Path, valset: Path | None, inputs: str | None
+) -> "tuple[list[str], list[dspy.Example], list[dspy.Example] | None]":
+    """The names of the inputs, the examples to learn from, and those to compare on, if any were given."""
+    records = read_records(trainset)
+    names, needed = chosen_inputs(program, inputs, records)
+    train = as_examples(records, trainset, names, needed)
+    held_out = as_examples(read_records(valset), valset, names, needed) if valset else None
+    return names, train, held_out
+
+
+def _training_settings(train_kwargs: str, max_usd: float | None) -> dict[str, Any]:
+    """The settings of --train-kwargs, with the limit of a training elsewhere."""
+    settings = read_object(train_kwargs, "--train-kwargs")
+    return settings if max_usd is None else {**settings, "max_usd": max_usd}
 
 
 def _budget(max_usd: float | None) -> "Budget | None":
@@ -158,7 +170,7 @@ def _check_prices(plan: "Plan", max_usd: float) -> None:
         )
 
 
-def _foretell(plan: "Plan", as_json: bool) -> None:
+def _show_plan(plan: "Plan", as_json: bool) -> None:
     screen = console(as_json)
     screen.print(plan.table())
     screen.print("Training itself is not in it.")

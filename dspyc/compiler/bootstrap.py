@@ -12,12 +12,13 @@ from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
-from .calls import Workers, durable, durable_whoever
+from .calls import Workers, durable, durable_adapter
 from .examples import example_keys
 from .failures import too_many
 from .ledger import Ledger
 from .pool import Pool
-from .trace import Subject, Trace
+from .recording import Subject
+from .trace import Trace
 
 
 def observe(
@@ -42,7 +43,7 @@ def observe(
         if isinstance(predictor, AdaptedMixin):
             predictor.adapter = remembering(predictor.adapter)
     shared = lm if lm is not None else dspy.settings.lm
-    written_by = durable_whoever(remembering(dspy.settings.adapter or dspy.ChatAdapter()))
+    written_by = durable_adapter(remembering(dspy.settings.adapter or dspy.ChatAdapter()))
     return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced, round)
 
 

@@ -10,7 +10,7 @@ from ..evaluation.metrics import Metric
 from .attempts import Attempt
 from .examples import content_of, example_keys
 from .fitted_traces import current
-from .trace import Names, Taken, Trace
+from .trace import DSPyTrace, PredictorNames, Trace
 
 
 def recorded_attempts(
@@ -55,7 +55,7 @@ def recorded_attempts(
 
 def _with_calls(trace: Trace, predictors: Mapping[str, dspy.Predict]) -> Trace:
     """With DSPy's own trace, which no file holds."""
-    taken = Taken(Names(predictors))
+    taken = DSPyTrace(PredictorNames(predictors))
     for step in trace.steps:
         if step.predictor in predictors and step.outputs is not None:
             taken.append((predictors[step.predictor], step.inputs, dspy.Prediction(**step.outputs)))

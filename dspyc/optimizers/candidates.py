@@ -15,7 +15,8 @@ from ..compiler.bootstrap import observe
 from ..compiler.demos import spread
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
-from ..compiler.trace import Subject, Trace
+from ..compiler.recording import Subject
+from ..compiler.trace import Trace
 from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint

@@ -17,7 +17,8 @@ from ..compiler.examples import example_keys
 from ..compiler.fitting import FitContext, fitted
 from ..compiler.pool import Pool
 from ..compiler.recorded_attempts import recorded_attempts
-from ..compiler.trace import Subject, Trace
+from ..compiler.recording import Subject
+from ..compiler.trace import Trace
 from ..compiler.withheld import withheld, withhold
 from ..evaluation.metrics import Metric
 from ..progress import bar

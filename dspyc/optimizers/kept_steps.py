@@ -50,7 +50,9 @@ class KeptStep:
     before: dspy.Module
 
     @classmethod
-    def of(cls, folder: Path, made_by: str | None, before: dspy.Module, arguments: Mapping[str, Any]) -> "KeptStep | None":
+    def of(
+        cls, folder: Path, made_by: str | None, before: dspy.Module, arguments: Mapping[str, Any]
+    ) -> "KeptStep | None":
         """The step from `before` by `arguments` of an optimizer's `compile`; None where the optimizer keeps its own record.
 
         It is another one where anything is different that can be seen: the program, the optimizer by its key, an argument, or
@@ -113,7 +115,9 @@ def optimizer_key(optimizer: Teleprompter) -> str | None:
     """
     if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
         return None
-    held = {name: value for name, value in vars(optimizer).items() if isinstance(value, dspy.BaseLM) or not callable(value)}
+    held = {
+        name: value for name, value in vars(optimizer).items() if isinstance(value, dspy.BaseLM) or not callable(value)
+    }
     return fingerprint([code_key(optimizer), stable(identifying(held))])
 
 

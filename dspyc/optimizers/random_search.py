@@ -27,11 +27,12 @@ from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, percent
 from ..compiler.ray_workers import Executor
+from ..compiler.recording import Subject
 from ..compiler.score import Score
 from ..compiler.search_report import CandidateReport, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
-from ..compiler.trace import Subject, Trace, recorded
+from ..compiler.trace import Trace, recorded
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric

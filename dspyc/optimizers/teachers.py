@@ -9,7 +9,7 @@ import dspy
 from ..errors import ProgramError
 from ..signatures import adapt, adapter_of, check_equivalent, copy_program, predictors, program_fingerprint
 from ..signatures.adapted import AdaptedMixin
-from ..signatures.checks import check_answers
+from ..signatures.checks import check_replies_possible
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def demo_teacher(student: dspy.Module, teacher: dspy.Module | None, teacher_sett
             for predictor in predictors(chosen[0].program).values():
                 adapt(predictor, adapter_of(predictor))
     check_equivalent(student, chosen[0].program)
-    check_answers(student)
+    check_replies_possible(student)
     if student._compiled:
         raise ProgramError(
             f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",
