@@ -41,7 +41,7 @@ def observe(
     copied = copy_program(program, durable)
     for predictor in predictors(copied).values():
         if isinstance(predictor, AdaptedMixin):
-            predictor.adapter = remembering(predictor.adapter)
+            predictor.adapter = durable_adapter(remembering(predictor.adapter))
     shared = lm if lm is not None else dspy.settings.lm
     written_by = durable_adapter(remembering(dspy.settings.adapter or dspy.ChatAdapter()))
     return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced, round)

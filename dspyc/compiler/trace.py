@@ -15,6 +15,7 @@ from typing import Any
 import dspy
 
 from ..errors import redact
+from ..signatures.fingerprints import stable
 from ..signatures.mixins import RecordedMixin
 from .call import Call
 from .ledger import Ledger
@@ -97,13 +98,14 @@ class ObservedMixin(RecordedMixin):
 
     signature: type[dspy.Signature]
     stage: str  # DSPy's: a random text that copies keep
+    demos: list[Any]
 
 
 class PredictorNames:
     """The names of a program's predictors, and of the copies that it makes of them as it runs, as dspy.BestOfN does.
 
     A predictor is known by its `id`. A copy has DSPy's `stage`, a random text, of the one that it was made from; it has that
-    one's name where no other predictor of the program has this `stage` and its signature was not changed.
+    one's name where no other predictor of the program has this `stage`, and neither its signature nor its demos were changed.
     """
 
     def __init__(self, named: Mapping[str, dspy.Predict] | None = None) -> None:
@@ -121,7 +123,8 @@ class PredictorNames:
         if not isinstance(predictor, ObservedMixin) or predictor.stage not in self._by_stage:
             return None
         name, original = self._by_stage[predictor.stage]
-        return name if predictor is not original and predictor.signature is original.signature else None
+        same = predictor is not original and predictor.signature is original.signature
+        return name if same and stable(predictor.demos) == stable(original.demos) else None
 
 
 class DSPyTrace(list[tuple[Any, dict[str, Any], Any]]):
@@ -143,7 +146,7 @@ class DSPyTrace(list[tuple[Any, dict[str, Any], Any]]):
         if name is None and (name := self._names.of_copy(predictor)) is not None:
             # What whoever copied it put in besides, such as the hint of dspy.Refine, is not asked of the predictor itself.
             inputs = {field: value for field, value in inputs.items() if field in predictor.signature.input_fields}
-        given = (name, snapshot(inputs), outputs_of(outputs) if isinstance(outputs, dspy.Prediction) else {})
+        given = (name, snapshot(inputs), outputs_of(outputs) if hasattr(outputs, "items") else {})
         with self._lock:
             self.given.append(given)
             super().append(call)

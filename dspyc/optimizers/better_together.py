@@ -34,7 +34,7 @@ from ..signatures import check_student, copy_program, fingerprint, predictors, p
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share, check_threads
 from .judge import Judge
-from .kept_steps import KeptStep, without_results
+from .kept_steps import KeptStep, optimizer_key, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
 from .runs import data_fingerprint, run_folder, sitting
@@ -208,6 +208,7 @@ class BetterTogether(Teleprompter):
             Exception: A step's own error, as it was raised.
         """
         ledger, train = judge.ledger, list(sequence.train)
+        made_by = {name: optimizer_key(self.optimizers[name]) for name in sequence.names}
         for place, name in enumerate(sequence.names):
             so_far, begun = _ARROW.join(sequence.names[: place + 1]), time.monotonic()
             if sequence.shuffled_by is not None:
@@ -218,15 +219,15 @@ class BetterTogether(Teleprompter):
             arguments |= {**_threads_of(optimizer, sequence.num_threads), **sequence.given.get(name, {})}
             try:
                 before = _uncompiled(judge.base, judge.programs[0])
-                kept = KeptStep.of(folder, self.optimizers[name], before, arguments)
+                kept = KeptStep.of(folder, made_by[name], before, arguments)
                 made = kept.program() if kept is not None else None
-                if made is not None:
-                    logger.info("Step %s was taken before: its program is the one in %s.", so_far, folder)
+                if kept is not None and made is not None:
+                    kept.announce(f"Step {so_far}", made)
                 else:
                     with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
                         made = optimizer.compile(copy_program(before), **arguments)
                     _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
-                    if kept is not None:
+                    if kept is not None and ledger.meter.exhausted is None:  # else there is more to make
                         kept.keep(made)
                 if not judge.add(so_far, made, time.monotonic() - begun):
                     return

@@ -1,6 +1,6 @@
 """Steps by optimizers that keep no record of their own, such as DSPy's: what each made, for a compile that goes on.
 
-kept = KeptStep.of(folder, optimizer, before, arguments)    # None: the optimizer keeps its own record
+kept = KeptStep.of(folder, optimizer_key(optimizer), before, arguments)    # None: the optimizer keeps its own record
 made = kept.program() or optimizer.compile(before, **arguments)
 kept.keep(made)
 """
@@ -78,6 +78,16 @@ class KeptStep:
             logger.warning("%s gives another program than was kept, and its step is run again.", self.path)
             return None
         return made
+
+    def announce(self, step: str, made: dspy.Module) -> None:
+        """Say that the step is not taken again.
+
+        Aloud where it had changed nothing: some of DSPy's optimizers return the program as it was when all that they ask fails.
+        """
+        if program_fingerprint(made) == program_fingerprint(self.before):
+            logger.warning("%s changed nothing when it was taken. To take it again, remove %s.", step, self.path)
+        else:
+            logger.info("%s was taken before: what it made is in %s.", step, self.path)
 
     def keep(self, made: dspy.Module) -> None:
         """Keep what the step made, where its predictors alone differ from those before, in what DSPy saves of them."""
