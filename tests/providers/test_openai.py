@@ -641,9 +641,17 @@ def test_a_variable_with_a_password_is_refused(model: str, variable: str, monkey
     assert "hidden" not in str(caught.value)
 
 
-def test_an_address_with_a_password_is_refused() -> None:
-    with pytest.raises(ConfigError, match="holds a secret") as caught:
-        dspyc.LM(BASE, api_base="https://me:hidden@host/v1")
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://me:hidden@host/v1", "holds a secret"),
+        ("me:hidden@host/v1", "no address of http or https"),
+        ("//[me:hidden@host/v1", "cannot be read as an address"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_shown(address: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        dspyc.LM(BASE, api_base=address)
     assert "hidden" not in str(caught.value)
 
 
