@@ -60,7 +60,7 @@ _LIMITS = ("max_usd", "timeout")
 COMMON = (*_LIMITS, "validation_data")
 FILES = ("train", "validation")  # the facts that name an order's files
 
-_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
+_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up, or a file imported
 
 
 class JobStatus(str, Enum):

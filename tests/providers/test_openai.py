@@ -157,6 +157,21 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     assert "ok" in tuned("hello")[0]
 
 
+def test_a_job_at_azure_waits_for_both_of_its_files(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", KEY)
+    server.polls, asked = 0, {"deployment": "desk", "validation_data": rows(3)}
+    lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    lm.provider.polling = QUICK
+    server.unread = "Line 3 is no JSON"
+    with pytest.raises(ProviderError, match="The file file-1 has status 'error': Line 3 is no JSON"):
+        lm.finetune(rows(), TrainDataFormat.CHAT, asked)
+    server.unread = ""
+    server.fail("GET /openai/v1/files/file-2", 503, times=2)
+    assert lm.finetune(rows(), TrainDataFormat.CHAT, asked).wait(60) is JobStatus.succeeded
+    (order,) = server.bodies
+    assert (order["training_file"], order["validation_file"]) == ("file-2", "file-3")
+
+
 def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     server.polls = 0
