@@ -26,8 +26,9 @@ the same `record.token` whenever it is called for one attempt: pass it as the pr
 one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
 
 Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
-again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neither may be chained to an SDK's exception, which
-may hold keys and rows: catch it, leave the `except` block, and raise then.
+again. Raise `ProviderError` for what will not pass, 401 and 403 above all; where files are `owned_files`, `create` says by a
+`RefusalError` that there is no job. None may be chained to an SDK's exception, which may hold keys and rows: catch it, leave
+the `except` block, and raise then.
 """
 
 import logging
