@@ -177,6 +177,11 @@ class RemoteProvider(Provider, ABC):
         named = {name: connection[name] for name in self.addresses if connection.get(name)}
         return {**connection, **{name: base_address(text, name) for name, text in named.items()}}
 
+    def at(self, record: JobRecord) -> "RemoteProvider":
+        """This provider where a job is: the connection is its record's, but for what calls alone need."""
+        calls = {name: value for name, value in self.connection.items() if name in self.calls}
+        return type(self)({**record.connection, **calls}, self.secrets, polling=self.polling)
+
     def key(self) -> str | None:
         """The key of a server that takes one as `api_key`: the caller's, or that of the first of `variables` that is set."""
         found = (self.secrets.get("api_key"), *(os.environ.get(name, "").strip() for name in self.variables))
