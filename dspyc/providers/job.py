@@ -20,10 +20,10 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError, UnfinishedError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, UnfinishedError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from .faults import MissingError
+from .faults import MissingError, RefusalError
 from .remote import COMMON, FILES, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
 from .settings import check_job_limits, check_names, refuse_secrets
 from .store import JobRecord
@@ -306,7 +306,7 @@ def submit(
 
 
 def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
-    """Upload and create, each once; an answer that was lost is looked for before another job is made."""
+    """Upload and create, each once; an answer that was lost or cannot be read is looked for before another job is made."""
     store = provider.store
     patiently(provider, lambda: provider.upload(order, record))
 
@@ -316,9 +316,7 @@ def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
             store.update(record, state="creating")
             try:
                 found = provider.create(order, record)
-            except TransientError:
-                raise
-            except ProviderError:
+            except RefusalError:
                 _send_anew(provider, record)
                 raise
         return found

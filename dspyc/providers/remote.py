@@ -26,8 +26,9 @@ the same `record.token` whenever it is called for one attempt: pass it as the pr
 one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
 
 Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
-again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neither may be chained to an SDK's exception, which
-may hold keys and rows: catch it, leave the `except` block, and raise then.
+again. Raise `ProviderError` for what will not pass, 401 and 403 above all; where files are `owned_files`, `create` says by a
+`RefusalError` that there is no job. None may be chained to an SDK's exception, which may hold keys and rows: catch it, leave
+the `except` block, and raise then.
 """
 
 import logging
@@ -60,7 +61,7 @@ _LIMITS = ("max_usd", "timeout")
 COMMON = (*_LIMITS, "validation_data")
 FILES = ("train", "validation")  # the facts that name an order's files
 
-_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
+_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up, or a file imported
 
 
 class JobStatus(str, Enum):
@@ -175,6 +176,11 @@ class RemoteProvider(Provider, ABC):
         """
         named = {name: connection[name] for name in self.addresses if connection.get(name)}
         return {**connection, **{name: base_address(text, name) for name, text in named.items()}}
+
+    def at(self, record: JobRecord) -> "RemoteProvider":
+        """This provider where a job is: the connection is its record's, but for what calls alone need."""
+        calls = {name: value for name, value in self.connection.items() if name in self.calls}
+        return type(self)({**record.connection, **calls}, self.secrets, polling=self.polling)
 
     def key(self) -> str | None:
         """The key of a server that takes one as `api_key`: the caller's, or that of the first of `variables` that is set."""
