@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--student", help="a folder, a Hugging Face id or dspyc/tiny instead of the one made on the spot"
     )
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--epochs", type=float, default=7)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

@@ -14,21 +14,21 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._door = sqlite3.connect(
+            self._connection = sqlite3.connect(
                 folder / "lock.sqlite", timeout=0, check_same_thread=False, isolation_level=None
             )
         except sqlite3.OperationalError as error:
             raise _refusal(folder, error) from error
         try:
-            self._door.execute("BEGIN EXCLUSIVE")
+            self._connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            self._door.close()
+            self._connection.close()
             if "locked" in str(error):
                 raise BlockingIOError(f"{folder} is in use") from error
             raise _refusal(folder, error) from error
 
     def close(self) -> None:
-        self._door.close()
+        self._connection.close()
 
     def __enter__(self) -> "FolderLock":
         return self

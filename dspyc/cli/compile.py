@@ -65,32 +65,29 @@ def compile_program(
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="What a resume reads. Default: OUT.run.")] = None,
     train_kwargs: Annotated[str, typer.Option(help="""Training settings, as '{"num_train_epochs": 3}'.""")] = "{}",
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Examples that run at once. Default: 8.")] = None,
     metric_threshold: Annotated[float | None, typer.Option(help="The lowest score that teaches. Default: 1.")] = None,
-    max_errors: Annotated[int | None, typer.Option(min=1, help="Bad examples that stop the compile.")] = None,
+    max_errors: Annotated[
+        int | None, typer.Option(min=1, help="How many bad examples stop the compile. Default: 10.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     on_regression: Annotated[
         OnRegression, typer.Option(help="Where the result is worse than the student: save it, none, or the student.")
     ] = OnRegression.warn,
     max_usd: Annotated[
         float | None,
-        typer.Option(min=0, help="Spend no more on calls, and start no training elsewhere that may cost more."),
+        typer.Option(min=0, help="Spend no more on calls, and besides no more on each training job elsewhere."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start such a training all the same.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start training jobs whatever they cost.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at OUT.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would ask and cost, and end.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a program's prompts into weights, by a teacher's good runs or by labels."""
     loaded = load_program(program)
-    records = read_records(trainset)
-    names, needed = chosen_inputs(loaded, inputs, records)
-    train = as_examples(records, trainset, names, needed)
-    held_out = as_examples(read_records(valset), valset, names, needed) if valset else None
+    names, train, held_out = _examples(loaded, trainset, valset, inputs)
     judged_by = load_metric(metric) if metric else None
-    settings = read_object(train_kwargs, "--train-kwargs")
-    if max_usd is not None and not yes:
-        settings["max_usd"] = max_usd
+    settings = _training_settings(train_kwargs, None if yes else max_usd)
     taught_by = _teaching(load_teacher(teacher)) if teacher else {}
     _give_student(loaded, student, max_tokens)
     kept_in = run_dir if run_dir is not None else out.parent / f"{out.name}.run"
@@ -114,7 +111,7 @@ def compile_program(
     )
     asked: dict[str, Any] = {"trainset": train, "valset": held_out, "teacher": taught_by.get("teacher")}
     if plan:
-        _foretell(optimizer.plan(loaded, **asked), as_json)
+        _show_plan(optimizer.plan(loaded, **asked), as_json)
         return
     _check_out(out, overwrite)
     if max_usd is not None:
@@ -126,6 +123,23 @@ def compile_program(
     except KeyboardInterrupt:
         raise interrupted(kept_in) from None
     _tell(compiled.report, out, names, as_json)
+
+
+def _examples(
+    program: "dspy.Module", trainset: Path, valset: Path | None, inputs: str | None
+) -> "tuple[list[str], list[dspy.Example], list[dspy.Example] | None]":
+    """The names of the inputs, the examples to learn from, and those to compare on, if any were given."""
+    records = read_records(trainset)
+    names, needed = chosen_inputs(program, inputs, records)
+    train = as_examples(records, trainset, names, needed)
+    held_out = as_examples(read_records(valset), valset, names, needed) if valset else None
+    return names, train, held_out
+
+
+def _training_settings(train_kwargs: str, max_usd: float | None) -> dict[str, Any]:
+    """The settings of --train-kwargs, with the limit of a training elsewhere."""
+    settings = read_object(train_kwargs, "--train-kwargs")
+    return settings if max_usd is None else {**settings, "max_usd": max_usd}
 
 
 def _budget(max_usd: float | None) -> "Budget | None":
@@ -156,7 +170,7 @@ def _check_prices(plan: "Plan", max_usd: float) -> None:
         )
 
 
-def _foretell(plan: "Plan", as_json: bool) -> None:
+def _show_plan(plan: "Plan", as_json: bool) -> None:
     screen = console(as_json)
     screen.print(plan.table())
     screen.print("Training itself is not in it.")

@@ -16,9 +16,10 @@ from .dataset import Dataset, Target, from_labels, from_traces
 from .gate import Verdict, judge
 from .ledger import Ledger
 from .plan import Plan
+from .recording import Subject
 from .records import read_run
 from .report import CompileReport
-from .trace import Step, Subject, Trace
+from .trace import Step, Trace
 from .traces_file import load_traces, save_traces
 
 __all__ = [

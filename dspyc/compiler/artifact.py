@@ -25,15 +25,16 @@ from ..signatures.mixins import Mixin, mix
 from ..signatures.nearest import Nearest, choose_nearest
 from . import rebuild
 from .checksums import check_sums, write_sums
-from .readme import Report, readme
+from .readme import readme
 from .report import CompileReport
+from .run_report import RunReport
 from .saved_lms import load_lm, save_lm
 from .search_report import SearchReport
 from .sequence_report import SequenceReport
 
 FORMAT = 1
 
-_REPORTS: dict[str | None, type[Report]] = {
+_REPORTS: dict[str | None, type[RunReport]] = {
     "search": SearchReport,
     "sequence": SequenceReport,
     None: CompileReport,
@@ -43,10 +44,10 @@ _REPORTS: dict[str | None, type[Report]] = {
 class CompiledMixin(Mixin):
     """Put before a compiled program's own class: the report of its compile, and `save` as an artifact."""
 
-    _dspyc_report: Report | None
+    _dspyc_report: RunReport | None
 
     @property
-    def report(self) -> Report | None:
+    def report(self) -> RunReport | None:
         """What the compile did, what it cost and what it proved."""
         return self._dspyc_report
 
@@ -58,7 +59,7 @@ class CompiledMixin(Mixin):
             save(self, path, **options)
 
 
-def attach(program: dspy.Module, report: Report | None) -> dspy.Module:
+def attach(program: dspy.Module, report: RunReport | None) -> dspy.Module:
     """Give `program`, in place, its report and its `save`."""
     mix(program, CompiledMixin)
     program._dspyc_report = report
@@ -118,11 +119,11 @@ def load(
     Load only artifacts that you trust: classes that they name are imported, and their models are asked at the addresses that
     they name, with this machine's keys. Without `program` it is made anew: DSPy's own modules from the signature that the
     artifact records, other classes by importing the one that it names. With a `program`, or a function that makes one, only
-    adapters are imported, and a language model whose class or engine is not DSPy's is the one of its name that the program
-    asks.
+    adapters are imported, and a language model whose class or engine is not DSPy's is taken, by its name, from those that
+    the program asks.
 
-    `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` by what predictors
-    choose their demos, if by a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
+    `base` says where the base model of LoRA weights lies, if not where it lay when saved; `vectorizer` is what predictors
+    choose their demos by, if that is a function, which no file holds. `device` and `dtype` are those of `dspyc.LocalLM`.
 
     Raises:
         ArtifactError: A file is missing or was changed, the program is not the one that was saved, or a language model
@@ -134,29 +135,45 @@ def load(
     facts = verify(path)
     loaded = copy_program(rebuild.make(facts["program"], program, path))
     state = _read_json(path / "program.json")
-    state = {"self": state} if isinstance(loaded, dspy.Predict) else state
-    found, saved = predictors(loaded), facts["predictors"]
+    states = {"self": state} if isinstance(loaded, dspy.Predict) else state
+    saved = facts["predictors"]
+    found = _matching_predictors(loaded, saved, path)
+    asked = None if program is None else [p.lm or dspy.settings.lm for p in found.values()]
+    lms = [load_lm(entry, path, base, device, dtype, asked) for entry in facts["lms"]]
+    for name, predictor in found.items():
+        _restore(predictor, states[name], vectorizer)
+        _check_signature(name, predictor, saved[name]["signature"], path)
+        predictor.lm = lms[saved[name]["lm"]] if saved[name]["lm"] is not None else None
+    loaded._compiled = True
+    return attach(loaded, _read_report(facts["report"]) if facts["report"] else None)
+
+
+def _matching_predictors(program: dspy.Module, saved: dict[str, Any], path: Path) -> dict[str, dspy.Predict]:
+    """The program's predictors by their names, which are those of the artifact."""
+    found = predictors(program)
     if found.keys() != saved.keys():
         raise ArtifactError(
             f"The artifact {path} holds predictors {sorted(saved)}, the program has {sorted(found)}.",
             hint="Load it into the program that was saved.",
         )
-    asked = None if program is None else [p.lm or dspy.settings.lm for p in found.values()]
-    lms = [load_lm(entry, path, base, device, dtype, asked) for entry in facts["lms"]]
-    for name, predictor in found.items():
-        if "adapter" in state[name]:
-            adapt(predictor, load_adapter(state[name]["adapter"]))
-        if "nearest" in state[name]:
-            choose_nearest(predictor, Nearest.from_state(state[name]["nearest"], vectorizer))
-        predictor.load_state(state[name])
-        if signature_fingerprint(predictor.signature) != saved[name]["signature"]:
-            raise ArtifactError(
-                f"Predictor `{name}` of the program has other fields or types than the one saved in {path}.",
-                hint="Load it into the version of the program that was compiled.",
-            )
-        predictor.lm = lms[saved[name]["lm"]] if saved[name]["lm"] is not None else None
-    loaded._compiled = True
-    return attach(loaded, _read_report(facts["report"]) if facts["report"] else None)
+    return found
+
+
+def _restore(predictor: dspy.Predict, state: dict[str, Any], vectorizer: dspy.Embedder | None) -> None:
+    """Give a predictor, in place, its state, its adapter and its choice of demos; not its LM."""
+    if "adapter" in state:
+        adapt(predictor, load_adapter(state["adapter"]))
+    if "nearest" in state:
+        choose_nearest(predictor, Nearest.from_state(state["nearest"], vectorizer))
+    predictor.load_state(state)
+
+
+def _check_signature(name: str, predictor: dspy.Predict, saved: str, path: Path) -> None:
+    if signature_fingerprint(predictor.signature) != saved:
+        raise ArtifactError(
+            f"Predictor `{name}` of the program has other fields or types than the one saved in {path}.",
+            hint="Load it into the version of the program that was compiled.",
+        )
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -224,7 +241,7 @@ def _without_lms(named: dict[str, dspy.Predict]) -> list[tuple[str, dspy.Predict
     return copies
 
 
-def _read_report(facts: dict[str, Any]) -> Report:
+def _read_report(facts: dict[str, Any]) -> RunReport:
     return _REPORTS[facts.get("report")].from_dict(facts)
 
 

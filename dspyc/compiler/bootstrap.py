@@ -12,12 +12,13 @@ from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, predictors, remembering
 from ..signatures.adapted import AdaptedMixin
-from .calls import Workers, durable, durable_whoever
+from .calls import Workers, durable, durable_adapter
 from .examples import example_keys
 from .failures import too_many
 from .ledger import Ledger
 from .pool import Pool
-from .trace import Subject, Trace
+from .recording import Subject
+from .trace import Trace
 
 
 def observe(
@@ -26,24 +27,23 @@ def observe(
     *,
     identity: str,
     lm: dspy.BaseLM | None = None,
-    adapter: dspy.Adapter | None = None,
     traced: bool = True,
     round: int = 0,
 ) -> Subject:
     """A copy of `program` whose language models remember their calls, and its adapters demos; it is not changed itself.
 
-    `identity` tells this subject's traces from every other's; `lm` and `adapter` serve predictors without their own.
-    LMs that come up during a run (made in `forward`, given by `dspy.context(lm=...)`, a judge's in the metric) remember theirs
-    too where a predictor of the program asks them, or another under the run's adapter or one of its own. `traced` runs give
-    the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does. `round` tells LMs that come
-    up to give other replies than in those before.
+    `identity` tells this subject's traces from every other's; `lm` serves predictors without their own. LMs that appear
+    only during a run (made in `forward`, set by `dspy.context(lm=...)`, a judge's in the metric) are recorded too, if they
+    are called by a predictor of the program, or by another predictor that uses the run's adapter or carries its own.
+    `traced` runs give the metric DSPy's trace, as a bootstrap does; evaluation gives it None, as dspy.Evaluate does.
+    `round` makes LMs that appear during a run give other replies than in earlier rounds.
     """
     copied = copy_program(program, durable)
     for predictor in predictors(copied).values():
         if isinstance(predictor, AdaptedMixin):
-            predictor.adapter = remembering(predictor.adapter)
+            predictor.adapter = durable_adapter(remembering(predictor.adapter))
     shared = lm if lm is not None else dspy.settings.lm
-    written_by = durable_whoever(remembering(adapter or dspy.settings.adapter or dspy.ChatAdapter()))
+    written_by = durable_adapter(remembering(dspy.settings.adapter or dspy.ChatAdapter()))
     return Subject(copied, role, identity, durable(shared) if shared is not None else None, written_by, traced, round)
 
 

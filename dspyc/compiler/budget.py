@@ -195,10 +195,7 @@ class Meter:
     def _refuse(self, reached: str | None) -> None:
         if reached is not None:
             self.exhausted = reached
-            raise BudgetError(
-                f"The budget is spent: {reached}.",
-                hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
-            )
+            raise budget_spent(reached)
 
     def _reached(self, budget: Budget) -> str | None:
         if budget.calls is not None and self.spent.calls + self._under_way >= budget.calls:
@@ -213,6 +210,14 @@ class Meter:
         if budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
             return f"{budget.seconds:g} seconds"
         return None
+
+
+def budget_spent(reached: str) -> BudgetError:
+    """The error that says which limit was reached, and how the run goes on."""
+    return BudgetError(
+        f"The budget is spent: {reached}.",
+        hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
+    )
 
 
 _outer: ContextVar[Meter | None] = ContextVar("dspyc_outer_meter", default=None)

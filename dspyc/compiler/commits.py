@@ -25,14 +25,14 @@ class Commits:
     def __init__(self, db: sqlite3.Connection, undone: Callable[[], None] = lambda: None) -> None:
         self._db, self._undone = db, undone
         self._turn = threading.Lock()
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
         self._waiting: list[_Write] = []
         self._synced = 0.0
         self._full: bool | None = None  # as the connection is set
 
     def add(self, work: Work) -> None:
         """Do `work` with a coming commit, whose error is then its own too."""
-        with self._door:
+        with self._lock:
             self._waiting.append(_Write(work))
             many = len(self._waiting) >= _MOST
         if many:
@@ -46,7 +46,7 @@ class Commits:
             ValueError: One of them holds what the database cannot.
         """
         write = _Write(work)
-        with self._door:
+        with self._lock:
             self._waiting.append(write)
         with self._turn:
             if not write.done:
@@ -67,7 +67,7 @@ class Commits:
             self._db.close()
 
     def _commit(self) -> None:
-        with self._door:
+        with self._lock:
             batch, self._waiting = self._waiting, []
         if not batch:
             return
@@ -84,7 +84,7 @@ class Commits:
             raise
         except BaseException:  # Ctrl-C: nothing was kept, so all of it still waits
             self._undo()
-            with self._door:
+            with self._lock:
                 self._waiting = batch + self._waiting
             raise
         if self._full:

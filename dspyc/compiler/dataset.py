@@ -61,7 +61,7 @@ class DatasetReport:
 
 @dataclass
 class Dataset:
-    """Rows by predictor name. All of one example are on one side, and every predictor that has rows has some to learn from."""
+    """Rows by predictor name. Those of one example are on one side; every predictor that has rows has some to learn from."""
 
     train: dict[str, list[Row]]
     validation: dict[str, list[Row]]

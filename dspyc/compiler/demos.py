@@ -10,7 +10,7 @@ from dspy.utils.hasher import Hasher
 
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from ..signatures.likeness import asked, likeness_to
+from ..signatures.likeness import input_text, likeness_to
 from .trace import Trace
 
 _SPREAD = 8  # examples, for each demo wanted, that are put in order
@@ -66,26 +66,26 @@ def spread(examples: Sequence[dspy.Example], wanted: int, *, first: int = 0) -> 
 
 
 def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidates: int) -> list[int]:
-    """Places of `number` texts among the first `candidates`: `first`, then each the one that is least like its likest so far.
+    """Indices of `number` of the first `candidates` texts, chosen farthest first (Gonzalez, 1985).
 
-    Farthest first (Gonzalez, 1985), by the cosine of their tf-idf vectors. Without a `first` those behind the candidates
-    are what there is so far.
+    By the cosine of tf-idf vectors, each next text is the one whose most similar chosen text is least similar. `first`, if
+    given, is chosen first; the texts after the candidates count as chosen already.
     """
     like = likeness_to(texts)
     chosen = [] if first is None else [first]
-    likest = np.full(candidates, -1.0)
+    nearest_similarity = np.full(candidates, -1.0)
     for at in [*chosen, *range(candidates, len(texts))]:
-        likest = np.maximum(likest, like(texts[at])[:candidates])
+        nearest_similarity = np.maximum(nearest_similarity, like(texts[at])[:candidates])
     while len(chosen) < number:
-        likest[chosen] = np.inf
-        chosen.append(int(likest.argmin()))
-        likest = np.maximum(likest, like(texts[chosen[-1]])[:candidates])
+        nearest_similarity[chosen] = np.inf
+        chosen.append(int(nearest_similarity.argmin()))
+        nearest_similarity = np.maximum(nearest_similarity, like(texts[chosen[-1]])[:candidates])
     return chosen
 
 
 def _text(predictor: dspy.Predict, demo: dspy.Example) -> str:
     """What the predictor would be asked; of an example of the whole program that lacks its inputs, all there is."""
-    return asked(predictor.signature, demo) or "\n".join(map(str, demo.values()))
+    return input_text(predictor.signature, demo) or "\n".join(map(str, demo.values()))
 
 
 def _shown(run: Trace, calls: list[int]) -> dspy.Example:

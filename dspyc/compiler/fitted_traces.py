@@ -16,6 +16,7 @@ from pydantic.errors import PydanticUserError
 from ..errors import DataError
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
+from .examples import content_of, example_keys
 from .trace import Step, Trace, described
 
 
@@ -35,14 +36,22 @@ def fitted_to(traces: Iterable[Trace], predictors: Mapping[str, dspy.Predict]) -
     return [_fitted(trace, readers) for trace in traces]
 
 
-def rescored(
-    traces: Iterable[Trace],
-    examples: Mapping[str, dspy.Example],
-    metric: Metric,
+def current(
+    traces: Sequence[Trace],
+    examples: Sequence[dspy.Example],
     predictors: Mapping[str, dspy.Predict],
+    metric: Metric | None,
 ) -> list[Trace]:
-    """The traces with what `metric` says of their predictions, where `examples` has their example, by its key."""
-    return [_rescored(trace, examples.get(trace.example), metric, predictors) for trace in traces]
+    """The traces with values of the declared types; those of `examples` scored by `metric`, if any, as it is now.
+
+    Raises:
+        DataError: A step's value is not of its field's type.
+    """
+    fitted = fitted_to(traces, predictors)
+    if metric is None:
+        return fitted
+    known = {content_of(key): example for key, example in zip(example_keys(examples), examples, strict=True)}
+    return [_rescored(trace, known.get(trace.example), metric, predictors) for trace in fitted]
 
 
 def _rescored(
@@ -147,7 +156,7 @@ def _read(values: Mapping[str, Any], predictor: str, readers: _Readers, what: st
 
 
 def _prediction(trace: Trace, steps: Sequence[Step], readers: _Readers) -> Any:
-    """Each field as the last step has it that gave this very value; a changed one as the type of the last that gave one."""
+    """Each field as the last step with the same value has it; where none has, as the type of the last step with that field."""
     if not isinstance(trace.prediction, dspy.Prediction):
         return trace.prediction
     made = copy(trace.prediction)

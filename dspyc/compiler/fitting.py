@@ -31,12 +31,13 @@ def fitted(
     *,
     shown: int | None = None,
 ) -> list[Any]:
-    """The demos that fit by an optimizer's setting; of a pool of which `shown` are shown at once, those of which any fit.
+    """The demos that fit the context, by an optimizer's `fit_context`.
 
-    None as setting is True where that is exact, for a language model whose tokenizer is here, and False for others.
+    With `shown`, `demos` is a pool of which `shown` are in a prompt at once, and any choice of them must fit. None means True
+    where tokens are counted by the model's own tokenizer here, and False elsewhere.
 
     Raises:
-        RenderError: The adapter cannot write the prompt; without a setting, all demos stay then.
+        RenderError: The adapter cannot write the prompt; with None, all demos are returned instead.
     """
     limit = _limit_by(predictor, fit_context)
     if limit is None:

@@ -47,7 +47,7 @@ class Verdict:
 def judge(
     before: Sequence[Trace], after: Sequence[Trace], teacher: Sequence[Trace] | None, *, seed: int = 0
 ) -> Verdict | None:
-    """Compare runs on the examples that all have run: a budget may have ended some before others. None where there are none.
+    """Compare runs on the examples that all of them have run, for a budget may have ended some early. None if there are none.
 
     Raises:
         ConfigError: The metric failed on every example, so there is nothing to judge by.

@@ -81,7 +81,7 @@ class Ledger:
         self.stopped = False  # no further call may begin: the run is being left
         with self._guard("open"):
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._door = self._bar_others()
+            self._folder_lock = self._lock_folder()
             try:
                 self._commits = Commits(self._open(), undone=self._messages.clear)
                 self._reader = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
@@ -94,14 +94,14 @@ class Ledger:
                     for table in ("messages", "calls", "traces", "events")
                 }
             except BaseException:
-                self._door.close()
+                self._folder_lock.close()
                 raise
         # The hashes of all calls, where this ledger began without any.
         self._calls: set[int] | None = set() if last_of["calls"] is None else None
         self.meter = Meter(budget, Spent(*(value or 0 for value in spent)), run_dir)
 
     def recall(self, key: CallKey) -> Answer | None:
-        """What such a call was answered, if it ever was."""
+        """The answer that such a call got, if it ever got one."""
         if self._calls is not None and hash(key) not in self._calls:
             return None
         with self._guard("read"), self._reading:
@@ -201,7 +201,7 @@ class Ledger:
             with self._reading:
                 self._reader.close()
             self._commits.close()
-            self._door.close()
+            self._folder_lock.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -241,7 +241,7 @@ class Ledger:
             db.execute(f"PRAGMA user_version={SCHEMA}")
             db.execute("COMMIT")
 
-    def _bar_others(self) -> FolderLock:
+    def _lock_folder(self) -> FolderLock:
         try:
             return FolderLock(self.run_dir)
         except BlockingIOError as error:

@@ -236,12 +236,12 @@ def stop_error() -> BudgetError:
 
 
 _limiters: dict[tuple[str, str], Limiter] = {}
-_door = threading.Lock()
+_lock = threading.Lock()
 
 
 def limiter_of(model: str, address: str = "") -> Limiter:
     """The limiter that this process has for a language model, by its name and the address that it is asked at."""
-    with _door:
+    with _lock:
         if (limiter := _limiters.get((model, address))) is None:
             limiter = _limiters[model, address] = Limiter()
         return limiter

@@ -28,7 +28,7 @@ _SAMPLE = 8  # examples whose prompts are written
 
 @dataclass(frozen=True)
 class Stage:
-    """The calls of one part of a compile to one model, `least` at least; equal where their number is known.
+    """The calls of one part of a compile to one model: from `least` to `calls`, which are equal if the number is known.
 
     `usd` is 0 on this machine and None where the price is unknown.
     """
@@ -66,12 +66,12 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Prompts and replies of models elsewhere."""
+        """Tokens of prompts and replies, of models elsewhere."""
         return sum(stage.tokens for stage in self.stages if stage.paid)
 
     @property
     def usd(self) -> float | None:
-        """None where a price is unknown; `unknown_prices` names those models."""
+        """The price of the calls; None if that of a model is unknown, and `unknown_prices` names it."""
         return None if self.unknown_prices else sum(stage.usd or 0.0 for stage in self.stages)
 
     @property

@@ -12,8 +12,9 @@ from ..signatures import fingerprint
 from .calls import Workers
 from .examples import parts_of
 from .ledger import Ledger
+from .recording import Subject, run_example
 from .threads import Threads
-from .trace import Subject, Trace, run_example
+from .trace import Trace
 
 
 class Pool:

@@ -31,7 +31,8 @@ from ..errors import BudgetError, ConfigError, DspycError
 from ..evaluation.intervals import student_quantile
 from .failures import too_many
 from .pool import Pool
-from .trace import Subject, Trace
+from .recording import Subject
+from .trace import Trace
 from .usage import Usage
 
 FIRST_LOOK, GROWTH = 16, 1.25

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import dspy
 
 from ..errors import ConfigError, TransientError, needing, redact
-from .calls import Workers, asked, durable, plain, was_cached
+from .call import was_cached
+from .calls import Workers, durable, plain, replies_and_entry
 from .ledger import Ledger
 from .limiter import retry_after_of
 from .replies import replies_of, replies_text
@@ -154,7 +155,7 @@ class _Worker:
     def ask(self, name: str, request: bytes) -> "tuple[str, dict[str, Any]] | list[_Fault]":
         prompt, messages, kwargs = pickle.loads(request)
         try:
-            replies, entry = asked(self._lms[name], prompt, messages, kwargs)
+            replies, entry = replies_and_entry(self._lms[name], prompt, messages, kwargs)
         except Exception as error:
             return _faults(error)
         facts = {"usage": entry.get("usage"), "cost": entry.get("cost"), "cached": was_cached(entry)}

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .report import CompileReport
-from .search_report import SearchReport
-from .sequence_report import SequenceReport
+from .run_report import RunReport
 
-Report = CompileReport | SearchReport | SequenceReport
 _BASE = re.compile(r"\A---\n(?:(?!---\n).*\n)*?base_model: *(.+)\n")  # in the YAML that a model card begins with
 
 
-def readme(name: str, facts: dict[str, Any], report: Report | None) -> str:
+def readme(name: str, facts: dict[str, Any], report: RunReport | None) -> str:
     """Markdown: what it is, what it scores, how to use it with dspyc and without, where it comes from."""
     parts = [f"# {name}", _what(facts), _scores(report), _use(name, facts), _origin(facts, report)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -40,8 +38,8 @@ def made_from(weights: Path) -> str | None:
     return named[1].strip("\"' ") if named else None
 
 
-def _scores(report: Report | None) -> str:
-    if isinstance(report, (SearchReport, SequenceReport)):
+def _scores(report: RunReport | None) -> str:
+    if report is not None and not isinstance(report, CompileReport):
         return f"## Scores\n\n{report.conclusion}"
     if report is None or report.verdict is None:
         return "## Scores\n\nNot compared on held-out examples."
@@ -84,7 +82,7 @@ and set it with `program.set_lm(dspy.LM("openai/…", api_base=…))`.""")
     return "\n".join(found)
 
 
-def _origin(facts: dict[str, Any], report: Report | None) -> str:
+def _origin(facts: dict[str, Any], report: RunReport | None) -> str:
     lines = ["## Origin", "", "Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + "."]
     if report is not None:
         trained_on = report.rows if isinstance(report, CompileReport) else {}

@@ -9,8 +9,8 @@ from ..errors import DataError
 from ..evaluation.metrics import Metric
 from .attempts import Attempt
 from .examples import content_of, example_keys
-from .fitted_traces import fitted_to, rescored
-from .trace import Names, Taken, Trace
+from .fitted_traces import current
+from .trace import DSPyTrace, PredictorNames, Trace
 
 
 def recorded_attempts(
@@ -30,17 +30,15 @@ def recorded_attempts(
         DataError: No trace is of one of the examples, or one gave a predictor what it does not take.
     """
     keys = [content_of(key) for key in example_keys(examples)]
-    known = dict(zip(keys, examples, strict=True))
-    usable = fitted_to([trace for trace in traces if trace.example in known], predictors)
-    if not usable:
+    known = set(keys)
+    of_these = [trace for trace in traces if trace.example in known]
+    if not of_these:
         raise DataError(
             f"None of the {len(traces)} traces is of an example of `trainset`.",
             hint="An example is known by its fields and inputs: pass the examples that the traces were made of.",
         )
-    if metric is not None:
-        usable = rescored(usable, known, metric, predictors)
     runs: dict[str, list[Trace]] = {}
-    for trace in usable:
+    for trace in current(of_these, examples, predictors, metric):
         runs.setdefault(trace.example, []).append(_with_calls(trace, predictors))
     attempts: list[Attempt] = []
     found = 0
@@ -57,7 +55,7 @@ def recorded_attempts(
 
 def _with_calls(trace: Trace, predictors: Mapping[str, dspy.Predict]) -> Trace:
     """With DSPy's own trace, which no file holds."""
-    taken = Taken(Names(predictors))
+    taken = DSPyTrace(PredictorNames(predictors))
     for step in trace.steps:
         if step.predictor in predictors and step.outputs is not None:
             taken.append((predictors[step.predictor], step.inputs, dspy.Prediction(**step.outputs)))

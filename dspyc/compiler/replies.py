@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..errors import is_secret_name
+
 
 class ReplyFields(dict[str, Any]):
     """A dict whose items are attributes as well."""
@@ -33,8 +35,12 @@ def replies_text(replies: Any) -> str:
     """Replies as JSON; a value that has neither JSON nor fields becomes its text."""
     try:
         return json.dumps(replies, default=_fields)
-    except ValueError:  # an object that holds itself
-        return json.dumps(replies, default=str)
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # keys that are no text, an object that holds itself, no end of objects
+        return json.dumps([_flat(reply) for reply in replies])
 
 
 def replies_of(text: str) -> Any:
@@ -45,10 +51,20 @@ def replies_of(text: str) -> Any:
 _READER = json.JSONDecoder(object_hook=ReplyFields)
 
 
+def _flat(reply: Any) -> Any:
+    """A reply with the text of whatever is more than a number or text."""
+    if isinstance(reply, dict):
+        return {
+            str(name): _flat(item) if not isinstance(item, (dict, list)) else str(item) for name, item in reply.items()
+        }
+    return reply if reply is None or isinstance(reply, (bool, int, float, str)) else str(reply)
+
+
 def _fields(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return dict(value)  # its own serializer may be put off, and then fails
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     held = {} if isinstance(value, type) else getattr(value, "__dict__", {})
-    return {name: item for name, item in held.items() if not name.startswith("_")} or str(value)
+    shown = {name: item for name, item in held.items() if not name.startswith("_") and not is_secret_name(name)}
+    return shown or str(value)

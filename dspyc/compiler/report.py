@@ -1,50 +1,35 @@
 """What a compile did, what it cost and what it proved."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
-from .budget import Spent
 from .gate import Verdict
 from .html_table import html_table
-from .spending import spending_table
+from .run_report import RunReport
 
 _AFTER = "student after"
 
 
 @dataclass(frozen=True)
-class CompileReport:
-    """Figures of one compile. Scores are means in the metric's unit, `seconds` wall time of this sitting.
+class CompileReport(RunReport):
+    """Figures of one compile, besides those of its run. Scores are means in the metric's unit.
 
-    `calls` counts the answers of language models by role, each once however many sittings this run had, and those of models
-    on this machine too, which cost nothing; `replayed` counts the calls that the ledger answered in this sitting; `cost` is
-    USD where the providers say, else None. `plan` is what was expected of models elsewhere and `spent` what those alone were
-    asked, over all sittings. `stopped` is the limit that ended the compile early, so that this is the best so far; None where
-    nothing did. `run_dir` is empty where nothing was run, so that there was nothing to record.
-
+    `replayed` counts the calls that the ledger answered in this sitting; `cost` is USD where the providers say, else None.
     `rows` counts training rows by predictor, `dataset` says what became of the runs that gave none, `training` has for every
     set of weights its predictors, model, folder and losses. `kept_student`: the result was worse, and
-    `on_regression="keep_student"` gave the student back. `fingerprints` name the compile, the data and the programs by
-    their content.
+    `on_regression="keep_student"` gave the student back.
     """
 
     verdict: Verdict | None
-    calls: dict[str, int]
     replayed: int
     cost: float | None
-    seconds: float
     rows: dict[str, int]
     dataset: dict[str, Any]
     training: list[dict[str, Any]]
-    run_dir: str
-    seed: int
     kept_student: bool = False
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
-    stopped: str | None = None
 
     @property
     def before(self) -> float | None:
@@ -97,9 +82,6 @@ class CompileReport:
             return f"the best so far: the budget was spent ({self.stopped}); {compared or 'not compared'}"
         return compared
 
-    def __rich__(self) -> Table:
-        return self.table()
-
     def _repr_html_(self) -> str:
         rows, calls = self._rows(), ", ".join(f"{count:,} of the {role}" for role, count in self.calls.items())
         spent = [f"Calls: {calls or 'none'}", *([f"{self.cost:.4f} USD"] if self.cost is not None else [])]
@@ -146,12 +128,10 @@ class CompileReport:
         for name, number in facts.get("shown", {}).items():
             yield f"demos of `{name}` for each input", number
 
-    def spending(self) -> Table:
-        """Plan and actual, side by side."""
-        return spending_table(
-            self.plan,
-            self.spent,
-            priced=self.cost is not None,
-            seconds=self.seconds,
-            note=", training included" if self.training else "",
-        )
+    @property
+    def _priced(self) -> bool:
+        return self.cost is not None
+
+    @property
+    def _trained(self) -> bool:
+        return bool(self.training)

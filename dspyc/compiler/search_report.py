@@ -1,15 +1,14 @@
 """What a search over candidates saw, what it chose, and what that is worth on examples that it did not use."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from .budget import Spent
 from .html_table import html_table
+from .run_report import RunReport
 from .score import Score
-from .spending import spending_table
 
 _COLUMNS = ("candidate", "demos", "score (95 %)", "examples", "ended")
 
@@ -30,13 +29,12 @@ class CandidateReport:
 
 
 @dataclass(frozen=True)
-class SearchReport:
-    """Figures of one search.
+class SearchReport(RunReport):
+    """Figures of one search, besides those of its run.
 
     `validation` says which examples chose; the winner's score on them is flattered, as the best of many is. `final` is its
-    score on examples that the search did not use, which `final_on` names, or why there is none. `stopped` says which limit
-    ended the search before it had compared all, if one did. `calls`, `replayed`, `cost`,
-    `seconds`, `plan` and `spent` are as in a CompileReport.
+    score on examples that the search did not use, which `final_on` names, or why there is none. `replayed` and `cost` are as
+    in a CompileReport.
     """
 
     winner: int
@@ -44,16 +42,8 @@ class SearchReport:
     validation: str
     final: Score | None
     final_on: str
-    calls: dict[str, int]
     replayed: int
     cost: float | None
-    seconds: float
-    run_dir: str
-    seed: int
-    stopped: str | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
 
     @property
     def best(self) -> CandidateReport:
@@ -90,15 +80,12 @@ class SearchReport:
             if self.final
             else f"No score on unseen examples: {self.final_on}."
         )
-        stopped = f" The search was not finished: {self.stopped}" if self.stopped else ""
+        stopped = f" The search was not finished: its budget ended it ({self.stopped})." if self.stopped else ""
         return f"Candidate {self.winner} won on {self.validation}. {final}{stopped}"
 
-    def spending(self) -> Table:
-        """Plan and actual, side by side."""
-        return spending_table(self.plan, self.spent, priced=self.cost is not None, seconds=self.seconds)
-
-    def __rich__(self) -> Table:
-        return self.table()
+    @property
+    def _priced(self) -> bool:
+        return self.cost is not None
 
     def _repr_html_(self) -> str:
         return html_table(

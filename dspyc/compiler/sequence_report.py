@@ -1,16 +1,15 @@
 """What each step of a sequence of optimizers was worth."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.intervals import Difference
-from .budget import Spent
 from .html_table import html_table
+from .run_report import RunReport
 from .score import Score
-from .spending import spending_table
 
 _COLUMNS = ("program", "score (95 %)", "against the best before it", "outcome")
 Outcome = Difference | Literal["not compared"]
@@ -43,26 +42,18 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class SequenceReport:
-    """Figures of a sequence; `steps[0]` is the student as it was, and `best` says which step was returned.
+class SequenceReport(RunReport):
+    """Figures of a sequence, besides those of its run.
 
-    `calls` are those that compared the steps, by role; what the steps paid for themselves stands in the reports of their
-    own folders, below `run_dir`. `stopped` is the limit that ended the sequence early. `plan` and `spent` are of the comparison
-    and all steps, as far as optimizers have plans and ledgers. The best of several steps is a little flattered by the
-    examples that chose it.
+    `steps[0]` is the student as it was, and `best` says which step was returned. `calls` are those that compared the steps, by
+    role; what the steps paid for themselves stands in the reports of their own folders, below `run_dir`. `plan` and `spent`
+    are of the comparison and all steps, as far as optimizers have plans and ledgers. The best of several steps is a little
+    flattered by the examples that chose it.
     """
 
     steps: list[StepReport]
     best: int
     examples: int
-    calls: dict[str, int]
-    seconds: float
-    run_dir: str
-    seed: int
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
-    stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         steps = [{**asdict(step), "score": step.score and step.score.to_dict()} for step in self.steps]
@@ -96,13 +87,14 @@ class SequenceReport:
             table.add_row(*map(Text, _cells(step)), style="bold" if place == self.best else None)
         return table
 
-    def spending(self) -> Table:
-        """Plan and actual, side by side."""
-        note = ", training included"
-        return spending_table(self.plan, self.spent, priced=self.spent["usd"] > 0, seconds=self.seconds, note=note)
+    @property
+    def _priced(self) -> bool:
+        priced: bool = self.spent["usd"] > 0
+        return priced
 
-    def __rich__(self) -> Table:
-        return self.table()
+    @property
+    def _trained(self) -> bool:
+        return True
 
     def _repr_html_(self) -> str:
         return html_table(_COLUMNS, [_cells(step) for step in self.steps], bold=self.best, caption=self.conclusion)

@@ -1,17 +1,13 @@
 """One run of a program on one example, step by step.
 
 A step is known by its predictor's name, never by its place: a program may call a predictor in a loop, in a branch, in
-threads or not at all, or call copies of it and keep the answer of one. Steps come from the predictors' own calls; the
-language-model calls in a step from `compiler.calls`.
+threads or not at all, or call copies of it and keep the answer of one. Traces are made by `compiler.recording`.
 """
 
 import copy
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -19,11 +15,9 @@ from typing import Any
 import dspy
 
 from ..errors import redact
-from ..evaluation import call_metric
-from ..evaluation.metrics import Metric
-from ..signatures import predictors
-from ..signatures.mixins import RecordedMixin, mix
-from .calls import Call, Run, Workers, call_key
+from ..signatures.fingerprints import stable
+from ..signatures.mixins import RecordedMixin
+from .call import Call
 from .ledger import Ledger
 
 
@@ -54,7 +48,7 @@ class Trace:
     index: int
     example: str
     steps: list[Step] = field(default_factory=list)
-    taken: "Taken" = field(default_factory=lambda: Taken())
+    taken: "DSPyTrace" = field(default_factory=lambda: DSPyTrace())
     prediction: Any = None
     score: float | None = None
     error: str | None = None
@@ -68,7 +62,7 @@ class Trace:
 
     @property
     def counted(self) -> float:
-        """The score where runs are compared: an answer that cannot be had is a wrong one."""
+        """The score when runs are compared: no answer counts as a wrong one."""
         return 0.0 if self.score is None else self.score
 
     def to_record(self) -> dict[str, Any]:
@@ -99,11 +93,19 @@ def recorded(ledger: Ledger, role: str) -> dict[str, Trace]:
     return runs
 
 
-class Names:
+class ObservedMixin(RecordedMixin):
+    """What a program's predictors have while it is observed, and with them the copies that it makes of them as it runs."""
+
+    signature: type[dspy.Signature]
+    stage: str  # DSPy's: a random text that copies keep
+    demos: list[Any]
+
+
+class PredictorNames:
     """The names of a program's predictors, and of the copies that it makes of them as it runs, as dspy.BestOfN does.
 
     A predictor is known by its `id`. A copy has DSPy's `stage`, a random text, of the one that it was made from; it has that
-    one's name where no other predictor of the program has this `stage` and its signature was not changed.
+    one's name where no other predictor of the program has this `stage`, and neither its signature nor its demos were changed.
     """
 
     def __init__(self, named: Mapping[str, dspy.Predict] | None = None) -> None:
@@ -118,23 +120,24 @@ class Names:
 
     def of_copy(self, predictor: Any) -> str | None:
         """The name of the predictor that the program copied in the run; None where it is no such copy."""
-        if not isinstance(predictor, _Observed) or predictor.stage not in self._by_stage:
+        if not isinstance(predictor, ObservedMixin) or predictor.stage not in self._by_stage:
             return None
         name, original = self._by_stage[predictor.stage]
-        return name if predictor is not original and predictor.signature is original.signature else None
+        same = predictor is not original and predictor.signature is original.signature
+        return name if same and stable(predictor.demos) == stable(original.demos) else None
 
 
-class Taken(list[tuple[Any, dict[str, Any], Any]]):
+class DSPyTrace(list[tuple[Any, dict[str, Any], Any]]):
     """DSPy's trace of a run: (predictor, inputs, outputs) of each call that succeeded.
 
     `given` has each call's predictor by name, None where the program made it in the run, and the inputs and outputs as they
     were; those in the list itself are the program's own objects, which it may have changed since.
     """
 
-    def __init__(self, names: Names | None = None) -> None:
+    def __init__(self, names: PredictorNames | None = None) -> None:
         super().__init__()
         self.given: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = []
-        self._names = names or Names()
+        self._names = names or PredictorNames()
         self._lock = threading.Lock()
 
     def append(self, call: tuple[Any, dict[str, Any], Any]) -> None:
@@ -143,7 +146,7 @@ class Taken(list[tuple[Any, dict[str, Any], Any]]):
         if name is None and (name := self._names.of_copy(predictor)) is not None:
             # What whoever copied it put in besides, such as the hint of dspy.Refine, is not asked of the predictor itself.
             inputs = {field: value for field, value in inputs.items() if field in predictor.signature.input_fields}
-        given = (name, _snapshot(inputs), _said(outputs) if isinstance(outputs, dspy.Prediction) else {})
+        given = (name, snapshot(inputs), outputs_of(outputs) if hasattr(outputs, "items") else {})
         with self._lock:
             self.given.append(given)
             super().append(call)
@@ -158,163 +161,9 @@ class Taken(list[tuple[Any, dict[str, Any], Any]]):
             return super().pop(index)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A program under observation: its predictors' names, what it is (`fingerprint`) and its part in the compile."""
-
-    program: dspy.Module
-    role: str
-    fingerprint: str
-    lm: dspy.BaseLM | None = None  # for predictors that have none of their own
-    adapter: dspy.Adapter | None = None
-    traced: bool = True  # whether the metric gets DSPy's trace, as in a bootstrap; dspy.Evaluate gives it none
-    round: int = 0  # of the bootstrap; LMs that come up in the program give other replies in each
-    names: Names = field(init=False, repr=False, compare=False)  # of its predictors
-
-    def __post_init__(self) -> None:
-        found = predictors(self.program)
-        object.__setattr__(self, "names", Names(found))
-        for predictor in found.values():
-            mix(predictor, _Observed)
-
-
-def run_example(
-    subject: Subject,
-    example: dspy.Example,
-    trace: Trace,
-    metric: Metric | None,
-    ledger: Ledger,
-    repeat: str = "",
-    workers: Workers | None = None,
-) -> Trace:
-    """Run, score and record one example; what goes wrong with it is kept in the trace. `repeat` tells equal examples apart.
-
-    Raises:
-        LedgerError: The record cannot be kept; nothing further may be paid for.
-        BudgetError: A call was not allowed, so this is no finished run; its calls so far are recorded.
-    """
-    recorder = _Recorder(trace, subject.names)
-    trace.taken = Taken(subject.names)
-    trace.asked = call_key(example, repeat)
-    run = Run(subject.role, trace.asked, ledger, recorder.on_call, workers, subject.round)
-    settings: dict[str, Any] = {
-        "trace": trace.taken,
-        "disable_history": False,
-        "dspyc_run": run,
-        "dspyc_recorder": recorder,
-    }
-    if subject.lm is not None:
-        settings["lm"] = subject.lm
-    if subject.adapter is not None:
-        settings["adapter"] = subject.adapter
-    started = time.monotonic()
-    with dspy.context(**settings):
-        _run_and_score(subject, example, recorder, metric, run)
-    trace.seconds = time.monotonic() - started
-    if stop := ledger.failure or run.refusal:
-        raise stop
-    ledger.record_trace(trace.id, trace.role, trace.score, trace.error, trace.to_record())
-    return trace
-
-
-def _run_and_score(
-    subject: Subject, example: dspy.Example, recorder: "_Recorder", metric: Metric | None, run: Run
-) -> None:
-    trace = recorder.trace
-    try:
-        trace.prediction = subject.program(**example.inputs())
-    except Exception as error:  # a bad example is an event, not the end
-        trace.error, trace.blame = described(error), "program"
-        return
-    finally:
-        recorder.drop_refused()
-    if metric is None:
-        return
-    run.round = 0  # a judge is asked as ever
-    try:
-        taken = list(trace.taken) if subject.traced else None
-        trace.score = call_metric(metric, example, trace.prediction, taken)
-    except Exception as error:
-        trace.error, trace.blame = described(error), "metric"
-
-
-class _Observed(RecordedMixin):
-    """Tells the recorder of the run what the predictor does. DSPy's callbacks would too, at 0.1 ms a call."""
-
-    signature: type[dspy.Signature]
-    stage: str  # DSPy's: a random text that copies keep
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = dspy.settings.get("dspyc_recorder")
-        if not isinstance(recorder, _Recorder):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with recorder.step(self, kwargs) as step:
-            outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            recorder.finish(step, outputs)
-        return outputs
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = dspy.settings.get("dspyc_recorder")
-        if not isinstance(recorder, _Recorder):
-            return await super().acall(*args, **kwargs)  # type: ignore[misc]
-        with recorder.step(self, kwargs) as step:
-            outputs = await super().acall(*args, **kwargs)  # type: ignore[misc]
-            recorder.finish(step, outputs)
-        return outputs
-
-
-class _Recorder:
-    """Collects the steps of one run; `names` are those of its predictors."""
-
-    def __init__(self, trace: Trace, names: Names) -> None:
-        self.trace, self._names = trace, names
-        self._of_copies: list[tuple[Step, dspy.Prediction]] = []
-
-    @contextmanager
-    def step(self, predictor: _Observed, given: dict[str, Any]) -> Iterator[Step | None]:
-        """A call of a predictor while it goes on; None where the program made the predictor in the run."""
-        own = self._names.own(predictor)
-        name = own if own is not None else self._names.of_copy(predictor)
-        if name is None:
-            yield None
-            return
-        fields = given.get("signature", predictor.signature).input_fields
-        step = Step(name, {k: _snapshot(v) for k, v in given.items() if k in fields}, of_copy=own is None)
-        self.trace.steps.append(step)
-        token = _current_step.set(step)
-        try:
-            yield step
-        except BaseException as error:
-            step.error = described(error)
-            raise
-        finally:
-            _current_step.reset(token)
-
-    def finish(self, step: Step | None, outputs: Any) -> None:
-        if step is not None and isinstance(outputs, dspy.Prediction):
-            step.outputs = _said(outputs)
-            if step.of_copy:
-                self._of_copies.append((step, outputs))
-
-    def drop_refused(self) -> None:
-        """Take the outputs of copies' steps that the program did not put in DSPy's trace: it kept another attempt."""
-        kept = {id(outputs) for _, _, outputs in self.trace.taken}
-        for step, outputs in self._of_copies:
-            if id(outputs) not in kept:
-                step.outputs, step.error = None, "The program kept another attempt."
-
-    def on_call(self, call: Call) -> None:
-        step = _current_step.get()
-        if step is not None:  # a call outside any predictor, as a judge's in a metric, belongs to no step
-            step.calls.append(call)
-
-
-def _said(outputs: Any) -> dict[str, Any]:
+def outputs_of(outputs: Any) -> dict[str, Any]:
     """What a prediction holds, as it is now."""
-    return {name: _snapshot(value) for name, value in outputs.items()}
-
-
-_current_step: ContextVar[Step | None] = ContextVar("dspyc_current_step", default=None)
+    return {name: snapshot(value) for name, value in outputs.items()}
 
 
 def described(error: BaseException) -> str:
@@ -322,7 +171,7 @@ def described(error: BaseException) -> str:
     return redact(f"{type(error).__name__}: {error}")[:2000].encode("utf-8", "backslashreplace").decode()
 
 
-def _snapshot(value: Any) -> Any:
+def snapshot(value: Any) -> Any:
     """The value as it is now: a program may go on changing its lists and histories."""
     try:
         return copy.deepcopy(value)

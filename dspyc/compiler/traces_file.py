@@ -18,7 +18,7 @@ from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYP
 
 from ..errors import ConfigError, DataError
 from ..files import json_bytes, numbered_lines, whole_file
-from .calls import Call
+from .call import Call
 from .trace import Step, Trace
 
 _VERSION = 1

@@ -21,7 +21,7 @@ class AsyncLocalEngine:
         self.engine = engine
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        """As `LocalEngine.complete`. A task cancelled while it waits ends the work on its request."""
+        """Like `LocalEngine.complete`. A task cancelled while it waits ends the work on its request."""
         engine = await asyncio.to_thread(self.engine.serving, request.model)
         if Choices.of(request) is not None:
             return await asyncio.to_thread(engine.complete, request)
@@ -31,7 +31,7 @@ class AsyncLocalEngine:
             return engine._response(request, job, reply)
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
-        """As `LocalEngine.stream`."""
+        """Like `LocalEngine.stream`."""
         if request.tools:
             for event in lm15.response_to_events(await self.complete(request)):
                 yield event

@@ -25,7 +25,7 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anythi
 
 
 class ChatTokenizer:
-    """Token ids of chats, by one tokenizer. Safe to share between threads.
+    """Turns chats into token ids with one tokenizer. Safe to share between threads.
 
     Raises:
         ModelError: The tokenizer has no end-of-sequence token or no chat template, the template refuses the messages, or a
@@ -85,7 +85,7 @@ class ChatTokenizer:
 
     @property
     def opening(self) -> Opening:
-        """The same, as replies are freed of it."""
+        """`reply_opening` as `without_opening` removes it from replies."""
         return Opening(self.reply_opening)
 
     def without_opening(self, text: str) -> str:

@@ -45,8 +45,11 @@ class ConstrainedLM(CandidatesLM):
         return [evidence.put(reply, await answered_later(evidence.text(reply, self), self.acall)) for reply in replies]
 
     def bound_by(self, messages: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """What such a call's answer depends on beside its messages and settings: the grammar, and where decisions are asked
-        for the prompt that is read in the messages' place. Nothing where the reply is free."""
+        """What the answer to such a call depends on besides its messages and settings.
+
+        That is the grammar and, where decisions are asked for, the prompt that replaces the messages; nothing if the reply is
+        unconstrained.
+        """
         evidence, settings = self._asked(messages, kwargs)
         if settings is kwargs:
             return []

@@ -37,14 +37,14 @@ def choice_probabilities(predictor: dspy.Predict | dspy.ChainOfThought, **inputs
     """The probability of every option of `predictor`'s choices: its outputs that are a `Literal`, an `Enum` or a bool.
 
     DSPy's decision types are choices too, asked as such: `Choice` of its options, `Noul` of a bool, `Score` of its levels'
-    numbers. Each choice is looked at behind the outputs before it. Where such an output is no choice, such as the reasoning of
+    numbers. Each choice is scored after the outputs before it. If such an output is not a choice, such as the reasoning of
     `dspy.ChainOfThought`, the predictor is called first and its answer stands there; otherwise the likeliest options
-    do. The options of a choice add up to 1.
+    stand there. The probabilities of a choice add up to 1.
 
     Args:
         predictor: A `dspy.Predict` or `dspy.ChainOfThought` on a `dspyc.LocalLM`, with ChatAdapter, JSONAdapter or
             TerseAdapter.
-        **inputs: As in a call of it.
+        **inputs: As in a call of the predictor.
 
     Raises:
         ConfigError: The predictor has no choices, another kind of LM, or an adapter of another format.
@@ -148,7 +148,10 @@ class Evidence:
 
     @classmethod
     def of(cls, asked: Asked, lm: Any) -> "Evidence | None":
-        """What a request asks for; None where that are no decisions, or their predictor's call is not to be seen."""
+        """The evidence that a request asks for.
+
+        None if its signature has no decisions, or if the predictor's call cannot be found.
+        """
         if not asked.decisions.types or asked.call is None:
             return None
         plain = _as_choices(asked.predictor, asked.decisions, asked.call["demos"])

@@ -83,7 +83,7 @@ class LocalEngine:
 
     @property
     def calls(self) -> int:
-        """Requests that the model has answered; answers from DSPy's cache are none."""
+        """Requests that the model has answered; answers from DSPy's cache do not count."""
         return self._calls
 
     @property
@@ -127,7 +127,7 @@ class LocalEngine:
                 job.reply.cancel()  # whoever stops waiting, by Ctrl-C for one, wants no more of it
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
-        """The answer as stream events, text as it is written; where tools are offered, once it is whole.
+        """The answer as stream events: text as it is written or, if tools are offered, all of it once it is complete.
 
         Closing the iterator ends the work on the answer.
         """
@@ -162,7 +162,7 @@ class LocalEngine:
     def serving(self, model_string: str) -> "LocalEngine":
         """The engine that answers for `model_string`, kept from now on.
 
-        `lm.copy(model=…)`, which is how DSPy hands back a fine-tuned LM, keeps the engine and changes the string only.
+        `lm.copy(model=…)`, which is how DSPy hands back a fine-tuned LM, keeps the engine and changes only the string.
         """
         found = self if model_string == self.model_string else self._served.get(model_string)
         if found is None:
@@ -206,7 +206,7 @@ class LocalEngine:
         return candidates.take(request, lambda count: self._submit(request, count))
 
     def _submit(self, request: lm15.Request, count: int) -> list[Job]:
-        """Begin so many answers to a request. With a seed, each further one draws by a seed of its own."""
+        """Begin `count` answers to a request. With a seed, each after the first draws by a seed of its own."""
         jobs = [self._job(request, at) for at in range(count)]
         self._loaded.submit(*jobs)
         return jobs
@@ -304,7 +304,7 @@ class LocalEngine:
 
 
 def find_engine(model_string: str) -> LocalEngine:
-    """The engine behind a model string of this process, made again where it was let go.
+    """The engine behind a model string of this process; it is made again if it has been freed.
 
     Raises:
         ModelError: No engine of that name was made here, or its weights have changed since.

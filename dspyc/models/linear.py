@@ -25,7 +25,7 @@ class FewRows(torch.nn.Linear):
         return found.reshape(*input.shape[:-1], -1)
 
 
-def quicken(model: Any) -> None:
+def use_few_rows(model: Any) -> None:
     """Make the linear layers of a model that was loaded for inference `FewRows`, where that pays."""
     for module in model.modules():
         if type(module) is not torch.nn.Linear:

@@ -20,7 +20,7 @@ from ..errors import ModelError
 from . import memory, weights
 from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
-from .linear import quicken
+from .linear import use_few_rows
 from .memory import MemoryPlan, MemoryReport
 from .runner import Runner
 from .scheduler import Scheduler, most_rows
@@ -104,7 +104,7 @@ class LoadedModel:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-            memory.let_go()
+            memory.free_caches()
 
     def leave(self) -> None:
         """End the thread after the step that it is computing; what is queued gets no answer. For the end of the process."""
@@ -206,7 +206,7 @@ class LoadedModel:
     def _load(self) -> Scheduler:
         self._refuse_changed(self._identity)
         plan = self._read()
-        quicken(self._model)
+        use_few_rows(self._model)
         chat = self.chat
         pad_id = chat.tokenizer.pad_token_id
         return Scheduler(

@@ -53,7 +53,7 @@ def plan(path: Path, device: str, dtype: str) -> MemoryPlan:
         ModelError: Its weights alone are larger than that memory.
     """
     if weights.device_of(device).type == "cuda":
-        let_go()
+        free_caches()
     needed, free = weight_bytes(path, weights.dtype_of(dtype, device)), free_bytes(weights.device_of(device))
     if needed > free:
         raise ModelError(
@@ -81,7 +81,7 @@ def _header(file: Path) -> dict[str, Any]:
         return dict(json.loads(opened.read(length)))
 
 
-def let_go() -> None:
+def free_caches() -> None:
     """Free what only cycles hold, as models and trainers do, and give back what torch keeps of a GPU for itself."""
     gc.collect()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A request back as the chat messages that DSPy made it from."""
+"""Turns a request back into the chat messages that DSPy made it from."""
 
 import json
 from typing import Any

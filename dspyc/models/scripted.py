@@ -32,7 +32,7 @@ def ScriptedLM(answer: Answer, *, model: str = "scripted/expert", **kwargs: Any)
     Args:
         answer: Gets the fields of the last user message, as ChatAdapter writes them, each as text; a message in another
             format comes whole, as `{"text": …}`. A dict that it returns is written in ChatAdapter's format, a string is
-            sent as it is. What it raises, the caller of the LM gets. It may be called from several threads at once.
+            sent as it is. Whatever it raises reaches the caller of the LM. It may be called from several threads at once.
         model: The model string. DSPy's cache knows an LM by it alone, so the cache is off unless `cache=True` is given.
         **kwargs: Passed on to `dspy.LM`.
 
@@ -40,7 +40,7 @@ def ScriptedLM(answer: Answer, *, model: str = "scripted/expert", **kwargs: Any)
         The LM; `lm.engine.calls` counts its requests, deep copies of the LM included.
 
     Raises:
-        ConfigError: `answer` is no function.
+        ConfigError: `answer` is not a function.
     """
     if not callable(answer):
         raise ConfigError(

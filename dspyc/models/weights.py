@@ -49,7 +49,7 @@ def resolve(model: str | Path) -> Path:
     """The folder that holds `model`, downloaded first where it is a hub id that is not on this machine.
 
     Raises:
-        ModelError: There is no such folder, or the hub id cannot be had.
+        ModelError: There is no such folder, or the hub id cannot be downloaded.
     """
     text = str(model)
     if text == TINY:
@@ -66,7 +66,7 @@ def resolve(model: str | Path) -> Path:
 
 
 def identity(model: str | Path, adapter: str | Path | None = None) -> str:
-    """12 hex digits of the content of the weights, tokenizer and configuration: other bytes, other digits."""
+    """12 hex digits that name the content of weights, tokenizer and configuration: other bytes give other digits."""
     digest = hashlib.sha256()
     for folder in [resolve(model)] + ([resolve(adapter)] if adapter is not None else []):
         for file in content_files(folder):

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,23 @@ from dspy.teleprompt import BootstrapFinetune as DSPyBootstrapFinetune
 from dspy.teleprompt.grpo import GRPO
 
 from ..compiler import artifact
-from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.budget import Budget, counted_by
-from ..compiler.calls import Workers
 from ..compiler.examples import check_examples
-from ..compiler.failures import all_failed, metric_failed
-from ..compiler.ledger import Ledger
+from ..compiler.failures import all_failed
 from ..compiler.plan import Plan, plan_stages
-from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.score import Score
-from ..compiler.sequence_report import Outcome, SequenceReport, StepReport
-from ..compiler.trace import Trace
+from ..compiler.ray_workers import Executor
+from ..compiler.sequence_report import SequenceReport
 from ..errors import BudgetError, ConfigError, ProgramError
-from ..evaluation import check_metric, metric_fingerprint, paired_interval
-from ..evaluation.intervals import difference_of
+from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share, check_threads
-from .kept_steps import KeptStep, without_results
+from .judge import Judge
+from .kept_steps import KeptStep, optimizer_key, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
-from .runs import data_fingerprint, run_folder
+from .runs import data_fingerprint, run_folder, sitting
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +87,30 @@ class BetterTogether(Teleprompter):
     ) -> dspy.Module:
         """The program of the best step, with `candidate_programs` as DSPy has them, `report` and `save`.
 
-        Each step starts from the program before it, or from the best one where that was clearly worse (its 95 % interval
-        lies below 0). Steps learn from `trainset`; `valset`, or the share `valset_ratio` of `trainset` drawn by `seed`,
-        only compares them, and with neither the last program is returned. `max_errors` failed runs of a program on these
-        examples end the compile; by default each counts as 0, for a student may fail before its training. Optimizers that
-        take several teachers get all, the others the first; predictors whose language model an optimizer took away get it
-        back. `num_threads` is the steps' too, where optimizers have no number of their own. `budget` is a hard limit on the
-        whole sequence, counted for optimizers of dspyc: at it the best program so far is returned, and the report says so.
-        `executor="ray"` has requests made by a Ray cluster, here and in optimizers that have such a setting.
-        `optimizer_compile_args` are further arguments of `compile`, by optimizer, and win over these.
+        Each step starts from the previous step's program, or from the best one if the previous was clearly worse (its 95 %
+        interval lies below 0). Predictors whose language model an optimizer took away get it back. Steps by optimizers that
+        keep no record of their own (DSPy's) are not repeated on a resume if they changed prompts only; otherwise they run
+        again.
 
-        The record is in `run_dir` (default: a folder named after the compile), each step's in a folder of its own there, so
-        that the same compile goes on where it was stopped. Of optimizers that keep no record, such as DSPy's, that is the
-        program they made, where it differs in its prompts alone; other such steps are run again.
+        Args:
+            student: The program that the first step starts from.
+            trainset: What the steps learn from.
+            teacher: One or several programs: optimizers that take several get all, those that take one the first.
+            valset: Examples that only compare the steps. Default: a share of `trainset`.
+            num_threads: Examples that run at once, in steps too whose optimizers have no number of their own.
+            max_errors: Failed runs of one program, on the examples that compare, that end the compile. Default: a failed run
+                counts as 0, for a student may fail before its training.
+            provide_traceback: Whether the log has the traceback of a step that fails.
+            seed: Of the share that is held out and of the examples' order. Default: 0.
+            valset_ratio: Share of `trainset` held out where there is no `valset`; 0 returns the last program, not compared.
+            shuffle_trainset_between_steps: Whether each step gets the examples in an order of its own.
+            strategy: Names of optimizers with `->` between them.
+            optimizer_compile_args: Further arguments of an optimizer's `compile`, by its name; they win over these.
+            budget: A hard limit on the whole sequence, counted for optimizers of dspyc: at it the best program so far is
+                returned, and the report says so.
+            executor: "threads", or "ray" for requests by a Ray cluster, here and in optimizers that have such a setting.
+            run_dir: The folder of the record, with one for each step in it; the same compile goes on from there. Default: a
+                folder named after the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
 
         Raises:
             DspycError: Its subclass says what was wrong.
@@ -128,30 +134,24 @@ class BetterTogether(Teleprompter):
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
         threads = check_threads(num_threads)
         plan = self._plan(student, names, given, train, held_out, teachers, threads)
-        with (
-            Ledger(run_folder(run_dir, asks), budget=budget) as ledger,
-            workers_of(executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, strategy=strategy, held_out=len(held_out), plan=plan.to_dict())
-            judge = _Judge(self.metric, held_out, ledger, threads, max_errors, seed, workers)
+        with sitting(
+            run_folder(run_dir, asks),
+            plan=plan,
+            fingerprints={"compile": identity, "data": data_fingerprint(train)},
+            seed=seed,
+            started=started,
+            threads=threads,
+            budget=budget,
+            executor=executor,
+            strategy=strategy,
+            held_out=len(held_out),
+        ) as run:
+            judge = Judge(self.metric, held_out, run.ledger, threads, max_errors, seed, run.workers)
             judge.add("", copy_program(student), 0.0)
             self._take(sequence, judge)
-            if ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
+            if run.ledger.meter.exhausted is None and (failure := all_failed(judge.failures, "held-out runs")):
                 raise failure
-            report = SequenceReport(
-                steps=judge.steps,
-                best=judge.best,
-                examples=len(held_out),
-                calls=ledger.calls(),
-                seconds=time.monotonic() - started,
-                run_dir=str(ledger.run_dir),
-                seed=seed,
-                fingerprints={"compile": identity, "data": data_fingerprint(train)},
-                plan=plan.to_dict(),
-                spent=ledger.meter.spent.to_dict(),
-                stopped=ledger.meter.exhausted,
-            )
-            ledger.event("report", **report.to_dict())
+            report = run.keep(SequenceReport(steps=judge.steps, best=judge.best, examples=len(held_out), **run.facts()))
         chosen = artifact.attach(copy_program(judge.programs[judge.best]), report)
         chosen.candidate_programs = judge.candidate_programs()
         chosen.flag_compilation_error_occurred = False
@@ -201,13 +201,14 @@ class BetterTogether(Teleprompter):
         compared = plan_stages(student, "held-out", held_out, runs=len(held_out) * (len(names) + 1)) if held_out else []
         return sum_of(plans, compared, threads)
 
-    def _take(self, sequence: "_Sequence", judge: "_Judge") -> None:
+    def _take(self, sequence: "_Sequence", judge: Judge) -> None:
         """Take the steps, each from the judge's base, until the budget is spent.
 
         Raises:
             Exception: A step's own error, as it was raised.
         """
         ledger, train = judge.ledger, list(sequence.train)
+        made_by = {name: optimizer_key(self.optimizers[name]) for name in sequence.names}
         for place, name in enumerate(sequence.names):
             so_far, begun = _ARROW.join(sequence.names[: place + 1]), time.monotonic()
             if sequence.shuffled_by is not None:
@@ -218,15 +219,15 @@ class BetterTogether(Teleprompter):
             arguments |= {**_threads_of(optimizer, sequence.num_threads), **sequence.given.get(name, {})}
             try:
                 before = _uncompiled(judge.base, judge.programs[0])
-                kept = KeptStep.of(folder, self.optimizers[name], before, arguments)
+                kept = KeptStep.of(folder, made_by[name], before, arguments)
                 made = kept.program() if kept is not None else None
-                if made is not None:
-                    logger.info("Step %s was taken before: its program is the one in %s.", so_far, folder)
+                if kept is not None and made is not None:
+                    kept.announce(f"Step {so_far}", made)
                 else:
                     with counted_by(ledger.meter), dspy.context(**_threads_setting(sequence.num_threads)):
                         made = optimizer.compile(copy_program(before), **arguments)
                     _give_back_lms(made, judge.base, f"step {so_far}, by {type(optimizer).__name__}")
-                    if kept is not None:
+                    if kept is not None and ledger.meter.exhausted is None:  # else there is more to make
                         kept.keep(made)
                 if not judge.add(so_far, made, time.monotonic() - begun):
                     return
@@ -286,94 +287,6 @@ class _Sequence:
     executor: Executor
     shuffled_by: int | None  # the seed of the examples' order, anew in each step; None leaves it
     with_traceback: bool  # in the log, where a step fails
-
-
-@dataclass
-class _Judge:
-    """The programs so far, what they score on the held-out examples, and which one the next step starts from."""
-
-    metric: Metric
-    held_out: list[dspy.Example]
-    ledger: Ledger
-    threads: int
-    max_errors: int | None
-    seed: int
-    workers: Workers | None
-    programs: list[dspy.Module] = field(default_factory=list)
-    failures: list[Trace] = field(default_factory=list)  # none once a run was scored
-    steps: list[StepReport] = field(default_factory=list)
-    best: int = 0
-    _scores: list[list[float]] = field(default_factory=list)
-    _base: int = 0
-    _scored: bool = False
-
-    @property
-    def base(self) -> dspy.Module:
-        return self.programs[self._base]
-
-    def add(self, strategy: str, program: dspy.Module, seconds: float) -> bool:
-        """Score a program; whether that could be done within the budget. What was paid for is kept in any case."""
-        try:
-            traces = self._run(program)
-        except BudgetError as error:
-            if not self.programs or self.ledger.meter.exhausted is not None:
-                raise
-            logger.warning("Step %s is not compared, and the last. %s", strategy, error.message)  # it has no price
-            self._scores.append([])
-            self.programs.append(program)
-            self.steps.append(StepReport(strategy, None, None, "not compared", seconds, 0))
-            return False
-        if failure := metric_failed(traces, "held-out runs"):
-            raise failure
-        failures = [trace for trace in traces if trace.error is not None]
-        self._scored = self._scored or len(failures) < len(traces)
-        self.failures = [] if self._scored else self.failures + failures
-        self._scores.append([trace.counted for trace in traces])
-        self.programs.append(program)
-        place, scores = len(self._scores) - 1, self._scores[-1]
-        difference: tuple[float, float] | None = None
-        outcome: Outcome = "not compared"
-        if place and scores:
-            difference = paired_interval(self._scores[self.best], scores, seed=self.seed)
-            outcome = difference_of(difference)
-        self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
-        self._base = self.best if outcome == "worse" else place
-        if sum(scores) > sum(self._scores[self.best]) or not scores:
-            self.best = place
-        return True
-
-    def candidate_programs(self) -> list[dict[str, Any]]:
-        """As DSPy's: scores in percent, the best first."""
-        found: list[dict[str, Any]] = [
-            {
-                "program": program,
-                "score": round(100 * step.score.mean, 2) if step.score else None,
-                "strategy": step.strategy,
-            }
-            for program, step in zip(self.programs, self.steps, strict=True)
-        ]
-        return sorted(found, key=lambda candidate: -(candidate["score"] or 0.0))
-
-    def _run(self, program: dspy.Module) -> list[Trace]:
-        if not self.held_out:
-            return []
-        identity = program_fingerprint(without_results(program, self.programs[0] if self.programs else program))
-        traces = bootstrap(
-            observe(program, "held-out", identity=identity, traced=False),
-            self.held_out,
-            metric=self.metric,
-            ledger=self.ledger,
-            num_threads=self.threads,
-            max_errors=self.max_errors,
-            show_progress=False,
-            workers=self.workers,
-        )
-        if len(traces) < len(self.held_out):
-            raise BudgetError(
-                f"The budget is spent: {self.ledger.meter.exhausted}, before a program was scored.",
-                hint="Raise it and run the same command again: it goes on from here, and pays for nothing twice.",
-            )
-        return traces
 
 
 def _give_back_lms(made: dspy.Module, before: dspy.Module, step: str) -> None:

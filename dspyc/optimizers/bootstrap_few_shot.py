@@ -9,135 +9,41 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..compiler import artifact
-from ..compiler.attempts import Attempt, Begin, first_good
-from ..compiler.bootstrap import observe
 from ..compiler.budget import Budget
-from ..compiler.calls import in_round
-from ..compiler.demos import demos_of, labelled, spread
-from ..compiler.examples import check_examples, example_keys
-from ..compiler.fitting import FitContext, fitted
-from ..compiler.ledger import Ledger
+from ..compiler.demos import spread
+from ..compiler.examples import check_examples
+from ..compiler.fitting import FitContext
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
-from ..compiler.ray_workers import Executor, workers_of
-from ..compiler.recorded_attempts import recorded_attempts
+from ..compiler.ray_workers import Executor
 from ..compiler.report import CompileReport
-from ..compiler.trace import Subject, Trace
+from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
 from ..compiler.usage import Usage
-from ..compiler.withheld import withheld, withhold
-from ..errors import ConfigError, ProgramError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
-from ..progress import bar
-from ..signatures import adapt, adapter_of, check_equivalent, copy_program, fingerprint, predictors, program_fingerprint
-from ..signatures.checks import check_answers
+from ..signatures import fingerprint, predictors, program_fingerprint
 from .checks import (
     check_count,
     check_executor,
     check_fit,
     check_limits,
     check_number,
+    check_one_source,
     check_teacher_settings,
     check_threads,
 )
-from .labeled_few_shot import LabeledFewShot, blank_copy
-from .no_good_run import no_good_run
+from .demonstrate import Demonstrated, Sizes, demonstrate, demonstrate_recorded
 from .plans import bootstrap_stages
-from .runs import data_fingerprint, run_folder
-from .teachers import choose_teachers
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many demos a predictor gets, how they are tried for and which are chosen; the names are BootstrapFewShot's."""
-
-    max_bootstrapped_demos: int = 4
-    max_labeled_demos: int = 16
-    max_rounds: int = 1
-    diverse: bool = False
-    fit_context: FitContext = None
-
-
-@dataclass(frozen=True)
-class Demonstrated:
-    """A program with its new demos, and the attempts that they come from, in the order of the training examples."""
-
-    program: dspy.Module
-    attempts: list[Attempt]
-
-
-def demonstrate(
-    student: dspy.Module,
-    teacher: dspy.Module,
-    trainset: Sequence[dspy.Example],
-    *,
-    pool: Pool,
-    sizes: Sizes,
-    metric_threshold: float | None = None,
-    max_errors: int | None = None,
-    teacher_settings: Mapping[str, Any] | None = None,
-    fit_labels: FitContext = None,
-    seed: int = 0,
-    ahead: bool = True,
-    show_progress: bool = False,
-) -> Demonstrated:
-    """A copy of `student` with demos from `teacher`'s good runs, made in an open pool; what is passed is not changed.
-
-    Several threads may call this on one pool. A run that two of them need, one teacher with the same demos on the same
-    example, is made once, and later from the ledger.
-
-    Args:
-        student: The program that gets the demos.
-        teacher: A program whose every predictor has an LM, as `choose_teachers` makes it. Unless it is compiled, it runs
-            with labelled demos, `sizes.max_labeled_demos` of them; a run is never shown its own example.
-        trainset: Examples with inputs, in the order in which they are tried; `check_examples` has seen them.
-        pool: Runs the teacher and scores by its metric. Fewer than `pool.num_threads` examples are run beyond those
-            that are needed, and none while every run is good.
-        sizes: How many demos, and how many rounds.
-        metric_threshold: The lowest score of a good run. None: any above 0.
-        max_errors: Failed runs that stop it. None: DSPy's setting.
-        teacher_settings: DSPy settings that the teacher runs under, such as `{"rm": …}`.
-        fit_labels: Whether the teacher's labelled demos have to fit its own context: the `fit_context` of an optimizer, of
-            which a number counts for students only.
-        seed: Of the labelled demos' draw; 0 draws as DSPy does.
-        ahead: Whether examples are run that may turn out not to be needed.
-        show_progress: Whether a bar is drawn where a person can see it.
-
-    Raises:
-        BootstrapError: No run was good, or `max_errors` failed.
-        BudgetError: The ledger's budget did not allow one good run; where it allowed some, their demos are there.
-        LedgerError: The ledger cannot be written.
-    """
-    wanted = sizes.max_bootstrapped_demos
-    with (
-        dspy.context(**(teacher_settings or {})),
-        bar(f"teacher: looking for {wanted} good runs", wanted, show=show_progress) as advance,
-    ):
-        rounds = _rounds(_with_labels(teacher, trainset, sizes, fit_labels, seed), sizes.max_rounds)
-        attempts = first_good(
-            _begin(rounds, trainset, pool),
-            len(trainset),
-            wanted=wanted,
-            max_rounds=sizes.max_rounds,
-            good=lambda run: _is_good(run, metric_threshold),
-            advance=advance,
-            ledger=pool.ledger,
-            num_threads=pool.num_threads if ahead else 1,
-            max_errors=max_errors if max_errors is not None else dspy.settings.max_errors,
-        )
-    if attempts and not any(attempt.good for attempt in attempts):
-        raise no_good_run(attempts, trainset, metric_threshold)
-    return Demonstrated(_with_demos(student, attempts, trainset, sizes, seed), attempts)
+from .runs import data_fingerprint, run_folder, sitting
+from .teachers import demo_teacher
 
 
 class BootstrapFewShot(Teleprompter):
@@ -167,8 +73,8 @@ class BootstrapFewShot(Teleprompter):
             are unlike these, by tf-idf of each predictor's inputs; needs scikit-learn (`pip install "dspyc[search]"`).
         fit_context: Leave out demos that would make a predictor's longest prompt too long for the student's context,
             counted by its own tokenizer; a number of tokens sets the limit instead. Default: where the student is on this
-            machine, whose context is known exactly. Of a teacher's labelled demos True, False and the default say the same
-            for the teacher's own context; a number says nothing of them.
+            machine, whose context is known exactly. True, False and the default apply also to the labelled demos that an
+            uncompiled teacher sees, against the teacher's own context. A number limits the student only.
         show_progress: Whether a bar is drawn on a terminal or notebook.
     """
 
@@ -245,17 +151,30 @@ class BootstrapFewShot(Teleprompter):
         )
         asks = fingerprint([program_fingerprint(student), taught_by, data_fingerprint(train), asdict(sizes), self.seed])
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
-        folder = run_folder(self.run_dir, asks)
         plan = self._plan(program, train)
-        with (
-            Ledger(folder, budget=self.budget) as ledger,
-            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, train=len(train), plan=plan.to_dict())
-            with Pool(ledger, metric=self.metric, num_threads=threads, workers=workers) as pool:
-                if program is None:
-                    made = self._recorded(student, train, recorded or [], sizes)
-                else:
+        with sitting(
+            run_folder(self.run_dir, asks),
+            plan=plan,
+            fingerprints={"compile": identity, "data": data_fingerprint(train)},
+            seed=self.seed,
+            started=started,
+            threads=threads,
+            budget=self.budget,
+            executor=self.executor,
+            train=len(train),
+        ) as run:
+            if program is None:
+                made = demonstrate_recorded(
+                    student,
+                    recorded or [],
+                    train,
+                    sizes=sizes,
+                    metric=self.metric,
+                    metric_threshold=self.metric_threshold,
+                    seed=self.seed,
+                )
+            else:
+                with Pool(run.ledger, metric=self.metric, num_threads=threads, workers=run.workers) as pool:
                     made = demonstrate(
                         student,
                         program,
@@ -269,9 +188,7 @@ class BootstrapFewShot(Teleprompter):
                         seed=self.seed,
                         show_progress=self.show_progress,
                     )
-            named = {"compile": identity, "data": data_fingerprint(train)}
-            report = _report(made, ledger, started, self.seed, named, plan)
-            ledger.event("report", **report.to_dict())
+            report = run.keep(_report(made, run.facts()))
         return artifact.attach(made.program, report)
 
     def plan(
@@ -290,27 +207,8 @@ class BootstrapFewShot(Teleprompter):
         self, student: dspy.Module, teacher: dspy.Module | None, traces: Sequence[Trace] | None
     ) -> dspy.Module | None:
         """Who teaches; None where traces do."""
-        if traces is None:
-            return choose_teacher(student, teacher, self.teacher_settings)
-        if teacher is not None:
-            raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
-        return None
-
-    def _recorded(
-        self, student: dspy.Module, train: list[dspy.Example], traces: Sequence[Trace], sizes: Sizes
-    ) -> Demonstrated:
-        """By runs that were made before."""
-        attempts = recorded_attempts(
-            traces,
-            train,
-            predictors(student, frozen=False),
-            metric=self.metric,
-            good=lambda run: _is_good(run, self.metric_threshold),
-            wanted=sizes.max_bootstrapped_demos,
-        )
-        if attempts and not any(attempt.good for attempt in attempts):
-            raise no_good_run(attempts, train, self.metric_threshold)
-        return Demonstrated(_with_demos(student, attempts, train, sizes, self.seed), attempts)
+        check_one_source(teacher, traces)
+        return demo_teacher(student, teacher, self.teacher_settings) if traces is None else None
 
     def _plan(self, teacher: dspy.Module | None, train: list[dspy.Example]) -> Plan:
         if teacher is None:
@@ -320,116 +218,22 @@ class BootstrapFewShot(Teleprompter):
         return Plan(stages, check_threads(self.num_threads))
 
 
-def choose_teacher(
-    student: dspy.Module, teacher: dspy.Module | None, teacher_settings: Mapping[str, Any]
-) -> dspy.Module:
-    """The program that teaches, each of its predictors with a language model.
-
-    Raises:
-        ProgramError: The student is compiled, or the teacher is not its equal or has no language model.
-        ConfigError: The student's language model cannot reply to one of its predictors.
-    """
-    with dspy.context(**teacher_settings):
-        chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
-        if "adapter" in teacher_settings:
-            for predictor in predictors(chosen[0].program).values():
-                adapt(predictor, adapter_of(predictor))
-    check_equivalent(student, chosen[0].program)
-    check_answers(student)
-    if student._compiled:
-        raise ProgramError(
-            f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",
-            hint="Pass the program that it was compiled from, or set `_compiled = False` on a copy.",
-        )
-    return chosen[0].program
-
-
-def _with_labels(
-    teacher: dspy.Module, trainset: Sequence[dspy.Example], sizes: Sizes, fit: FitContext, seed: int
-) -> dspy.Module:
-    if not sizes.max_labeled_demos or teacher._compiled:
-        return teacher
-    own = fit if isinstance(fit, bool) else None  # a number is the student's
-    return LabeledFewShot(sizes.max_labeled_demos, seed=seed, fit_context=own).compile(teacher, trainset=trainset)
-
-
-def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
-    """The teacher as each round runs it: after the first with other replies, which no cache has."""
-    identity = program_fingerprint(teacher)
-    rounds = []
-    for at in range(number):
-        program = copy_program(teacher, partial(in_round, at=at))
-        shared = None if dspy.settings.lm is None else in_round(dspy.settings.lm, at)
-        subject = observe(program, "teacher", identity=fingerprint([identity, at]), lm=shared, round=at)
-        withhold(subject.program)
-        rounds.append(subject)
-    return rounds
-
-
-def _begin(rounds: list[Subject], trainset: Sequence[dspy.Example], pool: Pool) -> Begin:
-    keys = example_keys(trainset)
-
-    def begin(index: int, at: int) -> "Future[Trace]":
-        with dspy.context(**withheld(trainset[index])):
-            return pool.submit(rounds[at], trainset[index], keys[index], index)
-
-    return begin
-
-
-def _is_good(run: Trace, threshold: float | None) -> bool:
-    if run.error is not None:
-        return False
-    if run.score is None:  # there is no metric
-        return True
-    return run.score > 0 if threshold is None else run.score >= threshold
-
-
-def _with_demos(
-    student: dspy.Module, attempts: list[Attempt], trainset: Sequence[dspy.Example], sizes: Sizes, seed: int
-) -> dspy.Module:
-    good = {attempt.index for attempt in attempts if attempt.good}
-    shown = [demos_of(attempt.runs[-1]) for attempt in attempts if attempt.good]
-    unused = [example for i, example in enumerate(trainset) if i not in good]
-    random.Random(seed).shuffle(unused)
-    rng = random.Random(seed)
-    compiled = blank_copy(student)
-    for name, predictor in predictors(compiled, frozen=False).items():
-        taught = [demos[name] for demos in shown if name in demos]
-        number = max(0, min(sizes.max_labeled_demos - len(taught), len(unused)))
-        demos = taught + labelled(predictor, unused, number, rng, diverse=sizes.diverse, beside=taught)
-        asked = [
-            step.inputs for attempt in attempts for run in attempt.runs for step in run.steps if step.predictor == name
-        ]
-        predictor.demos = fitted(name, predictor, demos, asked or trainset, sizes.fit_context)
-    compiled._compiled = True
-    return compiled
-
-
-def _report(
-    made: Demonstrated, ledger: Ledger, started: float, seed: int, fingerprints: dict[str, str], plan: Plan
-) -> CompileReport:
+def _report(made: Demonstrated, facts: dict[str, Any]) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
     usage = Usage.of(runs)
     named = predictors(made.program, frozen=False)
     return CompileReport(
         verdict=None,
-        calls=ledger.calls(),
         replayed=usage.replayed,
         cost=usage.cost,
-        seconds=time.monotonic() - started,
         rows={},
         dataset={
             "runs": len(runs),
             "failed": sum(run.error is not None for run in runs),
             "bootstrapped": sum(attempt.good for attempt in made.attempts),
             "demos": {name: len(predictor.demos) for name, predictor in named.items()},
-            "budget_spent": ledger.meter.exhausted,
+            "budget_spent": facts["stopped"],
         },
         training=[],
-        run_dir=str(ledger.run_dir),
-        seed=seed,
-        fingerprints=fingerprints,
-        plan=plan.to_dict(),
-        spent=ledger.meter.spent.to_dict(),
-        stopped=ledger.meter.exhausted,
+        **facts,
     )

@@ -21,10 +21,10 @@ from ..compiler.budget import Budget
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces, is_labelled
 from ..compiler.examples import check_examples, content_of, example_keys
-from ..compiler.fitted_traces import fitted_to, rescored
+from ..compiler.fitted_traces import current
 from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan, Stage, plan_stages
-from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.ray_workers import Executor
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
@@ -44,8 +44,16 @@ from ..signatures import (
     program_fingerprint,
 )
 from ..signatures.checks import adapter_of_name
-from .checks import check_executor, check_limits, check_number, check_share, check_threads
-from .runs import data_fingerprint, run_folder
+from .checks import (
+    check_executor,
+    check_limits,
+    check_number,
+    check_one_source,
+    check_share,
+    check_threads,
+    errors_allowed,
+)
+from .runs import data_fingerprint, run_folder, sitting
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_rows, check_task_names, check_trainable, plan_units, train_units
 
@@ -165,46 +173,41 @@ class BootstrapFinetune(Teleprompter):
         asks = self._asks(student, teachers, train, recorded)
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         plan = Plan(_stages(student, teachers, train, held_out), threads)
-        run_dir = run_folder(self.run_dir, asks)
-        with (
-            Ledger(run_dir, budget=self.budget) as ledger,
-            workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
-        ):
-            ledger.event("compile", identity=identity, train=len(train), held_out=len(held_out), plan=plan.to_dict())
-            sitting = _Sitting(self, ledger, threads, workers)
+        named = {"compile": identity, "student": program_fingerprint(student), "data": data_fingerprint(train)}
+        with sitting(
+            run_folder(self.run_dir, asks),
+            plan=plan,
+            fingerprints=named,
+            seed=self.seed,
+            started=started,
+            threads=threads,
+            budget=self.budget,
+            executor=self.executor,
+            train=len(train),
+            held_out=len(held_out),
+        ) as run:
+            passes = _Passes(self, run.ledger, threads, run.workers)
             if recorded is None:
-                dataset = sitting.rows(train, teachers, targets)
+                dataset = passes.rows(train, teachers, targets)
             else:
-                dataset = sitting.rows_of(recorded, train, held_out, targets)
-            check_rows(units, dataset, ledger)
-            before, taught = sitting.judge_first(student, teachers, held_out)
-            trained = train_units(units, dataset, ledger, self.seed, self.show_progress)
+                dataset = passes.rows_of(recorded, train, held_out, targets)
+            check_rows(units, dataset, run.ledger)
+            before, taught = passes.judge_first(student, teachers, held_out)
+            trained = train_units(units, dataset, run.ledger, self.seed, self.show_progress)
             compiled = self._assemble(student, targets, units, trained)
-            after = sitting.run(compiled, "compiled", held_out)
+            after = passes.run(compiled, "compiled", held_out)
             verdict = gate.judge(before, after, taught, seed=self.seed)
-            kept = bool(verdict and verdict.regressed and self.on_regression == "keep_student")
             report = CompileReport(
                 verdict=verdict,
-                calls=ledger.calls(),
-                replayed=sitting.usage.replayed,
-                cost=sitting.usage.cost,
-                seconds=time.monotonic() - started,
+                replayed=passes.usage.replayed,
+                cost=passes.usage.cost,
                 rows={name: len(rows) for name, rows in dataset.train.items()},
                 dataset=dataset.report.to_dict(),
                 training=[result.facts for result in trained],
-                run_dir=str(run_dir),
-                seed=self.seed,
-                kept_student=kept,
-                fingerprints={
-                    "compile": identity,
-                    "student": program_fingerprint(student),
-                    "data": data_fingerprint(train),
-                },
-                plan=plan.to_dict(),
-                spent=ledger.meter.spent.to_dict(),
-                stopped=ledger.meter.exhausted,
+                kept_student=bool(verdict and verdict.regressed and self.on_regression == "keep_student"),
+                **run.facts(),
             )
-            ledger.event("report", **report.to_dict())
+            run.keep(report)
         return self._decide(student, compiled, report)
 
     def plan(
@@ -260,9 +263,8 @@ class BootstrapFinetune(Teleprompter):
         self, student: dspy.Module, teacher: Any, train: list[dspy.Example], traces: Sequence[Trace] | None
     ) -> list[Teacher]:
         """The programs to learn from; none where labels or traces teach."""
+        check_one_source(teacher, traces)
         if traces is not None:
-            if teacher is not None:
-                raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
             return []
         if teacher is None and self.teacher_lm is None and is_labelled(train, predictors(student)):
             return []
@@ -312,26 +314,26 @@ class BootstrapFinetune(Teleprompter):
         return artifact.attach(chosen, report)
 
 
-class _Sitting:
+class _Passes:
     """The passes of one `compile` over one open ledger, and the count of what they used."""
 
-    def __init__(self, options: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
-        self.options, self.ledger, self.threads, self.workers = options, ledger, threads, workers
+    def __init__(self, o: BootstrapFinetune, ledger: Ledger, threads: int, workers: Workers | None) -> None:
+        self.options, self.ledger, self.threads, self.workers = o, ledger, threads, workers
         self.usage = Usage()
+        self._division: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         self.taught = False  # whether there is anything that a spent budget leaves
 
     def rows(self, train: list[dspy.Example], teachers: list[Teacher], targets: dict[str, Target]) -> Dataset:
         o = self.options
-        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         if not teachers:
             self.taught = True
-            return from_labels(train, example_keys(train), targets, **shared)
+            return from_labels(train, example_keys(train), targets, **self._division)
         traces: list[Trace] = []
         for one in teachers:
             traces += self._observe(
-                one.program, "teacher", one.identity, train, o.max_errors or dspy.settings.max_errors, traced=True
+                one.program, "teacher", one.identity, train, errors_allowed(o.max_errors), traced=True
             )
-        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+        return self._rows(traces, targets)
 
     def rows_of(
         self,
@@ -343,13 +345,13 @@ class _Sitting:
         """Rows of runs that were recorded before."""
         o, self.taught = self.options, True
         kept_aside = set(map(content_of, example_keys(held_out)))
-        known = {content_of(key): example for key, example in zip(example_keys(train), train, strict=True)}
-        predictors_of = {name: target.predictor for name, target in targets.items()}
-        usable = fitted_to([trace for trace in traces if trace.example not in kept_aside], predictors_of)
-        if o.metric is not None:
-            usable = rescored(usable, known, o.metric, predictors_of)
-        shared: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
-        return from_traces(usable, targets, threshold=o.metric_threshold, scored=o.metric is not None, **shared)
+        named = {name: target.predictor for name, target in targets.items()}
+        usable = [trace for trace in traces if trace.example not in kept_aside]
+        return self._rows(current(usable, train, named, o.metric), targets)
+
+    def _rows(self, traces: list[Trace], targets: dict[str, Target]) -> Dataset:
+        o = self.options
+        return from_traces(traces, targets, threshold=o.metric_threshold, scored=o.metric is not None, **self._division)
 
     def judge_first(
         self, student: dspy.Module, teachers: list[Teacher], held_out: list[dspy.Example]
@@ -387,9 +389,8 @@ class _Sitting:
                 workers=self.workers,
             )
         except BudgetError as error:
-            if (
-                self.ledger.meter.exhausted is None and role == "compiled"
-            ):  # weights that are paid for have no price yet
+            # Weights that are paid for have no price yet.
+            if self.ledger.meter.exhausted is None and role == "compiled":
                 logger.warning("The compiled program is not compared. %s", error.message)
                 return []
             if self.ledger.meter.exhausted is None or not self.taught:

@@ -15,12 +15,14 @@ from ..compiler.bootstrap import observe
 from ..compiler.demos import spread
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
-from ..compiler.trace import Subject, Trace
+from ..compiler.recording import Subject
+from ..compiler.trace import Trace
 from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
-from .bootstrap_few_shot import Demonstrated, Sizes, demonstrate
+from .checks import errors_allowed
+from .demonstrate import Demonstrated, Sizes, demonstrate
 from .folds import Folds
 from .labeled_few_shot import LabeledFewShot, blank_copy
 from .plans import demos_wanted
@@ -43,7 +45,7 @@ class CandidateMaker:
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.train, self.labeled_sample = train, labeled_sample
-        self.max_errors: int = options.max_errors if options.max_errors is not None else dspy.settings.max_errors
+        self.max_errors = errors_allowed(options.max_errors)
         self.ahead = True
         self._scored_by = metric_fingerprint(options.metric)
         self.programs: dict[int, dspy.Module] = {}

@@ -95,3 +95,15 @@ def check_threads(num_threads: int | None) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigError(f"`num_threads` is {number!r}; a whole number from 1 is allowed.")
     return number
+
+
+def check_one_source(teacher: Any, traces: Any) -> None:
+    """Raises ConfigError where a teacher and recorded traces were both passed."""
+    if teacher is not None and traces is not None:
+        raise ConfigError("`teacher` and `traces` both say what to learn from; pass one of them.")
+
+
+def errors_allowed(max_errors: int | None) -> int:
+    """The number of failed runs that stops a compile: DSPy's own setting where none is given."""
+    allowed: int = max_errors if max_errors is not None else dspy.settings.max_errors
+    return allowed

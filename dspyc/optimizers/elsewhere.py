@@ -24,7 +24,8 @@ _QUESTIONS = 5  # a model may need some seconds from "succeeded" to its first an
 def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row], ledger: Ledger) -> tuple[Any, Any]:
     """The LM over the new weights, and the facts of its training: provider, model, job and data.
 
-    A resume finds the job by its rows and settings, here and in dspyc's store of jobs; it starts no second one.
+    A resume finds the job by its rows and settings, here and in dspyc's store of jobs, and goes where it is, whatever address
+    or account this process would order at; it starts no second one.
 
     Raises:
         LedgerError: A job was started, and cannot be found again.
@@ -50,7 +51,7 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
         )
     if known["state"] != "done":
         ledger.record_job(key, {**known, **facts, "state": "started"})
-    job = unit.lm.finetune(rows, TrainDataFormat.CHAT, settings)
+    job = _where_it_is(unit.lm, known).finetune(rows, TrainDataFormat.CHAT, settings)
     done = known["state"] == "done"
     if isinstance(job, RemoteJob):
         facts |= _facts(job)
@@ -59,13 +60,13 @@ def train_elsewhere(unit: "Unit", train: Sequence[Row], validation: Sequence[Row
             ledger.record_job(key, {**facts, "state": "started"})
     tuned = _result(job, unit, lambda error: ledger.record_job(key, {**facts, "state": "failed", "error": error}))
     if not done or tuned.model != known["model"]:  # it may be served anew, and under another name
-        check_answers(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
+        ask_one_row(tuned, rows[0], job if isinstance(job, RemoteJob) else None)
     facts["model"] = tuned.model
     ledger.record_job(key, {**facts, "state": "done"})
     return tuned, facts
 
 
-def check_answers(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = None) -> None:
+def ask_one_row(lm: dspy.LM, row: Mapping[str, Any], job: RemoteJob | None = None) -> None:
     """Ask a new model what one row asks.
 
     Raises:
@@ -112,6 +113,20 @@ def _findable(lm: dspy.BaseLM, known: Mapping[str, Any]) -> bool:
     if not isinstance(lm.provider, RemoteProvider):
         return False
     return "job" not in known or lm.provider.store.get(known["job"]) is not None
+
+
+def _where_it_is(lm: dspy.LM, known: Mapping[str, Any]) -> dspy.LM:
+    """The LM at the address and account of the job that the ledger knows, so that the same order is attached to it; the LM as
+    it is where there is no such job, or none that will have a model."""
+    provider = lm.provider
+    record = provider.store.get(known["job"]) if isinstance(provider, RemoteProvider) and "job" in known else None
+    if record is None or record.state != "created" or record.ended_in_vain:
+        return lm
+    there = provider.at(record)
+    if there.connection == provider.connection:
+        return lm
+    told = {name: there.connection.get(name) for name in {*there.connects} - {*there.withheld}}
+    return lm.copy(provider=there, **{k: v for k, v in told.items() if v != provider.connection.get(k)})
 
 
 def _facts(job: RemoteJob) -> dict[str, Any]:

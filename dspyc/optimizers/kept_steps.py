@@ -1,6 +1,6 @@
 """Steps by optimizers that keep no record of their own, such as DSPy's: what each made, for a compile that goes on.
 
-kept = KeptStep.of(folder, optimizer, before, arguments)    # None: the optimizer keeps its own record
+kept = KeptStep.of(folder, optimizer_key(optimizer), before, arguments)    # None: the optimizer keeps its own record
 made = kept.program() or optimizer.compile(before, **arguments)
 kept.keep(made)
 """
@@ -19,7 +19,7 @@ from dspy.teleprompt import Teleprompter
 from ..files import write_json
 from ..signatures import copy_program, fingerprint, predictors, program_fingerprint
 from ..signatures.code import code_key
-from ..signatures.fingerprints import stable
+from ..signatures.fingerprints import identifying, stable
 from ..signatures.nearest import NearestMixin
 
 logger = logging.getLogger(__name__)
@@ -51,17 +51,17 @@ class KeptStep:
 
     @classmethod
     def of(
-        cls, folder: Path, optimizer: Teleprompter, before: dspy.Module, arguments: Mapping[str, Any]
+        cls, folder: Path, made_by: str | None, before: dspy.Module, arguments: Mapping[str, Any]
     ) -> "KeptStep | None":
-        """The step that `optimizer` takes from `before` by `arguments` of its `compile`; None where it keeps its own record.
+        """The step from `before` by `arguments` of an optimizer's `compile`; None where the optimizer keeps its own record.
 
-        It is another one where anything is different that can be seen: the program, the optimizer's code where a user wrote
-        it, its public attributes, an argument, or DSPy's language model.
+        It is another one where anything is different that can be seen: the program, the optimizer by its key, an argument, or
+        DSPy's language model.
         """
-        if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
+        if made_by is None:
             return None
         given = [[name, _key_of(value)] for name, value in sorted(arguments.items()) if name not in _LIMITS]
-        key = fingerprint([program_fingerprint(before), code_key(optimizer), given, stable(dspy.settings.lm)])
+        key = fingerprint([program_fingerprint(before), made_by, given, stable(dspy.settings.lm)])
         return cls(folder / f"made-{key}.json", before)
 
     def program(self) -> dspy.Module | None:
@@ -78,6 +78,16 @@ class KeptStep:
             logger.warning("%s gives another program than was kept, and its step is run again.", self.path)
             return None
         return made
+
+    def announce(self, step: str, made: dspy.Module) -> None:
+        """Say that the step is not taken again.
+
+        Aloud where it had changed nothing: some of DSPy's optimizers return the program as it was when all that they ask fails.
+        """
+        if program_fingerprint(made) == program_fingerprint(self.before):
+            logger.warning("%s changed nothing when it was taken. To take it again, remove %s.", step, self.path)
+        else:
+            logger.info("%s was taken before: what it made is in %s.", step, self.path)
 
     def keep(self, made: dspy.Module) -> None:
         """Keep what the step made, where its predictors alone differ from those before, in what DSPy saves of them."""
@@ -106,6 +116,19 @@ class KeptStep:
                 predictor.nearest = nearest
         made._compiled = True
         return made
+
+
+def optimizer_key(optimizer: Teleprompter) -> str | None:
+    """What an optimizer is set to, private attributes included, with its code where a user wrote it.
+
+    None for those of dspyc, which keep their own records. To be asked before it compiles, which may change it.
+    """
+    if any(kind.__module__.partition(".")[0] == __name__.partition(".")[0] for kind in type(optimizer).__mro__):
+        return None
+    held = {
+        name: value for name, value in vars(optimizer).items() if isinstance(value, dspy.BaseLM) or not callable(value)
+    }
+    return fingerprint([code_key(optimizer), stable(identifying(held))])
 
 
 def without_results(made: dspy.Module, before: dspy.Module) -> dspy.Module:

@@ -94,3 +94,12 @@ def blank_copy(program: dspy.Module) -> dspy.Module:
         if lm is not None:
             parameter.lm = lm
     return copied
+
+
+def with_labelled_demos(
+    program: dspy.Module, trainset: Sequence[dspy.Example], number: int, *, fit_context: FitContext, seed: int = 0
+) -> dspy.Module:
+    """A copy whose predictors each have `number` labelled demos; the program itself where it is compiled, or gets none."""
+    if not number or program._compiled:
+        return program
+    return LabeledFewShot(number, seed=seed, fit_context=fit_context).compile(program, trainset=trainset)

@@ -8,7 +8,7 @@ import dspy
 from ..compiler.plan import Plan, Stage, plan_stages
 from ..compiler.race import FIRST_LOOK
 from .folds import Folds
-from .labeled_few_shot import LabeledFewShot, blank_copy
+from .labeled_few_shot import blank_copy, with_labelled_demos
 
 
 def bootstrap_stages(
@@ -19,11 +19,11 @@ def bootstrap_stages(
     At least so many as are wanted, and at most all examples in all rounds. Where the teacher shows no labelled demos, its
     runs are the same for all, so each is made once.
     """
-    shown = not labels or teacher._compiled
-    program = teacher if shown else _with_labels(teacher, train, labels)
+    program = _shown(teacher, train, labels)
+    same = program is teacher
     needed = [min(number, len(train)) for number in wanted]
-    searches = min(1, len(needed)) if shown else len(needed)
-    least = max(needed, default=0) if shown else sum(needed)
+    searches = min(1, len(needed)) if same else len(needed)
+    least = max(needed, default=0) if same else sum(needed)
     most = searches * len(train) * rounds if any(needed) else 0
     return plan_stages(program, "teacher", train, runs=most, least=least)
 
@@ -51,7 +51,7 @@ def search_stages(
     least = total * (1 if stops_early else len(numbers))
     if race:
         least = total + min(FIRST_LOOK, total) * (len(numbers) - 1)
-    shown = student if not labels else _with_labels(student, folds.train, labels)
+    shown = _shown(student, folds.train, labels)
     candidate = blank_copy(student) if list(numbers) == [-3] else shown
     stages += plan_stages(candidate, "candidate", folds.validation, runs=len(numbers) * total, least=least)
     final = folds.final or (folds.train if race else [])  # of these, the ones that the winner has no part of
@@ -76,6 +76,6 @@ def sum_of(plans: Sequence[tuple[str, Plan | None]], judged: Sequence[Stage], th
     return Plan([*stages, *judged], threads, [name for name, plan in plans if plan is None])
 
 
-def _with_labels(program: dspy.Module, train: Sequence[dspy.Example], labels: int) -> dspy.Module:
+def _shown(program: dspy.Module, train: Sequence[dspy.Example], labels: int) -> dspy.Module:
     """With as many labelled demos as there may be: that some will not fit is for the compile to find, and to say."""
-    return LabeledFewShot(labels, fit_context=False).compile(program, trainset=train)
+    return with_labelled_demos(program, train, labels, fit_context=False)

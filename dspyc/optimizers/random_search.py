@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
 
@@ -23,21 +23,20 @@ from ..compiler.budget import Budget
 from ..compiler.examples import check_examples, example_keys
 from ..compiler.failures import all_failed
 from ..compiler.fitting import FitContext
-from ..compiler.ledger import Ledger
 from ..compiler.plan import Plan
 from ..compiler.pool import Pool
 from ..compiler.race import Lane, Race, Rule, percent
-from ..compiler.ray_workers import Executor, workers_of
+from ..compiler.ray_workers import Executor
+from ..compiler.recording import Subject
 from ..compiler.score import Score
 from ..compiler.search_report import CandidateReport, SearchReport
 from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
-from ..compiler.trace import Subject, Trace, recorded
+from ..compiler.trace import Trace, recorded
 from ..errors import BudgetError, ConfigError
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
-from .bootstrap_few_shot import choose_teacher
 from .candidates import CandidateMaker
 from .checks import (
     check_count,
@@ -50,7 +49,8 @@ from .checks import (
 )
 from .folds import Folds, divide
 from .plans import search_stages
-from .runs import data_fingerprint, run_folder
+from .runs import data_fingerprint, run_folder, sitting
+from .teachers import demo_teacher
 
 _MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
 
@@ -72,7 +72,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         stop_at_score: In percent: the search ends with a candidate that has it on all of `valset`.
         metric_threshold: The lowest score of a run that becomes a demo. Default: any score above 0.
         race: Let candidates that will not win leave. False scores all of them on all of `valset`, and chooses as DSPy does.
-        risk: The chance that a race loses a candidate to a given rival that it would have beaten on all of `valset`.
+        risk: The chance that a race drops a candidate that would have beaten a given leader on all of `valset`.
         diverse: Make candidates of examples that are unlike each other, as BootstrapFewShot does.
         fit_context: Leave out demos that do not fit the student's context, as BootstrapFewShot does.
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
@@ -152,71 +152,43 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         check_student(student)
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
         numbers = self._numbers(restrict)
-        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        chosen = demo_teacher(student, teacher, self.teacher_settings)
         maker = CandidateMaker(self, student, chosen, folds.train, labeled_sample, numbers)
         threads = check_threads(self.num_threads)
         plan = self._plan(student, chosen, folds, numbers)
         asks = self._asks(maker, folds, numbers)
         identity = fingerprint([asks, metric_fingerprint(self.metric)])
-        with Ledger(run_folder(self.run_dir, asks), budget=self.budget) as ledger:
+        with sitting(
+            run_folder(self.run_dir, asks),
+            plan=plan,
+            fingerprints={"compile": identity, "asks": asks, "data": data_fingerprint(folds.train)},
+            seed=self.seed,
+            started=started,
+            threads=threads,
+            budget=self.budget,
+            executor=self.executor,
+            train=len(folds.train),
+            validation=len(folds.validation),
+        ) as run:
             # The ledger of a finished search has what it needed, and may lack what another would begin ahead of that;
             # with another metric it lacks the runs of candidates that now go further, and nothing else.
-            whole = [r["fingerprints"] for r in ledger.events("report") if not r.get("stopped")]
+            whole = [r["fingerprints"] for r in run.ledger.events("report") if not r.get("stopped")]
             maker.ahead = all(found.get("asks") != asks for found in whole)
-            sizes = {"train": len(folds.train), "validation": len(folds.validation)}
-            ledger.event("compile", identity=identity, **sizes, plan=plan.to_dict())
             finished = any(found.get("compile") == identity for found in whole)
-            known = recorded(ledger, "candidate") if finished else {}
+            known = recorded(run.ledger, "candidate") if finished else {}
             with (
-                workers_of(self.executor, num_threads=threads, ledger=ledger) as workers,
                 _threads(min(len(numbers), threads + 2)) as makers,
                 # Left before the makers are: they wait for its runs.
-                Pool(ledger, metric=self.metric, num_threads=threads, recorded=known, workers=workers) as pool,
-                search_view(show=self.show_progress) as watch,
+                Pool(run.ledger, metric=self.metric, num_threads=threads, recorded=known, workers=run.workers) as pool,
             ):
-                race = Race(
-                    folds.validation,
-                    example_keys(folds.validation),
-                    pool,
-                    rule=self.rule,
-                    seed=self.seed,
-                    stop_at_score=self.stop_at_score,
-                    max_errors=maker.max_errors,
-                    ahead=maker.ahead,
-                    watch=watch,
-                )
-                winner = race.run({number: _start(makers, maker, number, pool) for number in numbers})
-                if not race.spent and (failure := all_failed(_failures(race), "validation runs")):
-                    raise failure
-                if self.rule is not None and not folds.final:
-                    folds = maker.with_final(folds, winner.number)
-                final, refused = _run_all(winner, folds.final, pool) if not race.spent else ([], race.refused)
-            for trace in [*maker.runs, *final]:
-                race.usage.add(trace)
-            report = SearchReport(
-                winner=winner.number,
-                candidates=[_told(lane, maker, winner) for lane in race.lanes],
-                validation=folds.validation_name,
-                final=Score.of([trace.counted for trace in final]),
-                final_on=_final_name(folds, final, refused, raced=self.rule is not None),
-                stopped=error.message if (error := race.refused or refused) else None,
-                calls=ledger.calls(),
-                replayed=race.usage.replayed,
-                cost=race.usage.cost,
-                seconds=time.monotonic() - started,
-                run_dir=str(ledger.run_dir),
-                seed=self.seed,
-                fingerprints={"compile": identity, "asks": asks, "data": data_fingerprint(folds.train)},
-                plan=plan.to_dict(),
-                spent=ledger.meter.spent.to_dict(),
-            )
-            ledger.event("report", **report.to_dict())
+                ended = self._search(maker, folds, {n: _start(makers, maker, n, pool) for n in numbers}, pool)
+            report = run.keep(self._report(maker, ended, run.facts()))
             for told in report.candidates:
                 facts = {**asdict(told), **(told.score.to_dict() if told.score else {})}
                 facts.pop("score")
-                ledger.record_candidate(str(told.number), facts.pop("mean", None), facts)
-        best = artifact.attach(maker.programs[winner.number], report)
-        best.candidate_programs = _candidate_programs(race, winner, maker)
+                run.ledger.record_candidate(str(told.number), facts.pop("mean", None), facts)
+        best = artifact.attach(maker.programs[ended.winner.number], report)
+        best.candidate_programs = _candidate_programs(ended.race, ended.winner, maker)
         return best
 
     def plan(
@@ -233,8 +205,53 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         """What `compile` with the same arguments will ask for, at least and at most: an estimate, at no cost."""
         check_student(student)
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
-        chosen = choose_teacher(student, teacher, self.teacher_settings)
+        chosen = demo_teacher(student, teacher, self.teacher_settings)
         return self._plan(student, chosen, folds, self._numbers(restrict))
+
+    def _search(
+        self, maker: CandidateMaker, folds: Folds, candidates: dict[int, "Future[Subject]"], pool: Pool
+    ) -> "_Found":
+        """The race among the candidates, as they are made, and the winner's final score.
+
+        Raises:
+            DspycError: All runs failed, or not one was allowed.
+        """
+        with search_view(show=self.show_progress) as watch:
+            race = Race(
+                folds.validation,
+                example_keys(folds.validation),
+                pool,
+                rule=self.rule,
+                seed=self.seed,
+                stop_at_score=self.stop_at_score,
+                max_errors=maker.max_errors,
+                ahead=maker.ahead,
+                watch=watch,
+            )
+            winner = race.run(candidates)
+            if not race.spent and (failure := all_failed(_failures(race), "validation runs")):
+                raise failure
+            if self.rule is not None and not folds.final:
+                folds = maker.with_final(folds, winner.number)
+            final, refused = _run_all(winner, folds.final, pool) if not race.spent else ([], race.refused)
+        return _Found(race, winner, folds, final, refused)
+
+    def _report(self, maker: CandidateMaker, found: "_Found", facts: dict[str, Any]) -> SearchReport:
+        race, winner, folds = found.race, found.winner, found.folds
+        for trace in [*maker.runs, *found.final]:
+            race.usage.add(trace)
+        if facts["stopped"] is None and (error := race.refused or found.refused):
+            facts = {**facts, "stopped": error.message}  # a price that is not known: no limit was reached
+        return SearchReport(
+            winner=winner.number,
+            candidates=[_told(lane, maker, winner) for lane in race.lanes],
+            validation=folds.validation_name,
+            final=Score.of([trace.counted for trace in found.final]),
+            final_on=_final_name(folds, found.final, found.refused, raced=self.rule is not None),
+            replayed=race.usage.replayed,
+            cost=race.usage.cost,
+            **facts,
+        )
 
     def _plan(self, student: dspy.Module, teacher: dspy.Module, folds: Folds, numbers: list[int]) -> Plan:
         stages = search_stages(
@@ -275,6 +292,17 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 *(settings, numbers, maker.labeled_sample, self.seed),
             ]
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """How a search ended: its race, the winner, the runs of its final score and why there are none of them."""
+
+    race: Race
+    winner: Lane
+    folds: Folds
+    final: list[Trace]
+    refused: BudgetError | None
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """Who teaches: the programs whose runs a student learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from ..errors import ProgramError
-from ..signatures import adapt, copy_program, predictors, program_fingerprint
+from ..signatures import adapt, adapter_of, check_equivalent, copy_program, predictors, program_fingerprint
 from ..signatures.adapted import AdaptedMixin
+from ..signatures.checks import check_replies_possible
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,28 @@ def choose_teachers(student: dspy.Module, teacher: Any, teacher_lm: dspy.BaseLM 
                 hint="To teach with a language model, pass it as `teacher_lm`.",
             )
     return [_finish(copy_program(program), teacher_lm) for program in programs]
+
+
+def demo_teacher(student: dspy.Module, teacher: dspy.Module | None, teacher_settings: Mapping[str, Any]) -> dspy.Module:
+    """The program whose good runs become demos, each of its predictors with a language model.
+
+    Raises:
+        ProgramError: The student is compiled, or the teacher is not its equal or has no language model.
+        ConfigError: The student's language model cannot reply to one of its predictors.
+    """
+    with dspy.context(**teacher_settings):
+        chosen = choose_teachers(student, None if teacher is None else [teacher], teacher_settings.get("lm"))
+        if "adapter" in teacher_settings:
+            for predictor in predictors(chosen[0].program).values():
+                adapt(predictor, adapter_of(predictor))
+    check_equivalent(student, chosen[0].program)
+    check_replies_possible(student)
+    if student._compiled:
+        raise ProgramError(
+            f"The student {type(student).__name__} is compiled already, and its predictors are to stay as they are.",
+            hint="Pass the program that it was compiled from, or set `_compiled = False` on a copy.",
+        )
+    return chosen[0].program
 
 
 def _led_by(student: dspy.Module, lm: dspy.BaseLM | None) -> dspy.Module:

@@ -12,11 +12,15 @@ _PASSES = (408, 409, 425, 429)
 _NEVER_SENT = ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")  # of httpx, and of its forks
 
 
-class MissingError(ProviderError):
+class RefusalError(ProviderError):
+    """A status of 4xx that will not pass: what was asked for was not done, which no other fault says."""
+
+
+class MissingError(RefusalError):
     """Something that the provider does not have: a job, a model, an endpoint, a bucket."""
 
 
-class TakenError(ProviderError):
+class TakenError(RefusalError):
     """A name that is in use, or a state that does not allow what was asked."""
 
 
@@ -37,8 +41,8 @@ def http_fault(
     if status == 404:
         return MissingError(message, hint=hint)
     if status in (401, 403):
-        return ProviderError(message, hint=hint or f"The credentials were not accepted. {credentials}".strip())
-    return ProviderError(message, hint=hint)
+        return RefusalError(message, hint=hint or f"The credentials were not accepted. {credentials}".strip())
+    return (RefusalError if 400 <= status < 500 else ProviderError)(message, hint=hint)
 
 
 def never_passes(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from .remote import JobStatus, Look, Order, RemoteProvider
 from .rest import Rest, given
 from .rows import Formatter
 from .rows.fireworks import FIREWORKS
-from .settings import check_count, check_rate
+from .settings import check_rate, check_whole_setting
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class FireworksProvider(RemoteProvider):
                 hint="Pass start_endpoint=True to have one started after training, or False to train alone.",
             )
         for name in ("epochs", "batch_size", "max_context_length"):
-            check_count(settings, name)
-        check_count(settings, "lora_rank", least=0)  # whether 0 is of use is the server's to say
+            check_whole_setting(settings, name)
+        check_whole_setting(settings, "lora_rank", least=0)  # whether 0 is of use is the server's to say
         check_rate(settings, "learning_rate")
 
     def formatter(self, order: Order) -> Formatter:

@@ -20,12 +20,12 @@ import dspy
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from ..errors import ConfigError, DataError, ProviderError, TrainingError, TransientError, UnfinishedError
+from ..errors import ConfigError, DataError, ProviderError, TrainingError, UnfinishedError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from .faults import MissingError
+from .faults import MissingError, RefusalError
 from .remote import COMMON, FILES, JobEvent, JobStatus, Look, Order, RemoteProvider, patiently
-from .settings import check_limits, check_names, refuse_secrets
+from .settings import check_job_limits, check_names, refuse_secrets
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class RemoteJob(TrainingJob):
         return JobStatus(self.record.status)
 
     def result(self, timeout: float | None = None) -> dspy.LM:
-        """The tuned model, once there is one. Where the job goes on after an error, asking again follows it anew.
+        """The tuned model, once there is one. If the job goes on after an error, another call follows it again.
 
         Raises:
             TimeoutError: Not within `timeout` seconds; the job goes on.
@@ -104,7 +104,9 @@ class RemoteJob(TrainingJob):
         return made if tuned in (None, made.model) else made.copy(model=tuned)  # an endpoint was started since
 
     def wait(self, timeout: float | None = None) -> JobStatus:
-        """Wait for the job's end; how it ended. Of one that was attached to and is known to be over nothing is asked.
+        """Wait for the job's end, and return how it ended.
+
+        The provider is not asked about a job that was attached to and is known to be over.
 
         Raises:
             TimeoutError: Not within `timeout` seconds; the job goes on.
@@ -119,7 +121,7 @@ class RemoteJob(TrainingJob):
         return JobStatus(self.record.status) if error else JobStatus.succeeded
 
     def cancel(self) -> bool:
-        """Cancel the job, at the provider too. False where it was over already."""
+        """Cancel the job, at the provider too. False if it was over already."""
         if self.status().over:
             return False
         try:
@@ -149,19 +151,21 @@ class RemoteJob(TrainingJob):
         return self._patiently(lambda: self.provider.metrics(self.record), _RETRIES)
 
     def start_endpoint(self) -> str:
-        """Start what serves the tuned model; the model string, which is the result's from now on."""
+        """Start what serves the tuned model, and return the model string, which is the result's from now on."""
         tuned = self._patiently(lambda: self.provider.start_endpoint(self.record))
         self.provider.store.update(self.record, tuned=tuned)
         return tuned
 
     def stop_endpoint(self) -> None:
-        """End what serves the tuned model, and its cost. Whoever orders or attaches for its result next has it served again, as
-        the settings say."""
+        """Stop what serves the tuned model, which ends its cost.
+
+        Whoever next orders the job, or attaches to it, for its result has the model served again, as the settings say.
+        """
         self._patiently(lambda: self.provider.stop_endpoint(self.record), _RETRIES)
         self.provider.store.update(self.record, tuned=None)
 
     def follow(self) -> str:
-        """Look until the job is over; the tuned model's string, with the model ready to be called.
+        """Poll the job until it is over, and return the tuned model's string once the model can be called.
 
         Raises:
             TrainingError: It failed or was cancelled.
@@ -188,7 +192,7 @@ class RemoteJob(TrainingJob):
         return self._end(look)
 
     def set_result(self, result: Any) -> None:
-        """As DSPy's thread calls it, but a failure is raised by `result()` rather than returned."""
+        """Called by DSPy's thread; `result()` then raises a failure rather than returns it."""
         if isinstance(result, BaseException):
             self.set_exception(result)
         else:
@@ -269,8 +273,10 @@ def submit(
     data_format: TrainDataFormat | str | None,
     train_kwargs: Mapping[str, Any],
 ) -> JobRecord:
-    """Start the job for these rows and settings, or find the one that was started, by whatever process, and goes on or
-    succeeded. Its remote id is on the disk when this returns."""
+    """Start the job for these rows and settings, or find one that any process started and that goes on or succeeded.
+
+    Its remote id is on the disk when this returns.
+    """
     check_order(provider, model, train_kwargs)
     order = make_order(model, rows, data_format, train_kwargs)
     if order.validation and not provider.validates:
@@ -300,7 +306,7 @@ def submit(
 
 
 def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
-    """Upload and create, each once; an answer that was lost is looked for before another job is made."""
+    """Upload and create, each once; an answer that was lost or cannot be read is looked for before another job is made."""
     store = provider.store
     patiently(provider, lambda: provider.upload(order, record))
 
@@ -310,9 +316,7 @@ def _create(provider: RemoteProvider, order: Order, record: JobRecord) -> None:
             store.update(record, state="creating")
             try:
                 found = provider.create(order, record)
-            except TransientError:
-                raise
-            except ProviderError:
+            except RefusalError:
                 _send_anew(provider, record)
                 raise
         return found
@@ -337,7 +341,7 @@ def check_order(provider: RemoteProvider, model: str, train_kwargs: Mapping[str,
     """
     refuse_secrets(train_kwargs, provider.credentials)
     check_names(train_kwargs, (*provider.allowed, *COMMON), provider.name)
-    check_limits(train_kwargs)
+    check_job_limits(train_kwargs)
     provider.check_settings(model, _settings(train_kwargs))
 
 

@@ -25,11 +25,11 @@ def attach(id: str) -> RemoteJob:
 
 
 def forget(id: str, *, even_if_unfinished: bool = False) -> JobRecord:
-    """Let the same order start another job: the model of this one was deleted, say. Nothing is changed at the provider.
+    """Let the same order start another job, for example because this one's model was deleted. The provider is not told.
 
     Raises:
-        ConfigError: No such job is known; or what may go on, and cost: it was not over when last looked at, or has an endpoint,
-            which nothing here would know of any more.
+        ConfigError: No such job is known; or it may go on and cost, and nothing here would know of it any more: it was not over
+            when last looked at, or it has an endpoint.
     """
     store = job_store()
     record = store.find(id)

@@ -18,8 +18,8 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
         job = lm.finetune(rows, TrainDataFormat.CHAT)    # vertex_ai/, and dspyc/tiny or local/<folder or hub id> for here
 
     Args:
-        model: `provider/model`. Models of other providers can be called and not trained. Of an LM, such as a job's result, a
-            copy is made.
+        model: `provider/model`. Models of other providers can be called but not trained. An LM, such as a job's result,
+            is copied.
         **settings: Those of `dspy.LM`, and what the provider needs to be reached (docs/providers.md): `api_base`, `api_key`,
             `aws_profile`, … Secrets stay in memory.
 

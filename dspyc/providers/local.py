@@ -51,7 +51,7 @@ def LocalLM(  # noqa: N802 (reads as a class)
             own choice), "bfloat16", "float16" or "float32".
         server: "vllm", "sglang" or "transformers" starts that server as a child process, on the loopback only, and ends it
             with this program; an address such as "http://127.0.0.1:8000" asks one that runs. Such an LM is for calling:
-            train without a server, and serve what came of it.
+            train without a server, and serve the result.
         server_options: How the server is started and asked: `args`, `program`, `start_timeout`, `request_timeout`,
             `api_key_env` (docs/servers.md).
         constrained: Whether replies to predictors follow their signatures (docs/local.md), so that each can be read; False
@@ -67,14 +67,39 @@ def LocalLM(  # noqa: N802 (reads as a class)
     _check_values(generation)
     _warn_idle(generation, greedy_by_default=server is None)
     if server is not None:
-        with needing("'dspyc[local]'", _NEEDED):
-            from ..models.servers.async_engine import AsyncServerEngine
-            from ..models.servers.engine import ServerEngine
-
-        served = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=server_options)
-        return dspy.LM(served.model_string, engine=served, async_engine=AsyncServerEngine(served), **generation)
+        return _served(model, adapter, server, device, dtype, server_options, generation)
     if server_options is not None:
         raise ConfigError("LocalLM has server_options and no server.", hint="Pass server='vllm', or leave them out.")
+    return _here(model, adapter, device, dtype, constrained, generation)
+
+
+def _served(
+    model: str | Path,
+    adapter: str | Path | None,
+    server: str,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any] | None,
+    generation: dict[str, Any],
+) -> dspy.LM:
+    """An LM that asks a model server."""
+    with needing("'dspyc[local]'", _NEEDED):
+        from ..models.servers.async_engine import AsyncServerEngine
+        from ..models.servers.engine import ServerEngine
+
+    engine = ServerEngine(model, adapter, server=server, device=device, dtype=dtype, options=options)
+    return dspy.LM(engine.model_string, engine=engine, async_engine=AsyncServerEngine(engine), **generation)
+
+
+def _here(
+    model: str | Path,
+    adapter: str | Path | None,
+    device: str,
+    dtype: str,
+    constrained: bool,
+    generation: dict[str, Any],
+) -> dspy.LM:
+    """An LM that computes in this process, and can be fine-tuned."""
     with needing("'dspyc[local]'", _NEEDED):
         from ..models.async_engine import AsyncLocalEngine
         from ..models.candidates import CandidatesLM
@@ -105,7 +130,7 @@ class LocalTrainingJob(TrainingJob):
         return TrainingStatus.running if self.running() else TrainingStatus.not_started
 
     def cancel(self) -> bool:
-        """Give up the job. True where it had not begun to train; a run that has begun goes on, and this is False."""
+        """Give up the job. True if it had not begun to train; a run that has begun goes on, and the answer is False."""
         return Future.cancel(self)  # DSPy's own returns None
 
 
@@ -135,9 +160,9 @@ class LocalProvider(Provider):
         train_data_format: TrainDataFormat | str | None,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Train `model` (a local model string, folder or hub id) on chat rows; the tuned weights' model string.
+        """Train `model` (a local model string, folder or hub id) on chat rows, and return the tuned weights' model string.
 
-        An adapter that the model wears is trained further.
+        If the model has an adapter, that is trained further.
 
         Raises:
             ConfigError: A format other than chat, or a setting that training, or the adapter, does not have.

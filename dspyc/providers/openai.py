@@ -39,6 +39,8 @@ _ACCOUNT = {"organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}  # 
 _METADATA_KEY = "dspyc"
 _MOST_LISTED = 1000  # jobs that are looked through for one of ours
 _MOST_EVENTS = 10_000
+_IMPORTING = ("pending", "running")  # a file's status at Azure; elsewhere a job itself waits for its files
+_UNUSABLE = ("error", "deleting", "deleted")
 _CLOSED = (
     "OpenAI itself takes no new fine-tuning customers since 2026-05-07 and no new jobs from 2027-01-06; models that were tuned "
     "go on until their base retires. Elsewhere the same rows train at Azure OpenAI ('azure/…'), Bedrock, Databricks, Together, "
@@ -227,11 +229,17 @@ class OpenAIProvider(RemoteProvider):
         return self.address() == self.usual.get("api_base")
 
     def _send(self, name: str, content: bytes) -> str:
-        """The id of the uploaded file."""
+        """The id of the uploaded file, once it is imported: Azure refuses a job on one that is not."""
         file = self._ask.ask(
             "uploading the rows", lambda: self._client.files.create(file=(name, content), purpose="fine-tune")
         )
-        return _id(file, self.name)
+        id = _id(file, self.name)
+        if not _is_imported(file):
+            self.wait_until(lambda: _is_imported(self._file(id)), f"The file {id}")
+        return id
+
+    def _file(self, id: str) -> Any:
+        return self._ask.ask(f"looking at file {id}", lambda: self._client.files.retrieve(id))
 
 
 def base_name(model: str) -> str:
@@ -250,6 +258,17 @@ def _id(job: Any, server: str) -> str:
             f"{server} answered without an id.", hint="Is the address that of OpenAI's protocol (…/v1)?"
         )
     return found
+
+
+def _is_imported(file: Any) -> bool:
+    """Raises ProviderError where the server could not read it."""
+    status = getattr(file, "status", None)
+    if status in _UNUSABLE:
+        reason = getattr(file, "status_details", None) or "the server gives no reason"
+        raise ProviderError(
+            f"The file {file.id} has status {status!r}: {reason}.", hint="Order again: the rows are sent anew."
+        )
+    return status not in _IMPORTING
 
 
 def _object(data: Any) -> dict[str, Any]:

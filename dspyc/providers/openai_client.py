@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ProviderError, needing
-from .faults import http_fault, never_passes, transient, unsent
+from .faults import RefusalError, http_fault, never_passes, transient, unsent
 
 if TYPE_CHECKING:
     import openai
@@ -99,7 +99,7 @@ class Asker:
         self, what: str, status: int, code: Any, reason: str, headers: Mapping[str, str], hint: str
     ) -> ProviderError:
         if status == 429 and code in ("insufficient_quota", "billing_hard_limit_reached"):
-            return ProviderError(f"{self.server}: {what}: {reason}", hint="Add credit to the account, and order again.")
+            return RefusalError(f"{self.server}: {what}: {reason}", hint="Add credit to the account, and order again.")
         return http_fault(
             f"{self.server}: {what}",
             status,

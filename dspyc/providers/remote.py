@@ -26,8 +26,9 @@ the same `record.token` whenever it is called for one attempt: pass it as the pr
 one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
 
 Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
-again. Raise `ProviderError` for what will not pass, 401 and 403 above all. Neither may be chained to an SDK's exception, which
-may hold keys and rows: catch it, leave the `except` block, and raise then.
+again. Raise `ProviderError` for what will not pass, 401 and 403 above all; where files are `owned_files`, `create` says by a
+`RefusalError` that there is no job. None may be chained to an SDK's exception, which may hold keys and rows: catch it, leave
+the `except` block, and raise then.
 """
 
 import logging
@@ -60,7 +61,7 @@ _LIMITS = ("max_usd", "timeout")
 COMMON = (*_LIMITS, "validation_data")
 FILES = ("train", "validation")  # the facts that name an order's files
 
-_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up
+_READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up, or a file imported
 
 
 class JobStatus(str, Enum):
@@ -79,7 +80,7 @@ class JobStatus(str, Enum):
 
     @property
     def over(self) -> bool:
-        """Whether nothing will change it."""
+        """Whether it is final."""
         return self in (JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled)
 
 
@@ -147,7 +148,7 @@ class RemoteProvider(Provider, ABC):
         *,
         polling: Polling | None = None,
     ) -> None:
-        """Raises ConfigError where an address is none, or holds a secret."""
+        """Raises ConfigError where an address is not valid, or holds a secret."""
         from .job import RemoteJob
 
         super().__init__()
@@ -171,10 +172,15 @@ class RemoteProvider(Provider, ABC):
         """The connection in one form, whatever it was typed as.
 
         Raises:
-            ConfigError: An address that is none.
+            ConfigError: An address is not valid.
         """
         named = {name: connection[name] for name in self.addresses if connection.get(name)}
         return {**connection, **{name: base_address(text, name) for name, text in named.items()}}
+
+    def at(self, record: JobRecord) -> "RemoteProvider":
+        """This provider where a job is: the connection is its record's, but for what calls alone need."""
+        calls = {name: value for name, value in self.connection.items() if name in self.calls}
+        return type(self)({**record.connection, **calls}, self.secrets, polling=self.polling)
 
     def key(self) -> str | None:
         """The key of a server that takes one as `api_key`: the caller's, or that of the first of `variables` that is set."""
@@ -204,7 +210,7 @@ class RemoteProvider(Provider, ABC):
         """
 
     def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of `train_kwargs` that change what is trained: with others the same order is the same job."""
+        """Those of `train_kwargs` that change what is trained; orders that differ in the others alone are one job."""
         others = (*_LIMITS, *self.serving, *self.placing)
         return {name: value for name, value in settings.items() if name not in others and value is not None}
 
@@ -252,7 +258,7 @@ class RemoteProvider(Provider, ABC):
 
     @abstractmethod
     def create(self, order: Order, record: JobRecord) -> str:
-        """Start the job once, without retries of its own; its id at the provider."""
+        """Start the job once, without retries of its own, and return its id at the provider."""
 
     @abstractmethod
     def look(self, record: JobRecord) -> Look:
@@ -260,7 +266,7 @@ class RemoteProvider(Provider, ABC):
 
     @abstractmethod
     def stop(self, record: JobRecord) -> None:
-        """Cancel the job remotely. One that is over is no error."""
+        """Cancel the job remotely. It is no error if it is over."""
 
     def events(self, record: JobRecord) -> list[JobEvent]:
         """What happened so far, oldest first."""
@@ -277,8 +283,10 @@ class RemoteProvider(Provider, ABC):
         self._cannot("resume jobs")
 
     def serve(self, record: JobRecord, model: str) -> str:
-        """Bring the tuned model where DSPy can call it; its model string. It is called again after a crash, so it looks in
-        `record.facts` for what was begun. `model` is what `look` gave."""
+        """Bring the tuned model where DSPy can call it, and return its model string.
+
+        This is called again after a crash, so it looks in `record.facts` for what was begun. `model` is what `look` gave.
+        """
         return model
 
     def calling(self) -> dict[str, Any]:
@@ -291,16 +299,19 @@ class RemoteProvider(Provider, ABC):
         return {}
 
     def start_endpoint(self, record: JobRecord) -> str:
-        """Start what serves the tuned model, and say what it costs; the model string. From before it is asked for until it is
-        gone, its name is kept as the fact `endpoint`, without which a job could be forgotten while that costs."""
+        """Start what serves the tuned model, say what it costs, and return the model string.
+
+        From before it is asked for until it is gone, its name is kept as the fact `endpoint`: without it a job could be
+        forgotten while that costs.
+        """
         self._cannot("start endpoints")
 
     def stop_endpoint(self, record: JobRecord) -> None:
-        """End what serves the tuned model, and its cost."""
+        """Stop what serves the tuned model, which ends its cost."""
         self._cannot("stop endpoints")
 
     def wait_until(self, ready: Callable[[], bool], what: str) -> None:
-        """Look until `ready`, as often as at a job, and through faults that may pass.
+        """Poll until `ready`, as often as a job is polled, and in spite of faults that may pass.
 
         Raises:
             TransientError: `what` takes too long.

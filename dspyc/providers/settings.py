@@ -33,7 +33,7 @@ def check_names(train_kwargs: Mapping[str, Any], allowed: Sequence[str], provide
         raise ConfigError(f"{provider} has no setting {name!r}.{meant}", hint=f"It has {', '.join(sorted(allowed))}.")
 
 
-def check_limits(train_kwargs: Mapping[str, Any]) -> None:
+def check_job_limits(train_kwargs: Mapping[str, Any]) -> None:
     """Raises ConfigError where `max_usd` (USD) or `timeout` (seconds) is no number from 0 up."""
     for name in ("max_usd", "timeout"):
         value = train_kwargs.get(name)
@@ -41,7 +41,7 @@ def check_limits(train_kwargs: Mapping[str, Any]) -> None:
             raise ConfigError(f"`{name}` is {value!r}.", hint="Use a number from 0 up, or leave it out.")
 
 
-def check_count(settings: Mapping[str, Any], name: str, least: int = 1) -> None:
+def check_whole_setting(settings: Mapping[str, Any], name: str, least: int = 1) -> None:
     """Raises ConfigError where a setting is no whole number of at least `least`; None stands for one that is left out."""
     value = settings.get(name)
     if value is not None and not (isinstance(value, int) and _is_number(value) and value >= least):

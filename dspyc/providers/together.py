@@ -16,7 +16,7 @@ from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rest import Rest, given, seconds
 from .rows import Formatter
 from .rows.together import TOGETHER
-from .settings import check_count, check_rate
+from .settings import check_rate, check_whole_setting
 from .store import JobRecord
 
 _STATUS = {
@@ -64,7 +64,7 @@ class TogetherProvider(RemoteProvider):
         return {"api_base": found} if found else {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
-        check_count(settings, "n_epochs")
+        check_whole_setting(settings, "n_epochs")
         check_rate(settings, "learning_rate")
 
     def formatter(self, order: Order) -> Formatter:

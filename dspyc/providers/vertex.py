@@ -20,7 +20,7 @@ from .remote import JobStatus, Look, Order, RemoteProvider
 from .rest import given
 from .rows import Formatter
 from .rows.vertex import VERTEX
-from .settings import check_count, check_rate
+from .settings import check_rate, check_whole_setting
 from .store import JobRecord
 
 _GCS_PATH = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(/(?P<prefix>[\w./-]*))?", re.ASCII)
@@ -65,7 +65,7 @@ class VertexProvider(RemoteProvider):
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         _gcs(settings)
-        check_count(settings, "epochs")
+        check_whole_setting(settings, "epochs")
         check_rate(settings, "learning_rate_multiplier")
         size = settings.get("adapter_size")
         if size is not None and size not in _ADAPTERS:

@@ -75,11 +75,11 @@ def adapt(predictor: dspy.Predict, adapter: dspy.Adapter) -> None:
     predictor.adapter = adapter
 
 
-def adapter_of(predictor: dspy.Predict, default: dspy.Adapter | None = None) -> dspy.Adapter:
-    """The adapter that a call of `predictor` uses: its own, else `default`, else DSPy's global one, else ChatAdapter."""
+def adapter_of(predictor: dspy.Predict) -> dspy.Adapter:
+    """The adapter that a call of `predictor` uses: its own, else DSPy's global one, else ChatAdapter."""
     if isinstance(predictor, AdaptedMixin):
         return predictor.adapter
-    return default or dspy.settings.adapter or dspy.ChatAdapter()
+    return dspy.settings.adapter or dspy.ChatAdapter()
 
 
 def adapter_state(adapter: dspy.Adapter) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def check_renderable(
     _check_constrained(name, predictor, adapter, lm)
 
 
-def check_answers(student: dspy.Module) -> None:
+def check_replies_possible(student: dspy.Module) -> None:
     """Whether local models that follow signatures can reply to a program's predictors as they are.
 
     Raises:

@@ -113,23 +113,29 @@ def _opaque(value: Any, depth: int) -> Any:
 
 def _content(value: Any) -> list[Any] | None:
     """All that is in an array, a tensor or a table, of which `repr` shows a part; None of anything else."""
-    numpy, torch, pandas = (sys.modules.get(name) for name in ("numpy", "torch", "pandas"))
-    if pandas is not None and isinstance(value, (pandas.DataFrame, pandas.Series)):
-        frame = value if isinstance(value, pandas.DataFrame) else value.to_frame()
+    if _is_a(value, "pandas", "DataFrame", "Series"):
+        frame = value if _is_a(value, "pandas", "DataFrame") else value.to_frame()
         return [[str(kind) for kind in frame.dtypes], frame.to_dict("tight")]
-    if pandas is not None and isinstance(value, pandas.Index):
+    if _is_a(value, "pandas", "Index"):
         return [str(value.dtype), list(value.names), value.tolist()]
-    if torch is not None and isinstance(value, torch.Tensor):
+    if _is_a(value, "torch", "Tensor"):
         try:
             whole = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
         except (RuntimeError, NotImplementedError):  # one without content, or of a kind that has no plain form
             return None
-        return _bytes_key(value.dtype, whole.shape, whole.reshape(-1).view(torch.uint8).numpy().tobytes())
-    if numpy is not None and isinstance(value, numpy.ndarray):
+        content = whole.reshape(-1).view(sys.modules["torch"].uint8).numpy().tobytes()
+        return _bytes_key(value.dtype, whole.shape, content)
+    if _is_a(value, "numpy", "ndarray"):
         if value.dtype.hasobject:
             return [str(value.dtype), list(value.shape), value.tolist()]
         return _bytes_key(value.dtype, value.shape, value.tobytes())
     return None
+
+
+def _is_a(value: Any, module: str, *names: str) -> bool:
+    """Whether it is of one of a module's classes; none is, while another thread is still importing the module."""
+    kinds = (getattr(sys.modules.get(module), name, None) for name in names)
+    return isinstance(value, tuple(kind for kind in kinds if kind is not None))
 
 
 def _bytes_key(kind: Any, shape: Iterable[int], content: bytes) -> list[Any]:

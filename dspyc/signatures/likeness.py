@@ -1,7 +1,7 @@
 """How alike what a predictor is asked is to what it was asked before.
 
-like = likeness_to([asked(signature, demo) for demo in demos])
-like(asked(signature, inputs))           # one number a demo, 1 for the same text
+like = likeness_to([input_text(signature, demo) for demo in demos])
+like(input_text(signature, inputs))      # one number a demo, 1 for the same text
 """
 
 import json
@@ -20,7 +20,7 @@ Likeness = Callable[[str], NDArray[np.float64]]  # of a text to each of some tex
 _LONGEST = 4000  # characters of a value that are compared
 
 
-def asked(signature: type[dspy.Signature], fields: Mapping[str, Any]) -> str:
+def input_text(signature: type[dspy.Signature], fields: Mapping[str, Any]) -> str:
     """The inputs among `fields` as one text, as `dspy.KNN` writes them: "question: … | context: …".
 
     It is the same for an object and for the JSON that DSPy saves of it.
@@ -42,7 +42,7 @@ def likeness_to(texts: Sequence[str], vectorizer: dspy.Embedder | None = None) -
 
 
 def _by_characters(texts: Sequence[str]) -> Likeness:
-    tfidf = scikit_learns_tfidf()(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+    tfidf = tfidf_class()(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     try:
         rows = tfidf.fit_transform(texts)
     except ValueError:  # there is not one character in them
@@ -60,7 +60,7 @@ def _unit(rows: Any) -> NDArray[np.float64]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def scikit_learns_tfidf() -> Any:
+def tfidf_class() -> Any:
     """scikit-learn's class.
 
     Raises:

@@ -18,7 +18,7 @@ import dspy
 
 from ..errors import ConfigError
 from .fingerprints import identifying, stable
-from .likeness import Likeness, asked, likeness_to, scikit_learns_tfidf
+from .likeness import Likeness, input_text, likeness_to, tfidf_class
 from .mixins import Mixin, mix
 
 _KEPT = 4  # pools: a predictor's, and those of copies that were changed
@@ -42,7 +42,7 @@ class Nearest:
                 hint="Wrap a function of texts: dspy.Embedder(function).",
             )
         if vectorizer is None:
-            scikit_learns_tfidf()
+            tfidf_class()
         self.k, self.vectorizer = k, vectorizer
         self._known: list[_Pool] = []
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Nearest:
         if not demos:
             return []
         shown = {id(demo) for demo in predictor.demos}  # fewer than there are while one is withheld (compiler.withheld)
-        pool, question = self._pool(demos, predictor.signature), asked(predictor.signature, inputs)
+        pool, question = self._pool(demos, predictor.signature), input_text(predictor.signature, inputs)
         ranked = (-pool.likeness(question)).argsort(kind="stable")
         fit = (at for at in ranked if id(demos[at]) in shown and pool.texts[at] != question)
         return [demos[at] for at, _ in zip(fit, range(self.k), strict=False)][::-1]
@@ -99,7 +99,7 @@ class Nearest:
             for pool in self._known:
                 if len(pool.demos) == len(demos) and all(map(is_, pool.demos, demos)):
                     return pool
-            texts = [asked(signature, demo) for demo in demos]
+            texts = [input_text(signature, demo) for demo in demos]
             same = next((pool.likeness for pool in self._known if pool.texts == texts), None)
             made = _Pool(list(demos), texts, same or likeness_to(texts, self.vectorizer))
             self._known = [made, *self._known[: _KEPT - 1]]

@@ -27,7 +27,7 @@ class Progress:
     memory: int | None = None  # bytes: the most that this process has used on its device so far
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what is not known."""
+        """The fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

@@ -181,7 +181,7 @@ class TrainingConfig(BaseModel):
         return None if self.token_budget is None else self.token_budget * self.gradient_accumulation
 
     def warmup_steps_of(self, total: int) -> int:
-        """The number of the first of `total` steps in which the rate rises."""
+        """The number of steps, at the start of `total`, in which the rate rises."""
         if self.warmup_steps is not None:
             return min(self.warmup_steps, total)
         return math.ceil(total * self.warmup)
@@ -224,7 +224,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def from_kwargs(cls, train_kwargs: Mapping[str, Any] | None = None) -> "TrainingConfig":
         """The config that a DSPy `train_kwargs` means: our names, or those of DSPy's LocalProvider, transformers, trl and
-        PEFT. `preset` and `task` name settings that the others replace.
+        PEFT. `preset` and `task` name settings that the others override.
 
         Raises:
             ConfigError: A name that is not known, two names that contradict each other, a value that is not allowed, or

@@ -45,7 +45,7 @@ class Division:
     reshard: bool
 
 
-def asked() -> Division | None:
+def requested() -> Division | None:
     """What the launcher of this process was told; None where every process shall hold a whole model.
 
     Raises:

@@ -105,7 +105,7 @@ def _command(
 
 
 def _watch(child: ChildProcess, count: int, config: TrainingConfig, folder: Path, show_progress: bool) -> None:
-    """Until the run is over, the percent of it that is done as a bar."""
+    """Draw the run's progress in percent until it ends."""
     seen = 0
     with bar(f"Training in {count} processes, %", total=100, show=show_progress) as advance:
         while not child.ended_within(_LOOKS):

@@ -19,9 +19,9 @@ from ..progress import bar
 from .batching import Steps, weight_of
 from .checkpoint import RandomState
 from .config import TrainingConfig
-from .fitting import fitting
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare
+from .out_of_memory import in_smaller_parts
 from .precision import Precision, autocast, autocast_dtype
 from .rows import EncodedRow, encode_rows, row_limit
 from .sharing import Planner, Tree
@@ -68,9 +68,9 @@ def find_learning_rate(
         rate = find_learning_rate("dspyc/tiny", rows, config=TrainingConfig(method="full")).suggestion
 
     Raises:
-        ConfigError: A range that is none, or settings that this machine cannot train with.
-        DataError, ModelError: As `train`.
-        TrainingError: The loss is no number at the lowest rate, or a single row does not fit into memory.
+        ConfigError: `lowest` to `highest` is not a range, or this machine cannot train with the settings.
+        DataError, ModelError: As for `train`.
+        TrainingError: The loss is not a number at the lowest rate, or a single row does not fit into memory.
     """
     if not 0 < lowest < highest or steps < 10:
         raise ConfigError(
@@ -90,7 +90,7 @@ def find_learning_rate(
     finally:
         before.restore()
         if place.type == "cuda":
-            memory.let_go()
+            memory.free_caches()
 
 
 def _tried(
@@ -128,7 +128,9 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     for rate, rows in batches:
         optimizer.param_groups[0]["lr"] = rate
         compute = partial(_accumulate, learner, rows, config, autocast(dtype, learner.device), scaler)
-        loss, planner = fitting(learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1)
+        loss, planner = in_smaller_parts(
+            learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1
+        )
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
         scaler.step(optimizer)

@@ -23,7 +23,7 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | Path | None = Non
         base: A folder, a Hugging Face id or "dspyc/tiny"; None takes what the adapter names.
 
     Raises:
-        ConfigError: `out` holds something.
+        ConfigError: `out` is not empty.
         ModelError: The adapter or the base cannot be read, or do not fit each other.
         TrainingError: `out` cannot be written.
     """

@@ -46,7 +46,7 @@ def check_method(config: TrainingConfig, device: torch.device) -> None:
 
 @contextmanager
 def one_base() -> Iterator[None]:
-    """Adapters that are trained inside share one copy of the frozen tensors of their base; it is freed on the way out."""
+    """Inside this context, adapters share one copy of their base's frozen tensors; it is freed at the end."""
     token = _bases.set({})
     try:
         yield

@@ -78,7 +78,7 @@ def _why_not(learner: Learner, samples: list[list[Tree]], expected: list[Gradien
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
-        shards.let_go(learner)
+        shards.free_gathered(learner)
         return f"the model does not take a prompt computed before ({type(error).__name__}: {error})"
     finally:
         learner.eval()

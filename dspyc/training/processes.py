@@ -49,7 +49,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def wait() -> None:
-    """Until all processes are here. Raises TrainingError where another one has ended."""
+    """Block until every process has reached this point. Raises TrainingError where another one has ended."""
     if several():
         with _meeting():
             distributed.barrier()

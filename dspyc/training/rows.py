@@ -87,10 +87,10 @@ def encode_rows(
     """The rows of at most `limit` tokens, encoded as inference will read them, and the report on all of them.
 
     Args:
-        refuse: Is told of each row that cannot be used, and why, instead of an error that ends it.
+        refuse: Called with each row that cannot be used, and why; without it such a row is an error.
 
     Raises:
-        DataError: A row that is not one, holds media, or has nothing to learn; or no row at all that fits.
+        DataError: A row is malformed, holds media, or has nothing to learn; or no row fits.
     """
     encoded: list[EncodedRow] = []
     too_long: list[LongRow] = []

@@ -29,11 +29,11 @@ from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
 from .files import guarded, sums
-from .fitting import others_wait
 from .folder import CHECKPOINTS, claimed, digest, finished
 from .launching import check_processes, train_in_processes
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare, save_weights
+from .out_of_memory import others_wait
 from .precision import autocast_dtype, frozen_dtype, lighter_base
 from .probe import why_not_shared
 from .result import TrainingResult
@@ -71,10 +71,10 @@ def train(
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
         adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
             others is an error.
-        num_processes: How many processes do it together, each on a GPU of its own or on its share of the cores; the weights
-            are those of one, but for the order of sums.
+        num_processes: How many processes train together, each on a GPU of its own or on its share of the cores; the weights
+            are those that one process gives, except for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
-            kept as `checkpoints/later-N`; a finished run is finished anew. The same call again goes on from the newest; to
+            kept as `checkpoints/later-N`; a finished run is finished anew. Repeating the same call goes on from the newest; to
             go back to that step once more, remove `checkpoints/went_back.json`.
 
     Raises:
@@ -111,7 +111,7 @@ class _Run:
         self.store = CheckpointStore(folder / CHECKPOINTS)
         self.callbacks = list(callbacks) if processes.is_main() else []
         self.show = show_progress and processes.is_main()
-        self.division = division.asked()
+        self.division = division.requested()
         if self.division is not None and config.method == "qlora":
             raise ConfigError(
                 "method='qlora' and a model that is divided among processes do not go together.",
@@ -192,7 +192,7 @@ class _Run:
             ) from error
         finally:
             if self.device.type == "cuda":
-                memory.let_go()
+                memory.free_caches()
 
     def _key(self, rows: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
         """What is trained on what and how: two runs of one key give the same weights."""

@@ -52,8 +52,8 @@ def divide(learner: Learner, division: Division, device: torch.device) -> None:
     learner.divided = True
 
 
-def let_go(learner: Learner) -> None:
-    """Of what was gathered for a forward pass that no backward pass followed, or for a pass that failed."""
+def free_gathered(learner: Learner) -> None:
+    """Free gathered weights that nothing released: no backward pass followed, or the pass failed."""
     if learner.divided:
         cast(Any, learner).reset_iter_state()
         for module in _divided(learner):

@@ -40,8 +40,8 @@ def train_stages(
     one that was stopped goes on. With LoRA one adapter goes through all stages.
 
     Raises:
-        ConfigError: No stages, two of one name, or stages that cannot follow each other.
-        DataError, ModelError, TrainingError: As `train`.
+        ConfigError: No stages, two with one name, or stages that cannot follow each other.
+        DataError, ModelError, TrainingError: As for `train`.
     """
     configs = _configs(stages)
     results: list[TrainingResult] = []

@@ -33,11 +33,11 @@ from .checkpoint import (
 from .config import TrainingConfig
 from .events import EventLog
 from .files import guarded
-from .fitting import fitting
 from .forecast import Forecast, forecast, largest_batch
 from .interrupts import Interrupts
 from .loop import Speed, StepLoader, Timing, arguments_of
 from .loss import Learner
+from .out_of_memory import in_smaller_parts
 from .rows import EncodedRow
 from .schedule import rate_factor
 from .sharing import Planner, Tree
@@ -121,7 +121,7 @@ class RowTrainer(Trainer):
         self._speed.add(sum(map(len, inputs)))
         processes.draw_own(self.config.seed, self.state.global_step)
         share, accumulate = partial(self._share, inputs), partial(self._accumulate, inputs)
-        loss, self.planner = self._fitting(self.planner, share, accumulate)
+        loss, self.planner = self._in_smaller_parts(self.planner, share, accumulate)
         losses = processes.add_up([] if self.learner.divided else self._trained, loss)
         self._current = inputs
         for process, found in enumerate(losses):
@@ -161,15 +161,15 @@ class RowTrainer(Trainer):
         place, count = self.accelerator.process_index, self.accelerator.num_processes
         return shards.deal(tree, place, count) if self.learner.divided else tree
 
-    def _fitting(
+    def _in_smaller_parts(
         self,
         planner: Planner,
         plan: Callable[[Planner], list[Tree]],
         compute: Callable[[list[Tree]], _Found],
         where: Literal["training", "evaluations"] = "training",
     ) -> tuple[_Found, Planner]:
-        """`fitting.fitting`, which tells where memory ran out."""
-        found, fits = fitting(self.learner, planner, plan, compute, self.state.global_step + 1)
+        """`in_smaller_parts`, with a warning and an event where memory ran out."""
+        found, fits = in_smaller_parts(self.learner, planner, plan, compute, self.state.global_step + 1)
         if fits is not planner:
             log.warning(
                 "Out of memory: %d tokens at once in %s from here on; a step stays as it is.", fits.budget, where
@@ -251,7 +251,7 @@ class RowTrainer(Trainer):
             sample = self._own(largest_batch(trees))
             return forecast(self.learner, [*map(self._own, trees)], sample, epochs, self._precision)
 
-        found, self.planner = self._fitting(self.planner, plan, measured)
+        found, self.planner = self._in_smaller_parts(self.planner, plan, measured)
         return found
 
     def total_steps(self) -> int:
@@ -268,11 +268,11 @@ class RowTrainer(Trainer):
         planner = self._evaluating or self.planner
         for start in range(0, len(self.validation), _EVALUATED):
             rows = self.validation[start : start + _EVALUATED]
-            found, fits = self._fitting(planner, partial(self._share, rows), self._summed, "evaluations")
+            found, fits = self._in_smaller_parts(planner, partial(self._share, rows), self._summed, "evaluations")
             sums += found
             if fits is not planner:  # training keeps its own budget
                 self._evaluating = planner = fits
-        shards.let_go(self.learner)
+        shards.free_gathered(self.learner)
         total, weight = processes.total(sums).tolist()
         return float(total / weight)
 

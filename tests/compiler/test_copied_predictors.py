@@ -102,7 +102,9 @@ def test_copies_that_cannot_be_told_apart_or_were_changed_have_no_name(tmp_path:
         def forward(self, question: str) -> Any:
             changed = self.changed.deepcopy()
             changed.signature = changed.signature.with_instructions("Otherwise.")
-            for predictor in (self.one.deepcopy(), changed, self.unchanged.deepcopy()):
+            shown = self.changed.deepcopy()
+            shown.demos = [dspy.Example(question="4?", answer="right")]
+            for predictor in (self.one.deepcopy(), changed, shown, self.unchanged.deepcopy()):
                 predictor(question=question)
             self.one(question=question)
             return self.other(question=question)

@@ -153,7 +153,16 @@ def test_objects_are_read_field_by_field_and_what_has_none_becomes_its_text() ->
         _ = wrapped.missing
 
 
-def test_an_object_that_holds_itself_is_no_end_of_a_paid_call() -> None:
+def test_no_reply_is_too_odd_for_the_record_of_a_paid_call() -> None:
     circle = SimpleNamespace()
     circle.circle = circle
     assert "namespace" in replies_of(replies_text([circle]))[0]
+    for odd in ({("a", "b"): 1}, {"text": "Sunny", "raw": {("a", "b"): 1}}, {"text": "Sunny", "raw": circle}):
+        (found,) = replies_of(replies_text([odd]))
+        assert found.get("text") == odd.get("text")
+        assert len(found) == len(odd)
+
+
+def test_an_object_in_a_reply_brings_no_key_into_the_record() -> None:
+    text = replies_text([{"text": "Sunny", "client": SimpleNamespace(api_key="sk-hidden", model="m")}])
+    assert replies_of(text) == [{"text": "Sunny", "client": {"model": "m"}}]

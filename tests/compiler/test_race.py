@@ -16,7 +16,7 @@ from dspyc.compiler.budget import Budget
 from dspyc.compiler.examples import example_keys
 from dspyc.compiler.pool import Pool
 from dspyc.compiler.race import Race, Rule, Withdrawn, percent, schedule
-from dspyc.compiler.trace import Subject
+from dspyc.compiler.recording import Subject
 from dspyc.errors import BootstrapError, BudgetError, ConfigError
 from dspyc.evaluation.intervals import mean_interval, student_quantile
 

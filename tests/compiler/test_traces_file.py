@@ -13,7 +13,7 @@ import pytest
 
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, load_traces, observe, read_run, save_traces
-from dspyc.compiler.fitted_traces import fitted_to, rescored
+from dspyc.compiler.fitted_traces import current, fitted_to
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from tests.optimizers import desk
 
@@ -66,8 +66,7 @@ def test_half_a_character_in_a_reply_is_one_bad_example(tmp_path: Path) -> None:
     loaded = load_traces(tmp_path / "teacher.jsonl")
     assert [trace.to_record() for trace in loaded] == [trace.to_record() for trace in traces]
     assert loaded[1].prediction.answer == half
-    keys = {trace.example: example for trace, example in zip(traces, examples, strict=True)}
-    (again,) = rescored([loaded[3]], keys, metric, {"self": program})
+    (again,) = current([loaded[3]], examples, {"self": program}, metric)
     assert again.error == traces[3].error
 
 

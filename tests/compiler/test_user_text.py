@@ -35,7 +35,7 @@ def search(text: str) -> SearchReport:
 def test_tables_show_it_as_it_is(text: str) -> None:
     assert printed(search(text)).count(text) == 3
     steps = [StepReport(text, None, None, "not compared", 1.0)]
-    assert printed(SequenceReport(steps, 0, 0, {}, 1.0, "run", 0)).count(text) == 2
+    assert printed(SequenceReport(steps, 0, 0, calls={}, seconds=1.0, run_dir="run", seed=0)).count(text) == 2
     plan = Plan([Stage(f"{text}: teacher", text, 1, 1, 1, 1, None, True)], 8, [text])
     assert printed(plan.table()).count(text) == 4
 

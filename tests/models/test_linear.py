@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dspyc.models.linear import FewRows, quicken
+from dspyc.models.linear import FewRows, use_few_rows
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -13,7 +13,7 @@ def test_the_outputs_are_those_of_torchs_linear(shape: tuple[int, ...], bias: bo
     layer = torch.nn.Linear(48, 96, bias=bias)
     given = torch.randn(*shape, 48)
     expected = layer(given)
-    quicken(layer)
+    use_few_rows(layer)
     found = layer(given)
     assert type(layer) is FewRows
     assert found.shape == expected.shape
@@ -25,6 +25,6 @@ def test_only_float32_linear_layers_change() -> None:
         pass
 
     half, own = torch.nn.Linear(4, 4, dtype=torch.bfloat16), Own(4, 4)
-    quicken(torch.nn.ModuleList([half, own, torch.nn.Embedding(3, 4)]))
+    use_few_rows(torch.nn.ModuleList([half, own, torch.nn.Embedding(3, 4)]))
     assert type(half) is torch.nn.Linear
     assert type(own) is Own

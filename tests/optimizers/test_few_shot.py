@@ -20,7 +20,8 @@ from dspyc.compiler import Ledger
 from dspyc.compiler.budget import Budget
 from dspyc.compiler.pool import Pool
 from dspyc.errors import BootstrapError, BudgetError, ConfigError, DataError, ProgramError
-from dspyc.optimizers.bootstrap_few_shot import Sizes, choose_teacher, demonstrate
+from dspyc.optimizers.demonstrate import Sizes, demonstrate
+from dspyc.optimizers.teachers import demo_teacher
 
 from . import desk
 from . import few_shot_programs as programs
@@ -351,7 +352,7 @@ def test_a_slow_first_example_does_not_hold_up_those_that_are_needed(tmp_path: P
 def test_a_run_that_several_candidates_need_is_paid_for_once(tmp_path: Path) -> None:
     """Candidates in threads over one open pool, as a search makes them, each with its own order of the examples."""
     lm = scripted()
-    teacher = choose_teacher(question(), None, {"lm": lm})
+    teacher = demo_teacher(question(), None, {"lm": lm})
     train, made = examples(12), {}
     with Ledger(tmp_path) as ledger, Pool(ledger, metric=exact, num_threads=4) as pool:
 

@@ -68,6 +68,12 @@ class Judged(Learn):
         self.metric = metric
 
 
+class Ruled(Learn):
+    def __init__(self, rules: list[str]) -> None:
+        super().__init__(+1)
+        self._rules = rules
+
+
 def instructed() -> Counts:
     program = counter()
     program.count.signature = program.count.signature.with_instructions("Count.")
@@ -79,6 +85,7 @@ def instructed() -> Counts:
     [
         (lambda: Learn(+2), {}),
         (lambda: Careful(+1), {}),
+        (lambda: Ruled(["long"]), {}),
         (lambda: Judged(right), {}),
         (lambda: Judged(lambda example, prediction, trace=None: False), {}),
         (lambda: Learn(+1), {"trainset": numbers(41)}),
@@ -87,12 +94,24 @@ def instructed() -> Counts:
         (lambda: Learn(+1), {"teacher": counter(3)}),
         (lambda: Learn(+1), {"student": instructed()}),
     ],
-    ids=["a setting", "code", "a metric", "another metric", "data", "order", "an argument", "a teacher", "the student"],
+    ids=[
+        "a setting",
+        "code",
+        "a private setting",
+        "a metric",
+        "another metric",
+        "data",
+        "order",
+        "an argument",
+        "a teacher",
+        "the student",
+    ],
 )
 def test_a_step_that_is_another_is_run(tmp_path: Path, optimizer: Any, changed: dict[str, Any]) -> None:
     given = {"student": counter(), **DATA, "strategy": "p", "run_dir": tmp_path}
     for _ in range(2):
         together(p=Learn(+1)).compile(**given)
+        together(p=Ruled(["short"])).compile(**given)
         together(p=Judged(lambda example, prediction, trace=None: True)).compile(**given)
     for runs in (1, 0):
         other = optimizer()
@@ -193,3 +212,38 @@ def test_what_was_kept_is_the_very_program(tmp_path: Path) -> None:
         del program.candidate_programs, program.flag_compilation_error_occurred
     assert program_fingerprint(made[0]) == program_fingerprint(made[1]) != program_fingerprint(student)
     assert (Count.instructions, Count.__name__) == ("Count.", "Count")
+
+
+class Searches(Teleprompter):  # type: ignore[misc]
+    """An optimizer of a user's own around one of dspyc, which returns its best so far where a budget ends it."""
+
+    def compile(self, student: Any, *, trainset: Any) -> dspy.Module:
+        few = dspyc.BootstrapFewShot(right, max_bootstrapped_demos=4, max_labeled_demos=0, num_threads=1)
+        return few.compile(student, trainset=trainset, teacher=counter(4))
+
+
+def test_a_step_that_a_budget_cut_short_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    found = []
+    for calls in (11, 100):
+        sequence = together(p=Searches())
+        given = {**DATA, "strategy": "p", "run_dir": tmp_path, "budget": dspyc.Budget(calls=calls)}
+        compiled = sequence.compile(counter(), **given)
+        found.append((compiled.report.stopped, len(list(tmp_path.glob("step-1-p/made-*.json")))))
+    assert found[0][1] == 0
+    assert found[0][0] is not None
+    assert found[1] == (None, 1)
+
+
+class Idle(Teleprompter):  # type: ignore[misc]
+    """An optimizer that returns the program as it was, as some of DSPy's do when all that they ask fails."""
+
+    def compile(self, student: Any, *, trainset: Any) -> dspy.Module:
+        return student
+
+
+def test_a_step_that_had_changed_nothing_is_passed_over_aloud(tmp_path: Path, caplog: Any) -> None:
+    for said in (0, 1):
+        together(i=Idle()).compile(counter(), **DATA, strategy="i", run_dir=tmp_path)
+        assert caplog.text.count("Step i changed nothing when it was taken. To take it again, remove") == said
+    (kept,) = tmp_path.glob("step-1-i/made-*.json")
+    assert str(kept) in caplog.text

@@ -13,11 +13,13 @@ from .http_server import CUT, LOST, HttpServer, RefusedError, answer
 __all__ = ["CUT", "KEY", "LOST", "OpenAIServer"]
 
 KEY = "sk-canary-0123456789abcdef"
+_FILES = ("training_file", "validation_file")
 _OVER = ("succeeded", "failed", "cancelled")
 _METHODS = {"supervised": {"n_epochs", "batch_size", "learning_rate_multiplier"}}
 _METHODS["dpo"] = _METHODS["supervised"] | {"beta"}
 _PATHS = (
     ("POST", "/files", "upload"),
+    ("GET", "/files/<id>", "file"),
     ("POST", "/fine_tuning/jobs", "create"),
     ("GET", "/fine_tuning/jobs", "all"),
     ("GET", "/fine_tuning/jobs/<id>", "look"),
@@ -31,7 +33,8 @@ _PATHS = (
 
 
 class OpenAIServer(HttpServer):
-    """`train` is called with a job's file and its model's name, when the job succeeds."""
+    """`train` is called with a job's file and its model's name, when the job succeeds. At Azure's paths a file is pending until
+    it is looked at, then it runs, and is processed at its second look; or cannot be, for the reason `unread`."""
 
     routes = (
         *((verb, f"{base}{path}", name) for base in ("/v1", "/openai/v1") for verb, path, name in _PATHS),
@@ -43,6 +46,7 @@ class OpenAIServer(HttpServer):
         self.key = key  # type: ignore[assignment]
         self.files: dict[str, dict[str, Any]] = {}
         self.bodies: list[dict[str, Any]] = []  # of orders for jobs
+        self.unread = ""
         self.train: Callable[[bytes, str], None] = lambda content, model: None
         self.url += "/v1"
 
@@ -59,10 +63,23 @@ class OpenAIServer(HttpServer):
             raise RefusedError(400, "Invalid purpose")
         id, file = f"file-{len(self.files) + 1}", request.files["file"]
         content = file.read()
-        self.files[id] = {"content": content, "name": file.filename}
+        status = "pending" if request.path.startswith("/openai/") else "processed"
+        self.files[id] = {"content": content, "name": file.filename, "status": status}
+        return self._described(id)
+
+    def file(self, request: Request, id: str) -> dict[str, Any]:
+        if id not in self.files:
+            raise RefusedError(404, f"No such File object: {id}")
+        read = "error" if self.unread else "processed"
+        before = self.files[id]["status"]
+        self.files[id]["status"] = {"pending": "running", "running": read}.get(before, before)
+        return self._described(id)
+
+    def _described(self, id: str) -> dict[str, Any]:
+        file = self.files[id]
         return {
-            "id": id, "object": "file", "bytes": len(content), "created_at": int(time.time()), "filename": file.filename,
-            "purpose": "fine-tune", "status": "processed",
+            "id": id, "object": "file", "bytes": len(file["content"]), "created_at": int(time.time()),
+            "filename": file["name"], "purpose": "fine-tune", "status": file["status"], "status_details": self.unread or None,
         }  # fmt: skip
 
     def create(self, request: Request) -> dict[str, Any]:
@@ -70,6 +87,10 @@ class OpenAIServer(HttpServer):
         self.bodies.append(order)
         if order.get("training_file") not in self.files:
             raise RefusedError(400, f"invalid training_file: {order.get('training_file')}", "invalid_training_file")
+        if any(self.files[order[name]]["status"] != "processed" for name in _FILES if order.get(name)):
+            raise RefusedError(
+                400, "The specified file reference must point to a completed file import.", "invalidPayload"
+            )
         if not re.match(r"gpt-4|ft:|dspyc", order["model"]):
             raise RefusedError(400, f"Model {order['model']} is not available for fine-tuning", "model_not_available")
         kind = order["method"]["type"]

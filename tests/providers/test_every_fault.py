@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
-from werkzeug.wrappers import Response
+from werkzeug.wrappers import Request, Response
 
 from dspyc.errors import ConfigError, ProviderError, TrainingError, TransientError
 from dspyc.providers import RemoteJob, forget
-from dspyc.providers.faults import MissingError
+from dspyc.providers.faults import MissingError, TakenError
 from dspyc.providers.job import make_order
 from dspyc.providers.store import job_store
 
@@ -46,7 +46,7 @@ def test_credentials_that_do_not_serve_are_said_at_once(
     with pytest.raises(ProviderError) as caught:
         finetune(case, server).result(60)
     error = caught.value
-    assert type(error) is ProviderError
+    assert not isinstance(error, (TransientError, MissingError, TakenError))
     assert re.search(rf"{status}|fault {status}", error.message)
     assert not re.search(r"not exist|not found|does not have|no such|unknown", error.message, re.I)
     assert error.hint
@@ -78,6 +78,30 @@ def test_answers_of_another_shape_are_faults_in_our_words(case: Case, server: Ht
     if made == {"hello": "world"}:
         with pytest.raises(ProviderError):
             finetune(case, server, ROWS * 2)
+
+
+@pytest.mark.parametrize("case", [c for c in EVERYONE if c.needs in ("openai", "httpx")], ids=str)
+@pytest.mark.parametrize(
+    "said",
+    [{"hello": "world"}, [1], Response("<html>Sign in</html>", content_type="text/html"), Response(status=204)],
+    ids=["other object", "list", "page", "nothing"],
+)
+def test_a_job_that_was_made_and_answered_in_another_shape_is_found_by_the_next_order(
+    case: Case, server: HttpServer, said: Any
+) -> None:
+    carry_out = server.carry_out
+
+    def carry_out_and_say(name: str, request: Request, found: dict[str, Any]) -> Any:
+        made = carry_out(name, request, found)
+        return said if name == "create" else made
+
+    server.carry_out = carry_out_and_say  # type: ignore[method-assign]
+    with pytest.raises(ProviderError):
+        finetune(case, server)
+    server.carry_out = carry_out  # type: ignore[method-assign]
+    assert finetune(case, server).wait(60) == "succeeded"
+    assert len(server.jobs) == 1
+    assert sum(request.startswith(case.upload) for request in server.seen) == 1
 
 
 def test_a_job_that_fireworks_has_by_our_id_is_attached_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import dspy
 import pytest
@@ -16,6 +17,7 @@ import dspyc
 from dspyc.compiler import Ledger
 from dspyc.errors import ConfigError, LedgerError, ModelError, TrainingError
 from dspyc.providers import forget
+from dspyc.providers.openai import OpenAIProvider
 
 from .openai_server import KEY, OpenAIServer
 
@@ -180,6 +182,40 @@ def test_a_job_that_takes_longer_is_not_taken_for_one_that_failed(
         server.polls = 0
         assert compile_it(server, tmp_path / "run", **settings).lm.model.endswith("ftjob-1")
         assert list(server.jobs) == ["ftjob-1"]
+
+
+@pytest.mark.parametrize("at_openai", [True, False], ids=["another account", "another server"])
+def test_a_resume_finds_the_job_that_another_shell_ordered(
+    at_openai: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenAIServer(polls=None) as server, OpenAIServer(polls=0) as other:
+        server.reply, other.reply = (lambda request: "red"), (lambda request: "blue")
+
+        class Here(OpenAIProvider):
+            usual: ClassVar[Mapping[str, Any]] = {"api_base": server.url}
+
+        def compile_here() -> dspy.Module:
+            chosen = {"api_base": server.url, "provider": Here(None, {"api_key": KEY})} if at_openai else {}
+            program = dspy.Predict(Sort)
+            program.set_lm(dspyc.LM("openai/gpt-4.1-mini-2025-04-14", cache=False, num_retries=0, **chosen))
+            settings: dict[str, Any] = {"adapter": "terse", "run_dir": tmp_path / "run", "num_threads": 2}
+            optimizer = dspyc.BootstrapFinetune(metric, train_kwargs={"timeout": 0.1}, **settings)
+            return optimizer.compile(program, trainset=examples(48), valset=examples(60, 48))
+
+        variables = ("OPENAI_ORG_ID", "org-a") if at_openai else ("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv(*variables)
+        with pytest.raises(TrainingError, match="after its timeout"):
+            compile_here()
+        monkeypatch.setenv(variables[0], "" if at_openai else other.url)
+        server.polls = 0
+        for _ in range(2):  # once while its end is not recorded, and once when it is
+            compiled = compile_here()
+            assert compiled.lm.model.endswith("ftjob-1")
+            assert compiled(thing="a red thing").colour == "red"
+        assert (len(server.jobs), len(other.jobs)) == (1, 0)
+        forget("ftjob-1")
+        compile_here()
+        assert (len(server.jobs), len(other.jobs)) == ((2, 0) if at_openai else (1, 1))
 
 
 def test_a_job_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:

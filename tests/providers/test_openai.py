@@ -157,6 +157,21 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     assert "ok" in tuned("hello")[0]
 
 
+def test_a_job_at_azure_waits_for_both_of_its_files(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", KEY)
+    server.polls, asked = 0, {"deployment": "desk", "validation_data": rows(3)}
+    lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    lm.provider.polling = QUICK
+    server.unread = "Line 3 is no JSON"
+    with pytest.raises(ProviderError, match="The file file-1 has status 'error': Line 3 is no JSON"):
+        lm.finetune(rows(), TrainDataFormat.CHAT, asked)
+    server.unread = ""
+    server.fail("GET /openai/v1/files/file-2", 503, times=2)
+    assert lm.finetune(rows(), TrainDataFormat.CHAT, asked).wait(60) is JobStatus.succeeded
+    (order,) = server.bodies
+    assert (order["training_file"], order["validation_file"]) == ("file-2", "file-3")
+
+
 def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     server.polls = 0
@@ -641,9 +656,17 @@ def test_a_variable_with_a_password_is_refused(model: str, variable: str, monkey
     assert "hidden" not in str(caught.value)
 
 
-def test_an_address_with_a_password_is_refused() -> None:
-    with pytest.raises(ConfigError, match="holds a secret") as caught:
-        dspyc.LM(BASE, api_base="https://me:hidden@host/v1")
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://me:hidden@host/v1", "holds a secret"),
+        ("me:hidden@host/v1", "no address of http or https"),
+        ("//[me:hidden@host/v1", "cannot be read as an address"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_shown(address: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        dspyc.LM(BASE, api_base=address)
     assert "hidden" not in str(caught.value)
 
 

@@ -83,6 +83,6 @@ def test_a_server_that_was_started_again_gives_no_id_twice(monkeypatch: pytest.M
         assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_a_request_that_breaks_it_is_answered(address: str) -> None:
+def test_a_request_that_breaks_it_is_refused_for_good(address: str) -> None:
     answer = httpx.post(f"{address}/chat/completions", json=["no object"])
-    assert (answer.status_code, answer.json()["error"]["message"][:14]) == (500, "AttributeError")
+    assert (answer.status_code, answer.json()["error"]["message"][:14]) == (400, "AttributeError")

@@ -82,12 +82,11 @@ def test_references_and_looks_stay() -> None:
 
 
 def test_which_adapter_applies() -> None:
-    plain, default, own = dspy.Predict("q -> a"), dspy.JSONAdapter(), TerseAdapter()
+    plain, own = dspy.Predict("q -> a"), TerseAdapter()
     assert type(adapter_of(plain)) is dspy.ChatAdapter
     with dspy.context(adapter=dspy.XMLAdapter()):
         assert type(adapter_of(plain)) is dspy.XMLAdapter
-        assert adapter_of(plain, default) is default
-        assert adapter_of(adapted(own), default) is own
+        assert adapter_of(adapted(own)) is own
 
 
 def test_async_calls_and_streams() -> None:

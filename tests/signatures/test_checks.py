@@ -14,7 +14,7 @@ from dspy.adapters.types.document import Document
 import dspyc
 from dspyc.errors import ConfigError, RenderError
 from dspyc.signatures import TerseAdapter, check_renderable
-from dspyc.signatures.checks import check_answers
+from dspyc.signatures.checks import check_replies_possible
 
 from .engines import prepared_lm
 from .programs import Sort
@@ -169,11 +169,11 @@ def test_a_decision_with_an_option_that_the_adapter_cannot_read_is_refused_befor
     decided.signature = decided.signature.with_updated_fields("a", desc="which of them")  # as DSPy wants a decision
     decided.lm = dspyc.LocalLM("dspyc/tiny", cache=False)
     with dspy.context(adapter=dspy.ChatAdapter()):
-        for ask in (check_answers, lambda program: program(q="which?")):
+        for ask in (check_replies_possible, lambda program: program(q="which?")):
             with pytest.raises(ConfigError, match=r"Output `a` .* cannot be constrained"):
                 ask(decided)
     with dspy.context(adapter=dspy.JSONAdapter()):
-        check_answers(decided)
+        check_replies_possible(decided)
         assert decided(q="which?").a.value in ("one\ntwo", "three")
 
 
@@ -182,9 +182,9 @@ def test_decisions_and_calls_with_tools_are_answered_without_a_grammar_of_theirs
     decided = predict(Choice[("refund", "money"), ("other", "the rest")])
     called = dspy.Predict("q, tools: list[dspy.Tool] -> calls: dspy.ToolCalls, a: Literal['one\\ntwo', 'three']")
     decided.lm = called.lm = lm
-    check_answers(decided)
-    check_answers(_scored(lm))
+    check_replies_possible(decided)
+    check_replies_possible(_scored(lm))
     with dspy.context(adapter=dspy.ChatAdapter(use_native_function_calling=True)):
-        check_answers(called)
+        check_replies_possible(called)
     with pytest.raises(ConfigError, match="Output `a`"):
-        check_answers(called)
+        check_replies_possible(called)

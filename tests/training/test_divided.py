@@ -87,7 +87,7 @@ def compared(kind: str, reshard: bool) -> dict[str, float]:
     (loss, gradients), (divided_loss, divided) = learned(whole, False), learned(parts, True)
     with torch.no_grad():
         parts(shards.deal(Planner(120)(small.encoded(4))[0], distributed.get_rank(), 2))
-    shards.let_go(parts)
+    shards.free_gathered(parts)
     off = [
         float((divided[name] - gradient).norm() / gradient.norm()) for name, gradient in gradients.items() if divided
     ]
@@ -318,9 +318,9 @@ def test_a_launched_process_says_what_it_cannot_do(
 def test_dividing_is_left_to_us_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert division.asked() == Division(True)
+    assert division.requested() == Division(True)
     with division.carried_out_here():
-        assert division.asked() is None
-    assert asdict(division.asked() or Division(False)) == {"reshard": True}
+        assert division.requested() is None
+    assert asdict(division.requested() or Division(False)) == {"reshard": True}
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert division.asked() is None  # a process alone holds all of it
+    assert division.requested() is None  # a process alone holds all of it

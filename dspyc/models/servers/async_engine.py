@@ -20,7 +20,7 @@ class AsyncServerEngine:
         self.engine = engine
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        """As `ServerEngine.complete`."""
+        """Like `ServerEngine.complete`."""
         engine = self.engine
         draft = await asyncio.to_thread(engine.draft, request)  # the first one loads the tokenizer
         endpoint = await _entered(engine)
@@ -35,7 +35,7 @@ class AsyncServerEngine:
         raise failure
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
-        """As `ServerEngine.stream`."""
+        """Like `ServerEngine.stream`."""
         engine = self.engine
         if await asyncio.to_thread(engine.is_sent_whole, request):
             for event in lm15.response_to_events(await self.complete(request)):
@@ -62,7 +62,7 @@ class AsyncServerEngine:
             yield event
 
     async def aclose(self) -> None:
-        """As `ServerEngine.close`, and this event loop's connections with it."""
+        """Like `ServerEngine.close`; this event loop's connections are closed too."""
         await self.engine.clients.aclose()
         await asyncio.to_thread(self.engine.close)
 

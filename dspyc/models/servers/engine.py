@@ -48,7 +48,7 @@ class ServerEngine:
         adapter: A folder with a PEFT LoRA adapter for that model.
         server: "vllm", "sglang", "transformers", or an address such as "http://127.0.0.1:8000".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps"; "auto" is the server's own choice.
-        dtype: "auto" (the server's own choice, mostly that of the weights), "bfloat16", "float16" or "float32".
+        dtype: "auto" (the server's own choice, usually that of the weights), "bfloat16", "float16" or "float32".
         options: See `ServerOptions`.
 
     Raises:
@@ -84,12 +84,12 @@ class ServerEngine:
 
     @property
     def calls(self) -> int:
-        """Requests that the server has answered; answers from DSPy's cache are none."""
+        """Requests that the server has answered; answers from DSPy's cache do not count."""
         return self._calls
 
     @property
     def is_here(self) -> bool:
-        """Whether the server is a child of this program. At an address anything may stand, a paid provider's proxy too."""
+        """Whether the server is a child of this program. At an address there may be anything, a paid provider's proxy too."""
         return self.served.address is None
 
     @property
@@ -127,7 +127,7 @@ class ServerEngine:
         return found | ({"tools", "tool_choice"} if self.supports_function_calling else set())
 
     def start(self) -> None:
-        """Start the server now, and wait until it is healthy; the first request does so otherwise.
+        """Start the server now, and wait until it is healthy; otherwise the first request does so.
 
         Raises:
             ModelError: It does not start; the message has the tail of its log.
@@ -254,7 +254,7 @@ class ServerEngine:
         return Tokens(tuple(sorted(chat.stop_ids)), pad if isinstance(pad, int) else None)
 
     def draft(self, request: lm15.Request) -> "Draft":
-        """The request, checked as far as that needs no server."""
+        """The request, checked as far as is possible without the server."""
         self.serving(request.model)
         with _canonical():
             validate_request(request)
@@ -278,12 +278,12 @@ class ServerEngine:
             )
 
     def prepare(self) -> None:
-        """Have the server run, with errors in DSPy's words."""
+        """Make sure that the server runs; errors are DSPy's."""
         with _canonical():
             self.server.prepare(self._worn)
 
     def enter(self) -> Endpoint:
-        """Where to send a request, once the server is there; `server.leave()` follows."""
+        """Wait for the server, and return where to send a request; `server.leave()` must follow."""
         while (endpoint := self.server.enter(self._worn)) is None:
             self.prepare()
         return endpoint
@@ -315,7 +315,7 @@ class ServerEngine:
         return min(asked, room(prompt, limit, self.model_string))
 
     def streaming(self) -> dict[str, Any]:
-        """What a request has more where it is streamed."""
+        """What a streamed request has in addition."""
         kind = self._kind()
         usage = {} if kind is not None and kind.name == "transformers" else {"stream_options": {"include_usage": True}}
         return {"stream": True, **usage}
@@ -333,7 +333,7 @@ class ServerEngine:
         return reader.end()
 
     def counted(self, response: Any) -> Any:
-        """`response`, and one call more."""
+        """Count one call more, and return `response`."""
         with self._lock:
             self._calls += 1
         return response

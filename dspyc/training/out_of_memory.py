@@ -15,7 +15,7 @@ from .sharing import Planner, Tree
 Found = TypeVar("Found")
 
 
-def fitting(
+def in_smaller_parts(
     learner: Learner,
     planner: Planner,
     plan: Callable[[Planner], list[Tree]],

@@ -1,0 +1,67 @@
+"""What every report says of the run that it is of."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from .budget import Spent
+from .spending import spending_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(ABC):
+    """What every report says of its run: `seconds` is the wall time of this sitting.
+
+    `calls` counts the answers of language models by role, each once however many sittings this run had, and those of models
+    on this machine too, which cost nothing. `plan` is what was expected of models elsewhere and `spent` what those alone were
+    asked, over all sittings. `stopped` is the limit that ended the run early, so that this is the best so far; None where
+    nothing did. `run_dir` is empty where nothing was run, so that there was nothing to record. `fingerprints` name the
+    compile, the data and the programs by their content.
+    """
+
+    calls: dict[str, int]
+    seconds: float
+    run_dir: str
+    seed: int
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
+    stopped: str | None = None
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, which `from_dict` reads."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "RunReport":
+        """The report that `to_dict` wrote."""
+
+    @property
+    @abstractmethod
+    def conclusion(self) -> str:
+        """What was found, in a sentence or two."""
+
+    @abstractmethod
+    def table(self) -> Table:
+        """What was found, for a terminal or a notebook."""
+
+    def spending(self) -> Table:
+        """Plan and actual, side by side."""
+        note = ", training included" if self._trained else ""
+        return spending_table(self.plan, self.spent, priced=self._priced, seconds=self.seconds, note=note)
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    @property
+    @abstractmethod
+    def _priced(self) -> bool:
+        """Whether the USD of `spent` are known."""
+
+    @property
+    def _trained(self) -> bool:
+        """Whether `seconds` has a training in it."""
+        return False
