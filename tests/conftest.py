@@ -1,9 +1,11 @@
 """Every test session has its own caches, so that nothing it finds was left by another."""
 
+import gc
 import os
 import signal
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _home = tempfile.mkdtemp(prefix="dspyc-tests-")
@@ -19,3 +21,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes on a busy machine says nothing about what is tested.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _libraries_are_no_garbage() -> None:
+    """Every training collects garbage, which took a third of a second for what the libraries hold.
+
+    In workers alone, which come to import all of them.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import dspy  # noqa: F401
+
+        import dspyc.training.run  # noqa: F401
+
+        gc.collect()
+        gc.freeze()
