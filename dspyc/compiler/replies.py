@@ -35,11 +35,8 @@ def replies_text(replies: Any) -> str:
     """Replies as JSON; a value that has neither JSON nor fields becomes its text."""
     try:
         return json.dumps(replies, default=_fields)
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # keys that are no text, an object that holds itself, no end of objects
+    except (TypeError, ValueError, RecursionError):
+        # Keys that are no text, an object that holds itself, or no end of objects.
         return json.dumps([_flat(reply) for reply in replies])
 
 
@@ -54,10 +51,12 @@ _READER = json.JSONDecoder(object_hook=ReplyFields)
 def _flat(reply: Any) -> Any:
     """A reply with the text of whatever is more than a number or text."""
     if isinstance(reply, dict):
-        return {
-            str(name): _flat(item) if not isinstance(item, (dict, list)) else str(item) for name, item in reply.items()
-        }
-    return reply if reply is None or isinstance(reply, (bool, int, float, str)) else str(reply)
+        return {str(name): _as_text(item) for name, item in reply.items()}
+    return _as_text(reply)
+
+
+def _as_text(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _fields(value: Any) -> Any:
