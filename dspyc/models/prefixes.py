@@ -6,8 +6,10 @@ found, since the next one often begins in the same way. The rest of a prompt is 
 read together should be one prefix for all of them, rather than a slightly longer one for each.
 """
 
+import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -74,13 +76,41 @@ class PrefixCache:
         self.bytes -= prefix.bytes
 
 
-def shared_length(ids: np.ndarray, others: Iterable[np.ndarray], matched: int) -> int:
-    """How many first tokens of a prompt are worth a prefix as `others` have them too; 0 if the `matched` ones will do.
+class Overlaps:
+    """How many first tokens prompts have in common, each with each.
+
+    Once they are sorted, a prompt has the most in common with those beside it, so n prompts take n comparisons.
+    """
+
+    def __init__(self, prompts: Sequence[tuple[str | None, np.ndarray]]) -> None:
+        """`prompts` are of adapters, each with its ids; those of two adapters have nothing in common."""
+        order = sorted(range(len(prompts)), key=lambda at: (prompts[at][0] or "", prompts[at][1].tolist()))
+        self._place = {at: place for place, at in enumerate(order)}
+        self._with_next: list[int] = []
+        for (adapter, ids), (other, others_ids) in pairwise(prompts[at] for at in order):
+            self._with_next.append(common(ids, others_ids) if adapter == other else 0)
+
+    def of(self, at: int) -> Iterator[int]:
+        """The numbers of tokens that prompt `at` shares with each of the others, the largest first."""
+        place = self._place[at]
+        before, after = reversed(self._with_next[:place]), self._with_next[place:]
+        return heapq.merge(accumulate(before, min), accumulate(after, min), reverse=True)
+
+
+def shared_length(most: int, others: Iterable[int], matched: int) -> int:
+    """How many first tokens of a prompt are worth a prefix, as other prompts have them too; 0 if the `matched` ones will do.
 
     That is the length that saves the most tokens in all.
+
+    Args:
+        most: How many may be in a prefix.
+        others: How many each of the other prompts has in common with it, the largest first.
     """
-    lengths = sorted((common(tokens, ids[:-1]) for tokens in others), reverse=True)
-    saved, best = max((((length - matched) * count, length) for count, length in enumerate(lengths, 1)), default=(0, 0))
+    saved, best = 0, 0
+    for count, length in enumerate(others, 1):
+        if length <= matched:
+            break
+        saved, best = max((saved, best), ((min(length, most) - matched) * count, min(length, most)))
     return best if saved >= _SAVED and best - matched >= max(_SHARED, matched // _COPIED) else 0
 
 

@@ -6,7 +6,7 @@ token, or several where a format fixes them, of every row.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .lora import Adapters, is_plain
 from .memory import GIB, MemoryPlan, MemoryReport, is_out_of_memory
 from .padded import PaddedBatch
 from .peft_adapters import PeftAdapters
-from .prefixes import PrefixCache, as_array, long_length, shared_length
+from .prefixes import Overlaps, PrefixCache, as_array, long_length, shared_length
 from .runner import Runner, Wearing, most_columns
 from .sampling import choose
 
@@ -156,6 +156,7 @@ class Scheduler:
 
     def _join_cascades(self, joining: list[Generation]) -> None:
         tokens = [as_array(generation.job.ids + generation.written) for generation in joining]
+        overlaps = Overlaps([(each.adapter, ids) for each, ids in zip(joining, tokens, strict=True)])
         first: dict[tuple[str | None, bytes], tuple[Generation, Prefix | None, int]] = {}
         for at, (generation, ids) in enumerate(zip(joining, tokens, strict=True)):
             adapter = generation.adapter
@@ -163,8 +164,7 @@ class Scheduler:
             like, prefix, shared = first.get(key, (None, None, 0))
             try:
                 if like is None:
-                    others = [tokens[i] for i, other in enumerate(joining) if i != at and other.adapter == adapter]
-                    prefix, shared = self._prefix(generation, ids, others)
+                    prefix, shared = self._prefix(generation, ids, overlaps.of(at))
                 if not self._fits(generation, shared):
                     self._waiting.extendleft(reversed(joining[at:]))
                     break
@@ -176,13 +176,16 @@ class Scheduler:
         self._prefixes.shrink(self._plan.prefixes)
 
     def _prefix(
-        self, generation: Generation, ids: np.ndarray, others: Sequence[np.ndarray]
+        self, generation: Generation, ids: np.ndarray, others: Iterable[int]
     ) -> tuple[Prefix | None, int]:
-        """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's."""
+        """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's.
+
+        `others` are how many tokens each of those that join with it has in common with it, the largest first.
+        """
         adapter = generation.adapter
         found, shared = self._prefixes.match(adapter, ids)
         generation.cached = min(shared, len(generation.job.ids))  # what a format fixes may be in a prefix too
-        for length in (shared_length(ids, others, shared), 0):
+        for length in (shared_length(len(ids) - 1, others, shared), 0):
             length = length or long_length(ids, shared)
             if not length or self._prefixes.used + length * self._token_bytes > self._plan.prefixes:
                 break

@@ -27,8 +27,9 @@ from dspy.adapters.types.document import Document
 from dspy.adapters.utils import apply_output_field_defaults, format_field_value, parse_value, serialize_for_json
 from dspy.signatures.signature import Signature
 from dspy.utils.exceptions import AdapterParseError
-from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
+
+from .values import type_adapter
 
 _MEDIA = (Audio, Document, File, Image, Tool)
 
@@ -148,8 +149,8 @@ def decode(text: str, annotation: Any) -> Any:
             return value
         if value != text and issubclass(annotation, Code):
             return annotation.model_construct(code=value)  # quoted because reading it would look for fences in it
-        return TypeAdapter(annotation).validate_python(value)
-    adapter = TypeAdapter(annotation)
+        return type_adapter(annotation).validate_python(value)
+    adapter = type_adapter(annotation)
     try:
         if _is_json(text):
             return adapter.validate_json(text, by_alias=True, by_name=True)
@@ -189,7 +190,7 @@ def _is_text(annotation: Any) -> bool:
 
 
 def _as_text(text: str, annotation: Any) -> str:
-    return text if annotation is str else str(TypeAdapter(annotation).validate_python(text).format())
+    return text if annotation is str else str(type_adapter(annotation).validate_python(text).format())
 
 
 def _is_json(text: str) -> bool:
@@ -225,7 +226,7 @@ def _jsonable(value: Any, annotation: Any) -> Any:
     if isinstance(annotation, EnumMeta) and isinstance(value, Enum) and not isinstance(value.value, (str, int, float)):
         return value.name  # a member whose value JSON may not tell
     try:
-        dumped = TypeAdapter(annotation).dump_python(
+        dumped = type_adapter(annotation).dump_python(
             value, mode="json", by_alias=False, round_trip=True, warnings="error"
         )
     except Exception:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dspy.adapters.types.tool import ToolCalls
@@ -11,13 +13,36 @@ from pydantic import BaseModel, TypeAdapter
 from ..errors import RenderError
 
 
+@dataclass(frozen=True, eq=False)
+class _Itself:
+    """An annotation as a key. Equal ones may read differently: `int | str` equals `str | int`."""
+
+    annotation: Any
+
+    def __hash__(self) -> int:
+        return id(self.annotation)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.annotation is other.annotation
+
+
+@lru_cache(maxsize=1024)
+def _made(key: _Itself) -> TypeAdapter[Any]:
+    return TypeAdapter(key.annotation)
+
+
+def type_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """pydantic's reader and writer of a type, made once: making one takes longer than most that is done with it."""
+    return _made(_Itself(annotation))
+
+
 def fitted(name: str, value: Any, annotation: Any) -> Any:
     """`value` as `annotation`: itself when it is one, else what DSPy would read in its place ("3" for an int).
 
     Raises:
         RenderError: It is no such value.
     """
-    validator = TypeAdapter(annotation)
+    validator = type_adapter(annotation)
     try:
         return validator.validate_python(value)
     except ValueError as error:
@@ -43,7 +68,7 @@ def _plain(value: Any, annotation: Any) -> Any:
         calls = value.tool_calls if value is not None else []
         return [{"name": call.name, "args": call.args} for call in calls]
     try:
-        return TypeAdapter(annotation).dump_python(value, warnings=False)
+        return type_adapter(annotation).dump_python(value, warnings=False)
     except Exception:  # a custom type may not serialise; it can still be compared
         return value
 

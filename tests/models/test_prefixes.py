@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from dspy import lm15
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dspyc
 from dspyc.errors import ConfigError
@@ -18,7 +20,7 @@ from dspyc.models.cascade import Layer, Prefix
 from dspyc.models.engine import LocalEngine
 from dspyc.models.generation import Job
 from dspyc.models.loaded import LoadedModel
-from dspyc.models.prefixes import PrefixCache, common, long_length, shared_length
+from dspyc.models.prefixes import Overlaps, PrefixCache, common, long_length, shared_length
 from dspyc.models.sampling import Sampling
 from tests.models import single, small
 
@@ -93,13 +95,30 @@ def test_the_least_recently_used_prefix_goes_first_and_never_one_in_use() -> Non
 def test_what_is_worth_a_prefix() -> None:
     prompt = np.arange(400)
     assert common(prompt, np.arange(300)) == 300
-    assert shared_length(prompt, [np.arange(90)] * 3, matched=0) == 90
-    assert shared_length(prompt, [np.arange(90)] * 3, matched=80) == 0  # ten tokens more are not
-    assert shared_length(prompt, [np.arange(90)], matched=0) == 0  # nor is what two short prompts share
-    assert shared_length(prompt, [np.arange(n) for n in (300, 200, 200, 200)], matched=0) == 200  # most in all
+    assert shared_length(399, [90] * 3, matched=0) == 90
+    assert shared_length(399, [90] * 3, matched=80) == 0  # ten tokens more are not
+    assert shared_length(399, [90], matched=0) == 0  # nor is what two short prompts share
+    assert shared_length(399, [300, 200, 200, 200], matched=0) == 200  # most in all
+    assert shared_length(399, [400, 400], matched=0) == 399  # of equal prompts all but the last token, which is computed
     assert long_length(prompt, matched=0) == 399
     assert long_length(prompt, matched=300) == 0
     assert long_length(np.arange(40), matched=0) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "a", "b"]), st.lists(st.integers(0, 2), min_size=1, max_size=6)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_what_prompts_share_is_what_each_shares_with_each(prompts: list[tuple[str | None, list[int]]]) -> None:
+    asked = [(adapter, np.array(ids)) for adapter, ids in prompts]
+    overlaps = Overlaps(asked)
+    for at, (adapter, ids) in enumerate(asked):
+        others = [other for i, other in enumerate(asked) if i != at]
+        found = [common(ids, others_ids) if other == adapter else 0 for other, others_ids in others]
+        assert list(overlaps.of(at)) == sorted(found, reverse=True)
 
 
 def test_a_prefix_is_computed_once_for_all_that_share_it(folder: Path) -> None:

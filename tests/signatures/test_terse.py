@@ -256,6 +256,18 @@ def test_lenient_reading_of_what_models_write() -> None:
     assert ADAPTER.parse(signature_of([Mood]), "GOOD") == {"y0": Mood.GOOD}
 
 
+def test_of_types_that_equal_each_other_each_is_read_its_own_way() -> None:
+    class Inch(pydantic.BaseModel):
+        length: float
+
+    class Metre(pydantic.BaseModel):
+        length: float
+
+    assert Inch | Metre == Metre | Inch
+    read = [ADAPTER.parse(signature_of([kind]), '{"length": 2}')["y0"] for kind in (Inch | Metre, Metre | Inch)]
+    assert list(map(type, read)) == [Inch, Metre]  # pydantic takes the first that fits
+
+
 def test_missing_lines_take_defaults_and_required_ones_are_an_error() -> None:
     signature = signature_of([str, int | None])
     assert ADAPTER.parse(signature, "only") == {"y0": "only", "y1": None}
