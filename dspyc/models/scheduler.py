@@ -175,9 +175,7 @@ class Scheduler:
             first.setdefault(key, (generation, prefix, shared))  # only what has joined can have twins
         self._prefixes.shrink(self._plan.prefixes)
 
-    def _prefix(
-        self, generation: Generation, ids: np.ndarray, others: Iterable[int]
-    ) -> tuple[Prefix | None, int]:
+    def _prefix(self, generation: Generation, ids: np.ndarray, others: Iterable[int]) -> tuple[Prefix | None, int]:
         """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's.
 
         `others` are how many tokens each of those that join with it has in common with it, the largest first.

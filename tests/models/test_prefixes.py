@@ -99,7 +99,9 @@ def test_what_is_worth_a_prefix() -> None:
     assert shared_length(399, [90] * 3, matched=80) == 0  # ten tokens more are not
     assert shared_length(399, [90], matched=0) == 0  # nor is what two short prompts share
     assert shared_length(399, [300, 200, 200, 200], matched=0) == 200  # most in all
-    assert shared_length(399, [400, 400], matched=0) == 399  # of equal prompts all but the last token, which is computed
+    assert (
+        shared_length(399, [400, 400], matched=0) == 399
+    )  # of equal prompts all but the last token, which is computed
     assert long_length(prompt, matched=0) == 399
     assert long_length(prompt, matched=300) == 0
     assert long_length(np.arange(40), matched=0) == 0
