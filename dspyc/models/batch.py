@@ -11,8 +11,9 @@ from typing import Protocol
 
 import torch
 
-from .cascade import Group, Layer, Prefix, Span, Step, Store
+from .cascade import Group, Span, Step
 from .generation import Generation
+from .store import Layer, Prefix, Store
 
 STEP_TOKENS = 2048  # that are read in one forward pass at most; a longer prompt takes several
 
@@ -139,14 +140,14 @@ class CascadeBatch:
             count = min(row.unread, STEP_TOKENS - len(ids))
             if row.unread == 1 or row.like is not None or count <= 0:
                 continue
-            spans.append(self._span(row, at, len(ids), count))
+            spans.append(Span(at, len(ids), count, row.own, row.prefix, row.shared))
             ids += row.generation.pending(count)
             places += range(row.generation.computed, row.generation.computed + count)
             order.append(at)
             counts.append(count)
         columns = [self._rows[at].own for at in single]
         held = (row.own for row in self._rows)
-        needed = max([*held, *(column + 1 for column in columns), *(span.start + span.length for span in spans)])
+        needed = max([*held, *(column + 1 for column in columns), *(span.end for span in spans)])
         self._store.reserve(len(self._rows), needed, len(self._rows), self.limit)
         step = self._step(single, columns, spans)
         ready, last, offset = [], [], 0
@@ -186,7 +187,7 @@ class CascadeBatch:
         while done < len(ids) - shared:
             count = min(STEP_TOKENS, len(ids) - shared - done)
             start = shared + done
-            span = Span(0, 0, count, done, base, shared, self._device)
+            span = Span(0, 0, count, done, base, shared)
             places = list(range(start, start + count))
             none = torch.empty(0, dtype=torch.long, device=self._device)
             step = Step(1, none, none, None, 0, None, [], [span], store)
@@ -200,9 +201,6 @@ class CascadeBatch:
                 values = torch.cat([base.layers[at].values[:, :shared], values], 1)
             layers.append(Layer(keys.contiguous(), values.contiguous()))
         return Prefix(list(ids), adapter, layers)
-
-    def _span(self, row: _Row, at: int, offset: int, count: int) -> Span:
-        return Span(at, offset, count, row.own, row.prefix, row.shared, self._device)
 
     def _step(self, single: list[int], columns: list[int], spans: list[Span]) -> Step:
         slots = len(self._rows)

@@ -2,22 +2,21 @@
 
 All tokens of a step stand in one sequence, (1, tokens), whatever row they belong to: no linear layer computes padding. Rows
 that add one token attend together: to one copy of their prefix in one matrix product, to their own keys in another, with one
-softmax over both. A row that adds several tokens (its prompt, or text that its format fixes) attends by itself.
+softmax over both. Rows that add several tokens (a prompt, or text that a format fixes) attend in bunches, padded to one length.
 
-Shapes: queries (1, heads, tokens, size); a prefix's keys (key heads, time, size); own keys (slots, key heads, room, size).
-Own values have the same shape, but lie in memory as (slots, key heads, size, room): both products of a single query then read
-what lies together, which takes a CPU half of the time.
+Queries are (1, heads, tokens, size); keys and values lie as store.py says.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
+
+from .store import Layer, Prefix, Store
 
 NAME = "dspyc_cascade"  # among transformers' attention implementations
 _IGNORED = {
@@ -32,32 +31,6 @@ _IGNORED = {
 
 
 @dataclass(eq=False)
-class Layer:
-    """A layer's keys and values of a prefix, (key heads, time, size), or of slots, (slots, key heads, room, size)."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    @property
-    def bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
-
-
-@dataclass(eq=False)
-class Prefix:
-    """Keys and values of the tokens `ids` at the beginning of prompts, under one adapter."""
-
-    ids: Sequence[int]
-    adapter: str | None
-    layers: list[Layer] = field(default_factory=list)
-    users: int = 0  # rows that stand behind it; it is kept while there are any
-
-    @property
-    def bytes(self) -> int:
-        return sum(layer.bytes for layer in self.layers)
-
-
-@dataclass(eq=False)
 class Span:
     """Several tokens of one row: where they stand in the step and in their slot (or in a prefix that they make)."""
 
@@ -67,19 +40,78 @@ class Span:
     start: int  # own tokens before them
     prefix: Prefix | None
     shared: int  # tokens of the prefix that count
-    device: torch.device
-    _mask: torch.Tensor | None = field(default=None, init=False)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def tokens(self) -> range:
+        """Where its tokens stand in the step."""
+        return range(self.offset, self.offset + self.length)
+
+
+class Bunch:
+    """Spans behind the same tokens of one prefix, which attend together, padded to the longest."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        self.prefix, self.shared = spans[0].prefix, spans[0].shared
+        self.length = max(span.length for span in spans)
+        # Where their tokens stand in the step, (spans, length), with a span's first token for padding; and without padding.
+        padded = [[*span.tokens, *[span.offset] * (self.length - span.length)] for span in spans]
+        self.tokens = torch.tensor(padded, device=device)
+        self.where = torch.tensor([token for span in spans for token in span.tokens], device=device)
+        # Which of (spans * length) are no padding; None where there is none.
+        real = [at * self.length + i for at, span in enumerate(spans) for i in range(span.length)]
+        self.real = None if len(real) == self.tokens.numel() else torch.tensor(real, device=device)
+        # What stands before them is read from their slots, (spans,), as far as the last of them goes.
+        self.slots: torch.Tensor | None = None
+        self.width = self.length
+        self._starts = torch.zeros(1, dtype=torch.long, device=device)
+        if any(span.start for span in spans):
+            self.slots = torch.tensor([span.slot for span in spans], device=device)
+            self.width = max(span.end for span in spans)
+            self._starts = torch.tensor([span.start for span in spans], device=device)
+        self._mask: torch.Tensor | None = None
 
     def mask(self, each: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """(each * length, keys) to add to the scores of `each` queries' heads, made once for all layers.
+        """(spans or 1, 1, each * length, keys) to add to the scores of `each` queries' heads, made once for all layers.
 
         None where torch's own causal one will do.
         """
-        before = self.shared + self.start
-        if self._mask is None and (before or each > 1):
-            later = torch.full((self.length, before + self.length), -torch.inf, dtype=dtype, device=self.device)
-            self._mask = later.triu(before + 1).repeat(each, 1)
+        if self._mask is None and (self.shared or self.slots is not None or each > 1):
+            device = self._starts.device
+            last = self._starts[:, None] + torch.arange(
+                self.length, device=device
+            )  # of the own tokens that a query sees
+            hidden = torch.arange(self.width, device=device) > last[..., None]
+            added = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+            self._mask = pad(added, (self.shared, 0)).repeat(1, each, 1)[:, None]
         return self._mask
+
+
+def bunched(spans: Sequence[Span], device: torch.device) -> list[Bunch]:
+    """Spans in bunches: one call for several, where that saves more than their padding and the copies of their prefix cost.
+
+    A call takes a GPU longer than all that it computes. On a CPU it is worth some thousand products of a query and a key, and
+    copies that its caches hold.
+    """
+    most_padding, most_keys = (1 << 20, 1 << 17) if device.type == "cuda" else (1 << 13, 1 << 10)
+    alike: dict[tuple[int, int, bool], list[Span]] = {}
+    for span in sorted(spans, key=lambda span: -span.length):
+        alike.setdefault((id(span.prefix), span.shared, span.start > 0), []).append(span)
+    made: list[list[Span]] = []
+    for same in alike.values():
+        some: list[Span] = []
+        for span in same:
+            keys = span.shared + max(each.end for each in [*some, span])
+            padding = (some[0].length - span.length) * keys if some else 0
+            if some and (padding > most_padding or (len(some) + 1) * keys > most_keys):
+                made.append(some)
+                some = []
+            some.append(span)
+        made.append(some)
+    return [Bunch(some, device) for some in made]
 
 
 @dataclass(eq=False)
@@ -104,10 +136,15 @@ class Step:
     own_mask: torch.Tensor | None  # (slots, 1, width), added to scores
     groups: list[Group]
     spans: list[Span]
-    store: "Store"
+    store: Store
 
     def __post_init__(self) -> None:
         self.all_single = len(self.single) == self.slots
+        device = self.single.device
+        self.bunches = bunched(self.spans, device)
+        slots = [span.slot for span in self.spans for _ in span.tokens]
+        columns = [column for span in self.spans for column in range(span.start, span.end)]
+        self._places = torch.tensor([slots, columns], dtype=torch.long, device=device)
         self.behind = [] if all(group.prefix is None for group in self.groups) else self.groups
 
     def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
@@ -117,65 +154,10 @@ class Step:
         else:
             store[self.single, :, self.columns] = new
 
-
-class Store:
-    """Keys and values of slots, layer by layer, in buffers that grow; `slots` and `room` are asked, not held."""
-
-    def __init__(self, slots: int = 0, room: int = 0) -> None:
-        self.layers: list[Layer] = []
-        self.slots, self.room = slots, room
-
-    @property
-    def bytes(self) -> int:
-        return sum(layer.bytes for layer in self.layers)
-
-    def reserve(self, slots: int, room: int, kept: int, limit: float = math.inf) -> None:
-        """Have space for so many slots of so many tokens each, of which `kept` slots hold something.
-
-        Growing takes half as much again for what may come; where that would be more than `limit` tokens in all, the slots that
-        are asked for and as many tokens as the limit leaves them. Beyond the limit tokens come in steps of 32.
-        """
-        if slots <= self.slots and room <= self.room:
-            return
-        more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
-        more_room = max(self.room, _stepwise(room + room // 2) if room > self.room else 0)
-        if more_slots * more_room > limit:
-            more_slots = slots
-            more_room = min(more_room, int(limit // slots)) if slots * room <= limit else _stepwise(room)
-        for at, layer in enumerate(self.layers):
-            self.layers[at] = self._grown(layer, more_slots, more_room, kept)
-        self.slots, self.room = more_slots, more_room
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of a slot into another."""
-        for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
-
-    def clear(self) -> None:
-        self.layers, self.slots, self.room = [], 0, 0
-
-    def layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> Layer:
-        """The layer's buffers, made for such keys and values, (1, key heads, tokens, size), where there are none."""
-        while len(self.layers) <= index:
-            # Zeros, since what stands behind a row's end is multiplied too, by weights of nothing.
-            keys = keys.new_zeros(self.slots, keys.shape[1], self.room, keys.shape[3])
-            values = values.new_zeros(self.slots, values.shape[1], values.shape[3], self.room).transpose(2, 3)
-            self.layers.append(Layer(keys, values))
-        return self.layers[index]
-
-    @staticmethod
-    def _grown(old: Layer, slots: int, room: int, kept: int) -> Layer:
-        new = Store(slots, room).layer(0, old.keys[:1], old.values[:1])
-        kept, before = min(kept, slots, len(old.keys)), min(room, old.keys.shape[2])
-        new.keys[:kept, :, :before] = old.keys[:kept, :, :before]
-        new.values[:kept, :, :before] = old.values[:kept, :, :before]
-        return new
-
-
-def _stepwise(room: int) -> int:
-    """So many tokens or a few more, in steps of 32."""
-    return -(-room // 32) * 32
+    def put_spans(self, store: torch.Tensor, new: torch.Tensor) -> None:
+        """Write what the spans add, (tokens, key heads, size), into their slots."""
+        slots, columns = self._places
+        store[slots, :, columns] = new
 
 
 class StepCache(Cache):
@@ -235,14 +217,10 @@ def attend(
     found = queries.new_empty(*queries.shape[:2], value.shape[-1])
     if rows:
         found[:rows] = attended
-    for span in step.spans:
-        here, there = slice(span.offset, span.offset + span.length), slice(span.start, span.start + span.length)
-        keys, values = key[0, :, here], value[0, :, here]
-        layer.keys[span.slot, :, there] = keys
-        layer.values[span.slot, :, there] = values
-        if span.start:
-            keys, values = (own[span.slot, :, : there.stop] for own in (layer.keys, layer.values))
-        found[here] = _spanned(span, keys, values, index, query[0, :, here], scale).transpose(0, 1)
+    step.put_spans(layer.keys, key[0, :, rows:].transpose(0, 1))
+    step.put_spans(layer.values, value[0, :, rows:].transpose(0, 1))
+    for bunch in step.bunches:
+        found[bunch.where] = _together(bunch, layer, index, query[0], key[0], value[0], scale)
     return found[None], None
 
 
@@ -308,21 +286,36 @@ def _behind(group: Group, index: int, queries: torch.Tensor, scores: torch.Tenso
     return own.transpose(0, 1), taken.view(heads, rows, each, -1).transpose(0, 1)
 
 
-def _spanned(
-    span: Span, keys: torch.Tensor, values: torch.Tensor, index: int, queries: torch.Tensor, scale: float
+def _together(
+    bunch: Bunch,
+    layer: Layer,
+    index: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
 ) -> torch.Tensor:
-    """Attention of one row's queries, (heads, length, size), to what stands before each: its own keys, and its prefix's."""
-    if span.prefix is not None and span.shared:
-        shared = span.prefix.layers[index]
-        keys = torch.cat([shared.keys[:, : span.shared], keys], 1)
-        values = torch.cat([shared.values[:, : span.shared], values], 1)
-    elif span.start:
-        values = values.contiguous()  # torch's own attention wants each vector in one piece, and a store has time last
-    heads, length, size = queries.shape
-    each = heads // keys.shape[0]
-    mask = span.mask(each, queries.dtype)
-    queries = queries.reshape(keys.shape[0], each * length, size)  # those that share a head of keys, behind each other
+    """Attention of a bunch's tokens, (tokens, heads, size), to what stands before each: its own keys, and its prefix's.
+
+    Shapes: query (heads, tokens of the step, size), key and value (key heads, ...).
+    """
+    if bunch.slots is None:
+        keys, values = key[:, bunch.tokens].transpose(0, 1), value[:, bunch.tokens].transpose(0, 1)
+    else:
+        keys, values = (own[bunch.slots, :, : bunch.width] for own in (layer.keys, layer.values))
+    spans = len(bunch.tokens)
+    if bunch.prefix is not None and bunch.shared:
+        before = bunch.prefix.layers[index]
+        keys = torch.cat([before.keys[:, : bunch.shared].expand(spans, -1, -1, -1), keys], 2)
+        values = torch.cat([before.values[:, : bunch.shared].expand(spans, -1, -1, -1), values], 2)
+    heads, _, size = query.shape
+    each = heads // len(key)
+    queries = query[:, bunch.tokens].view(len(key), each, spans, bunch.length, size)
+    queries = queries.permute(2, 0, 1, 3, 4).reshape(spans, len(key), -1, size)  # those that share a head of keys
+    mask = bunch.mask(each, query.dtype)
+    # torch's own attention wants each vector in one piece, and a store has time last
     found = scaled_dot_product_attention(
-        queries[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scale
+        queries, keys.contiguous(), values.contiguous(), attn_mask=mask, is_causal=mask is None, scale=scale
     )
-    return found[0].reshape(heads, length, values.shape[-1])
+    found = found.reshape(spans, heads, bunch.length, -1).transpose(1, 2).flatten(0, 1)
+    return found if bunch.real is None else found[bunch.real]

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from .cascade import Prefix
+from .store import Prefix
 
 _SAVED = 256  # tokens that a prefix of several prompts has to save in all, since every prefix makes a step slower
 _SHARED = 32  # and for each of them

@@ -16,7 +16,6 @@ import torch
 
 from ..errors import ModelError
 from .batch import Batch, CascadeBatch
-from .cascade import Prefix
 from .generation import Ending, Generation, Job, TokenScore
 from .longrope import attending, short_length
 from .lora import Adapters, is_plain
@@ -26,6 +25,7 @@ from .peft_adapters import PeftAdapters
 from .prefixes import Overlaps, PrefixCache, as_array, long_length, shared_length
 from .runner import Runner, Wearing, most_columns
 from .sampling import choose
+from .store import Prefix
 
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
 _ADAPTERS = 64  # that stay loaded

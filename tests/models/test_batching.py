@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspyc.models import identity
-from dspyc.models.cascade import Store
 from dspyc.models.generation import Job
 from dspyc.models.sampling import Sampling
+from dspyc.models.store import Store
 from tests.models import single, small
 
 KINDS = ("llama", "qwen3", "qwen3_moe", "gpt2")

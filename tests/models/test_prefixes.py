@@ -16,12 +16,12 @@ import dspyc
 from dspyc.errors import ConfigError
 from dspyc.models import AsyncLocalEngine, identity
 from dspyc.models.candidates import CandidatesLM
-from dspyc.models.cascade import Layer, Prefix
 from dspyc.models.engine import LocalEngine
 from dspyc.models.generation import Job
 from dspyc.models.loaded import LoadedModel
 from dspyc.models.prefixes import Overlaps, PrefixCache, common, long_length, shared_length
 from dspyc.models.sampling import Sampling
+from dspyc.models.store import Layer, Prefix
 from tests.models import single, small
 
 SYSTEM = [5 + i * 7 % 290 for i in range(200)]
@@ -99,9 +99,7 @@ def test_what_is_worth_a_prefix() -> None:
     assert shared_length(399, [90] * 3, matched=80) == 0  # ten tokens more are not
     assert shared_length(399, [90], matched=0) == 0  # nor is what two short prompts share
     assert shared_length(399, [300, 200, 200, 200], matched=0) == 200  # most in all
-    assert (
-        shared_length(399, [400, 400], matched=0) == 399
-    )  # of equal prompts all but the last token, which is computed
+    assert shared_length(399, [400, 400], matched=0) == 399  # the last token of equal prompts is computed
     assert long_length(prompt, matched=0) == 399
     assert long_length(prompt, matched=300) == 0
     assert long_length(np.arange(40), matched=0) == 0

@@ -1,0 +1,98 @@
+"""Where keys and values lie: a prefix's once for all rows behind it, a row's own in a slot of a buffer that grows.
+
+Shapes: a prefix's keys (key heads, time, size); own keys (slots, key heads, room, size). Own values have the same shape, but
+lie in memory as (slots, key heads, size, room): both products of a single query then read what lies together, which takes a
+CPU half of the time.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(eq=False)
+class Layer:
+    """A layer's keys and values of a prefix, (key heads, time, size), or of slots, (slots, key heads, room, size)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+@dataclass(eq=False)
+class Prefix:
+    """Keys and values of the tokens `ids` at the beginning of prompts, under one adapter."""
+
+    ids: Sequence[int]
+    adapter: str | None
+    layers: list[Layer] = field(default_factory=list)
+    users: int = 0  # rows that stand behind it; it is kept while there are any
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+
+class Store:
+    """Keys and values of slots, layer by layer, in buffers that grow; `slots` and `room` are asked, not held."""
+
+    def __init__(self, slots: int = 0, room: int = 0) -> None:
+        self.layers: list[Layer] = []
+        self.slots, self.room = slots, room
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def reserve(self, slots: int, room: int, kept: int, limit: float = math.inf) -> None:
+        """Have space for so many slots of so many tokens each, of which `kept` slots hold something.
+
+        Growing takes half as much again for what may come; where that would be more than `limit` tokens in all, the slots that
+        are asked for and as many tokens as the limit leaves them. Beyond the limit tokens come in steps of 32.
+        """
+        if slots <= self.slots and room <= self.room:
+            return
+        more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
+        more_room = max(self.room, _stepwise(room + room // 2) if room > self.room else 0)
+        if more_slots * more_room > limit:
+            more_slots = slots
+            more_room = min(more_room, int(limit // slots)) if slots * room <= limit else _stepwise(room)
+        for at, layer in enumerate(self.layers):
+            self.layers[at] = self._grown(layer, more_slots, more_room, kept)
+        self.slots, self.room = more_slots, more_room
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a slot into another."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def clear(self) -> None:
+        self.layers, self.slots, self.room = [], 0, 0
+
+    def layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> Layer:
+        """The layer's buffers, made for such keys and values, (1, key heads, tokens, size), where there are none."""
+        while len(self.layers) <= index:
+            # Zeros, since what stands behind a row's end is multiplied too, by weights of nothing.
+            keys = keys.new_zeros(self.slots, keys.shape[1], self.room, keys.shape[3])
+            values = values.new_zeros(self.slots, values.shape[1], values.shape[3], self.room).transpose(2, 3)
+            self.layers.append(Layer(keys, values))
+        return self.layers[index]
+
+    @staticmethod
+    def _grown(old: Layer, slots: int, room: int, kept: int) -> Layer:
+        new = Store(slots, room).layer(0, old.keys[:1], old.values[:1])
+        kept, before = min(kept, slots, len(old.keys)), min(room, old.keys.shape[2])
+        new.keys[:kept, :, :before] = old.keys[:kept, :, :before]
+        new.values[:kept, :, :before] = old.values[:kept, :, :before]
+        return new
+
+
+def _stepwise(room: int) -> int:
+    """So many tokens or a few more, in steps of 32."""
+    return -(-room // 32) * 32
