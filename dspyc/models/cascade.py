@@ -81,10 +81,8 @@ class Bunch:
         """
         if self._mask is None and (self.shared or self.slots is not None or each > 1):
             device = self._starts.device
-            last = self._starts[:, None] + torch.arange(
-                self.length, device=device
-            )  # of the own tokens that a query sees
-            hidden = torch.arange(self.width, device=device) > last[..., None]
+            columns = self._starts[:, None] + torch.arange(self.length, device=device)  # the queries' own
+            hidden = torch.arange(self.width, device=device) > columns[..., None]
             added = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
             self._mask = pad(added, (self.shared, 0)).repeat(1, each, 1)[:, None]
         return self._mask
@@ -96,7 +94,7 @@ def bunched(spans: Sequence[Span], device: torch.device) -> list[Bunch]:
     A call takes a GPU longer than all that it computes. On a CPU it is worth some thousand products of a query and a key, and
     copies that its caches hold.
     """
-    most_padding, most_keys = (1 << 20, 1 << 17) if device.type == "cuda" else (1 << 13, 1 << 10)
+    most_padding, most_keys = (1 << 20, 1 << 15) if device.type == "cuda" else (1 << 13, 1 << 10)
     alike: dict[tuple[int, int, bool], list[Span]] = {}
     for span in sorted(spans, key=lambda span: -span.length):
         alike.setdefault((id(span.prefix), span.shared, span.start > 0), []).append(span)
@@ -302,7 +300,9 @@ def _together(
     if bunch.slots is None:
         keys, values = key[:, bunch.tokens].transpose(0, 1), value[:, bunch.tokens].transpose(0, 1)
     else:
-        keys, values = (own[bunch.slots, :, : bunch.width] for own in (layer.keys, layer.values))
+        keys = layer.keys[bunch.slots, :, : bunch.width]
+        # torch's own attention wants each vector in one piece, and a store of values has time last.
+        values = layer.values[bunch.slots, :, : bunch.width].contiguous()
     spans = len(bunch.tokens)
     if bunch.prefix is not None and bunch.shared:
         before = bunch.prefix.layers[index]
@@ -313,9 +313,6 @@ def _together(
     queries = query[:, bunch.tokens].view(len(key), each, spans, bunch.length, size)
     queries = queries.permute(2, 0, 1, 3, 4).reshape(spans, len(key), -1, size)  # those that share a head of keys
     mask = bunch.mask(each, query.dtype)
-    # torch's own attention wants each vector in one piece, and a store has time last
-    found = scaled_dot_product_attention(
-        queries, keys.contiguous(), values.contiguous(), attn_mask=mask, is_causal=mask is None, scale=scale
-    )
+    found = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale)
     found = found.reshape(spans, heads, bunch.length, -1).transpose(1, 2).flatten(0, 1)
     return found if bunch.real is None else found[bunch.real]
