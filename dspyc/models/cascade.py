@@ -84,7 +84,9 @@ class Bunch:
             columns = self._starts[:, None] + torch.arange(self.length, device=device)  # the queries' own
             hidden = torch.arange(self.width, device=device) > columns[..., None]
             added = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-            self._mask = pad(added, (self.shared, 0)).repeat(1, each, 1)[:, None]
+            keys = self.shared + self.width
+            # Rows of a multiple of eight in memory: a GPU's kernels would make a copy that has them, in every layer.
+            self._mask = pad(added, (self.shared, -keys % 8)).repeat(1, each, 1)[:, None, :, :keys]
         return self._mask
 
 
@@ -140,9 +142,10 @@ class Step:
         self.all_single = len(self.single) == self.slots
         device = self.single.device
         self.bunches = bunched(self.spans, device)
-        slots = [span.slot for span in self.spans for _ in span.tokens]
-        columns = [column for span in self.spans for column in range(span.start, span.end)]
-        self._places = torch.tensor([slots, columns], dtype=torch.long, device=device)
+        if self.spans:
+            slots = [span.slot for span in self.spans for _ in span.tokens]
+            columns = [column for span in self.spans for column in range(span.start, span.end)]
+            self._places = torch.tensor([slots, columns], device=device)
         self.behind = [] if all(group.prefix is None for group in self.groups) else self.groups
 
     def put(self, store: torch.Tensor, new: torch.Tensor) -> None:

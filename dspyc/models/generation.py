@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import clear_frames
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Job:
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, unless it is over."""
+        clear_frames(error.__traceback__)  # whoever keeps the error should not keep the tensors of the step with it
         if not self.reply.done() and self.reply.set_running_or_notify_cancel():
             self.reply.set_exception(error)
 

@@ -18,7 +18,8 @@ _ON_CPU = 4 << 30  # bytes that either takes at most of main memory, which other
 _NO_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-)  # how torch says it of main memory, and cuBLAS of a GPU
+    "CUDA error: out of memory",
+)  # how torch says it of main memory, and cuBLAS and the driver of a GPU
 GIB = 1 << 30
 
 

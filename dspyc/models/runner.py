@@ -51,7 +51,7 @@ class Runner:
         """Scores (len(last), vocabulary) behind the tokens at the offsets `last`; `owners` are adapters of runs of tokens."""
         device = self.device
         kept = torch.tensor(last, dtype=torch.long, device=device)
-        extra: dict[str, Any] = {"logits_to_keep": kept} if self._keeps and last else {}
+        extra: dict[str, Any] = {"logits_to_keep": kept} if self._keeps else {}
         with self._wearing(owners):
             output = self._model(
                 input_ids=torch.tensor([ids], device=device),

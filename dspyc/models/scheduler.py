@@ -5,10 +5,12 @@ token, or several where a format fixes them, of every row.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -66,11 +68,12 @@ class Scheduler:
         self._waiting: deque[Generation] = deque()
         self._long = 0  # tokens that padded batches may come to: `memory` is asked from other threads
         self._rows = self._most = most_rows(model.device)
+        self._full: float = math.inf  # rows at which one did not fit: until one of them is over, none will
 
     @property
     def live(self) -> int:
         """Requests that are being answered or wait to be."""
-        return len(self._waiting) + sum(len(batch) for batch in self._batches)
+        return len(self._waiting) + self._live
 
     @property
     def memory(self) -> MemoryReport:
@@ -123,6 +126,11 @@ class Scheduler:
         return [self._mixed, *self._alone.values(), *self._padded]
 
     @property
+    def _live(self) -> int:
+        """Rows of all batches."""
+        return sum(len(batch) for batch in self._batches)
+
+    @property
     def _generations(self) -> list[Generation]:
         return [generation for batch in self._batches for generation in batch.generations]
 
@@ -142,7 +150,10 @@ class Scheduler:
                 generation.job.reply.set_running_or_notify_cancel()
             else:
                 self._waiting.append(generation)
-        free = self._rows - sum(len(batch) for batch in self._batches)
+        if self._live >= self._full:
+            return
+        self._full = math.inf
+        free = self._rows - self._live
         joining = [self._waiting.popleft() for _ in range(max(0, min(free, len(self._waiting))))]
         try:
             short = self._join_long(joining)
@@ -167,6 +178,7 @@ class Scheduler:
                     prefix, shared = self._prefix(generation, ids, overlaps.of(at))
                 if not self._fits(generation, shared):
                     self._waiting.extendleft(reversed(joining[at:]))
+                    self._full = self._live
                     break
                 self._batch_of(adapter).add(generation, prefix, shared, like)
             except Exception as error:  # it concerns this request alone, which gets it
@@ -187,6 +199,7 @@ class Scheduler:
             length = length or long_length(ids, shared)
             if not length or self._prefixes.used + length * self._token_bytes > self._plan.prefixes:
                 break
+            self._prefixes.shrink(self._plan.prefixes - length * self._token_bytes)
             try:
                 found = self._batch_of(adapter).prefix(ids[:length].tolist(), adapter, found, shared)
             except Exception as error:
@@ -337,6 +350,7 @@ class Scheduler:
         rows = batch.generations
         batch.drop(rows)
         if is_out_of_memory(error):
+            clear_frames(error.__traceback__)  # which hold the tensors of the step
             freed = self._prefixes.shrink(0)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()

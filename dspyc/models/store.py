@@ -8,6 +8,7 @@ CPU half of the time.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -33,7 +34,7 @@ class Prefix:
     layers: list[Layer] = field(default_factory=list)
     users: int = 0  # rows that stand behind it; it is kept while there are any
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
 

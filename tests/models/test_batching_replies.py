@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -123,6 +124,22 @@ def test_a_constraint_that_fails_fails_its_own_request_only(llama: Path) -> None
     futures = single.model(llama).submit(failing, other)
     assert isinstance(futures[0].exception(30), ModelError)
     assert futures[1].result(30).text == single.answer(llama, [7, 8, 9], 10)
+
+
+def test_an_error_keeps_no_tensors(llama: Path) -> None:
+    model = single.model(llama)
+    single.replies(llama, single.greedy([4, 5], 1))
+
+    def fails(module: Any, args: Any, output: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    hook = model._model.get_output_embeddings().register_forward_hook(fails)
+    error = model.submit(single.greedy([5, 6, 7], 3))[0].exception(60)
+    hook.remove()
+    assert "no such kernel" in str(error)
+    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+    assert len(frames) > 3
+    assert not any(isinstance(value, torch.Tensor) for names in frames for value in names.values())
 
 
 def test_scores_are_those_of_the_model(llama: Path) -> None:
