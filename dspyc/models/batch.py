@@ -205,7 +205,7 @@ class CascadeBatch:
     def _step(self, single: list[int], columns: list[int], spans: list[Span]) -> Step:
         slots = len(self._rows)
         width = max(columns, default=-1) + 1
-        where = torch.tensor(columns, device=self._device)
+        where = torch.tensor(columns, dtype=torch.long, device=self._device)
         rows = torch.tensor(single, dtype=torch.long, device=self._device)
         mask = None
         if single and (len(single) < slots or min(columns) < width - 1):

@@ -64,14 +64,11 @@ class Bunch:
         # Which of (spans * length) are no padding; None where there is none.
         real = [at * self.length + i for at, span in enumerate(spans) for i in range(span.length)]
         self.real = None if len(real) == self.tokens.numel() else torch.tensor(real, device=device)
-        # What stands before them is read from their slots, (spans,), as far as the last of them goes.
-        self.slots: torch.Tensor | None = None
-        self.width = self.length
-        self._starts = torch.zeros(1, dtype=torch.long, device=device)
-        if any(span.start for span in spans):
-            self.slots = torch.tensor([span.slot for span in spans], device=device)
-            self.width = max(span.end for span in spans)
-            self._starts = torch.tensor([span.start for span in spans], device=device)
+        # Where some of their own stands before them, it is read from their slots, (spans,), as far as the last of them goes.
+        starts = [span.start for span in spans]
+        self.slots = torch.tensor([span.slot for span in spans], device=device) if any(starts) else None
+        self.width = max(span.end for span in spans)
+        self._starts = torch.tensor(starts if any(starts) else [0], device=device)
         self._mask: torch.Tensor | None = None
 
     def mask(self, each: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -103,12 +100,13 @@ def bunched(spans: Sequence[Span], device: torch.device) -> list[Bunch]:
     made: list[list[Span]] = []
     for same in alike.values():
         some: list[Span] = []
+        end = 0
         for span in same:
-            keys = span.shared + max(each.end for each in [*some, span])
-            padding = (some[0].length - span.length) * keys if some else 0
-            if some and (padding > most_padding or (len(some) + 1) * keys > most_keys):
+            end = max(end, span.end)
+            keys = span.shared + end
+            if some and ((some[0].length - span.length) * keys > most_padding or (len(some) + 1) * keys > most_keys):
                 made.append(some)
-                some = []
+                some, end = [], span.end
             some.append(span)
         made.append(some)
     return [Bunch(some, device) for some in made]
@@ -140,25 +138,21 @@ class Step:
 
     def __post_init__(self) -> None:
         self.all_single = len(self.single) == self.slots
-        device = self.single.device
-        self.bunches = bunched(self.spans, device)
+        self.bunches = bunched(self.spans, self.single.device)
+        self._slots, self._columns = self.single, self.columns  # of all tokens
         if self.spans:
             slots = [span.slot for span in self.spans for _ in span.tokens]
             columns = [column for span in self.spans for column in range(span.start, span.end)]
-            self._places = torch.tensor([slots, columns], device=device)
+            places = torch.tensor([slots, columns], device=self.single.device)
+            self._slots, self._columns = torch.cat([torch.stack([self.single, self.columns]), places], 1)
         self.behind = [] if all(group.prefix is None for group in self.groups) else self.groups
 
     def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
-        """Write what the single rows add, (rows, key heads, size), into their slots."""
+        """Write what the step adds, (tokens, key heads, size), into the slots."""
         if self.column is not None:
             store[: self.slots, :, self.column] = new
         else:
-            store[self.single, :, self.columns] = new
-
-    def put_spans(self, store: torch.Tensor, new: torch.Tensor) -> None:
-        """Write what the spans add, (tokens, key heads, size), into their slots."""
-        slots, columns = self._places
-        store[slots, :, columns] = new
+            store[self._slots, :, self._columns] = new
 
 
 class StepCache(Cache):
@@ -209,17 +203,15 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = len(step.single)
     queries = query[0].transpose(0, 1)  # (tokens, heads, size)
+    step.put(layer.keys, key[0].transpose(0, 1))
+    step.put(layer.values, value[0].transpose(0, 1))
     if rows:
-        step.put(layer.keys, key[0, :, :rows].transpose(0, 1))
-        step.put(layer.values, value[0, :, :rows].transpose(0, 1))
         attended = _singles(step, layer, index, queries[:rows] * scale, key.shape[1])
         if not step.spans:
             return attended[None], None
     found = queries.new_empty(*queries.shape[:2], value.shape[-1])
     if rows:
         found[:rows] = attended
-    step.put_spans(layer.keys, key[0, :, rows:].transpose(0, 1))
-    step.put_spans(layer.values, value[0, :, rows:].transpose(0, 1))
     for bunch in step.bunches:
         found[bunch.where] = _together(bunch, layer, index, query[0], key[0], value[0], scale)
     return found[None], None

@@ -84,7 +84,7 @@ class Overlaps:
 
     def __init__(self, prompts: Sequence[tuple[str | None, np.ndarray]]) -> None:
         """`prompts` are of adapters, each with its ids; those of two adapters have nothing in common."""
-        order = sorted(range(len(prompts)), key=lambda at: (prompts[at][0] or "", prompts[at][1].tolist()))
+        order = sorted(range(len(prompts)), key=lambda at: (prompts[at][0] or "", prompts[at][1].tobytes()))
         self._place = {at: place for place, at in enumerate(order)}
         self._with_next: list[int] = []
         for (adapter, ids), (other, others_ids) in pairwise(prompts[at] for at in order):
@@ -108,15 +108,15 @@ def shared_length(most: int, others: Iterable[int], matched: int) -> int:
     """
     saved, best = 0, 0
     for count, length in enumerate(others, 1):
+        length = min(length, most)
         if length <= matched:
             break
-        saved, best = max((saved, best), ((min(length, most) - matched) * count, min(length, most)))
+        saved, best = max((saved, best), ((length - matched) * count, length))
     return best if saved >= _SAVED and best - matched >= max(_SHARED, matched // _COPIED) else 0
 
 
-def long_length(ids: np.ndarray, matched: int) -> int:
-    """How many first tokens of a prompt are worth a prefix by themselves, beyond the `matched` ones; 0 if none."""
-    most = len(ids) - 1
+def long_length(most: int, matched: int) -> int:
+    """How many first tokens of a prompt, of `most`, are worth a prefix by themselves, beyond the `matched` ones; 0 if none."""
     return most if most - matched >= max(_LONG, matched // 2) else 0
 
 

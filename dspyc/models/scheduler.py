@@ -73,7 +73,7 @@ class Scheduler:
     @property
     def live(self) -> int:
         """Requests that are being answered or wait to be."""
-        return len(self._waiting) + self._live
+        return len(self._waiting) + self._joined
 
     @property
     def memory(self) -> MemoryReport:
@@ -126,7 +126,7 @@ class Scheduler:
         return [self._mixed, *self._alone.values(), *self._padded]
 
     @property
-    def _live(self) -> int:
+    def _joined(self) -> int:
         """Rows of all batches."""
         return sum(len(batch) for batch in self._batches)
 
@@ -150,10 +150,10 @@ class Scheduler:
                 generation.job.reply.set_running_or_notify_cancel()
             else:
                 self._waiting.append(generation)
-        if self._live >= self._full:
+        if self._joined >= self._full:
             return
         self._full = math.inf
-        free = self._rows - self._live
+        free = self._rows - self._joined
         joining = [self._waiting.popleft() for _ in range(max(0, min(free, len(self._waiting))))]
         try:
             short = self._join_long(joining)
@@ -178,25 +178,24 @@ class Scheduler:
                     prefix, shared = self._prefix(generation, ids, overlaps.of(at))
                 if not self._fits(generation, shared):
                     self._waiting.extendleft(reversed(joining[at:]))
-                    self._full = self._live
+                    self._full = self._joined
                     break
                 self._batch_of(adapter).add(generation, prefix, shared, like)
             except Exception as error:  # it concerns this request alone, which gets it
                 generation.job.fail(error)
                 continue
             first.setdefault(key, (generation, prefix, shared))  # only what has joined can have twins
-        self._prefixes.shrink(self._plan.prefixes)
 
     def _prefix(self, generation: Generation, ids: np.ndarray, others: Iterable[int]) -> tuple[Prefix | None, int]:
         """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's.
 
         `others` are how many tokens each of those that join with it has in common with it, the largest first.
         """
-        adapter = generation.adapter
+        adapter, most = generation.adapter, len(ids) - 1  # the last token is computed
         found, shared = self._prefixes.match(adapter, ids)
         generation.cached = min(shared, len(generation.job.ids))  # what a format fixes may be in a prefix too
-        for length in (shared_length(len(ids) - 1, others, shared), 0):
-            length = length or long_length(ids, shared)
+        for length in (shared_length(most, others, shared), 0):
+            length = length or long_length(most, shared)
             if not length or self._prefixes.used + length * self._token_bytes > self._plan.prefixes:
                 break
             self._prefixes.shrink(self._plan.prefixes - length * self._token_bytes)

@@ -15,10 +15,6 @@ HEADS, SIZE = 2, 4  # of keys
 spans = st.lists(st.tuples(st.integers(2, 6), st.sampled_from([0, 0, 1, 5]), st.integers(0, 3)), min_size=1, max_size=6)
 
 
-def drawn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape)
-
-
 def step_of(made: list[Span], store: Store) -> Step:
     none = torch.empty(0, dtype=torch.long)
     return Step(len(made), none, none, None, 0, None, [], made, store)
@@ -30,28 +26,32 @@ def test_rows_of_several_tokens_attend_as_each_would_alone(
     rows: list[tuple[int, int, int]], each: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    prefixes = [Prefix(range(3), None, [Layer(drawn(HEADS, 3, SIZE), drawn(HEADS, 3, SIZE))]) for _ in range(2)]
+    prefixes = [
+        Prefix(range(3), None, [Layer(torch.randn(HEADS, 3, SIZE), torch.randn(HEADS, 3, SIZE))]) for _ in range(2)
+    ]
     made, offset = [], 0
     for slot, (length, start, shared) in enumerate(rows):
         prefix = prefixes[slot % 2] if shared else None
         made.append(Span(slot, offset, length, start, prefix, shared))
         offset += length
     query, key, value = (
-        drawn(1, HEADS * each, offset, SIZE),
-        drawn(1, HEADS, offset, SIZE),
-        drawn(1, HEADS, offset, SIZE),
+        torch.randn(1, HEADS * each, offset, SIZE),
+        torch.randn(1, HEADS, offset, SIZE),
+        torch.randn(1, HEADS, offset, SIZE),
     )
     store = Store(len(rows), 12)
     own = store.layer(0, key, value)
-    own.keys.copy_(drawn(*own.keys.shape))
-    own.values.copy_(drawn(*own.values.shape))
+    own.keys.copy_(torch.randn(*own.keys.shape))
+    own.values.copy_(torch.randn(*own.values.shape))
     keys, values = own.keys.clone(), own.values.clone()
 
     found, _ = attend(SimpleNamespace(layer_idx=0), query, key, value, None, step=step_of(made, store))
 
     for span in made:
         here = slice(span.offset, span.offset + span.length)
-        before = span.prefix.layers[0] if span.prefix else Layer(drawn(HEADS, 0, SIZE), drawn(HEADS, 0, SIZE))
+        before = (
+            span.prefix.layers[0] if span.prefix else Layer(torch.randn(HEADS, 0, SIZE), torch.randn(HEADS, 0, SIZE))
+        )
         seen = [
             torch.cat([first[:, : span.shared], held[span.slot, :, : span.start], new[0, :, here]], 1)
             for first, held, new in ((before.keys, keys, key), (before.values, values, value))
@@ -60,12 +60,8 @@ def test_rows_of_several_tokens_attend_as_each_would_alone(
         later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(span.shared + span.start + 1)
         expected = scores.masked_fill(later, -torch.inf).softmax(-1) @ seen[1].repeat_interleave(each, 0)
         torch.testing.assert_close(found[0, here], expected.transpose(0, 1), atol=1e-5, rtol=1e-5)
-        held = (
-            store.layers[0].keys[span.slot, :, span.start : span.end],
-            store.layers[0].values[span.slot, :, : span.end],
-        )
-        assert torch.equal(held[0], key[0, :, here])
-        assert torch.equal(held[1][:, span.start :], value[0, :, here])
+        assert torch.equal(own.keys[span.slot, :, span.start : span.end], key[0, :, here])
+        assert torch.equal(own.values[span.slot, :, span.start : span.end], value[0, :, here])
 
 
 def test_rows_are_bunched_where_it_pays() -> None:
