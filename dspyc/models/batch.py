@@ -13,7 +13,7 @@ import torch
 
 from .cascade import Group, Span, Step
 from .generation import Generation
-from .store import Layer, Prefix, Store
+from .store import Prefix, Store
 
 STEP_TOKENS = 2048  # that are read in one forward pass at most; a longer prompt takes several
 
@@ -41,17 +41,40 @@ class Batch(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a row begins: behind the first `shared` tokens of `prefix`; its slot gets those up to `copied` from `source`."""
+
+    prefix: Prefix | None = None
+    shared: int = 0
+    source: Prefix | None = None
+    copied: int = 0
+
+    @property
+    def known(self) -> int:
+        """Tokens that need not be computed."""
+        return max(self.shared, self.copied)
+
+    @property
+    def prefixes(self) -> list[Prefix]:
+        """Those that it needs."""
+        return [prefix for prefix in (self.prefix, self.source) if prefix is not None]
+
+
+NOTHING = Start()
+
+
 @dataclass(eq=False)
 class _Row:
     generation: Generation
-    prefix: Prefix | None
-    shared: int  # tokens of the prefix that are this row's too
+    start: Start
     like: Generation | None  # a row with the same tokens that computes them for this one as well
+    filled: bool  # whether its slot holds what it copies
 
     @property
     def own(self) -> int:
         """Tokens in the row's slot."""
-        return self.generation.computed - self.shared
+        return self.generation.computed - self.start.shared
 
     @property
     def unread(self) -> int:
@@ -64,14 +87,22 @@ def _coming(generation: Generation, shared: int) -> int:
 
 
 class CascadeBatch:
-    """A `Batch` over a model whose attention is `cascade.attend`; `read` is its forward pass (see `runner.Runner`)."""
+    """A `Batch` over a model whose attention is `cascade.attend`.
 
-    def __init__(self, read: Read, device: torch.device) -> None:
+    Args:
+        read: The model's forward pass (see `runner.Runner`).
+        device: Where it is.
+        worn: The adapter that all rows have, where it cannot share a step with others.
+    """
+
+    def __init__(self, read: Read, device: torch.device, worn: str | None = None) -> None:
+        self.worn = worn
         self._read = read
         self._device = device
         self._rows: list[_Row] = []
         self._store = Store()
         self._groups: dict[tuple[int, ...], list[Group]] = {}
+        self._needs: tuple[int, int, int] | None = None  # slots, tokens of the widest and of all, until a row writes
         self.limit = math.inf  # tokens that the slots hold at most beyond what rows need
 
     def __len__(self) -> int:
@@ -93,19 +124,33 @@ class CascadeBatch:
 
     def room(self, joining: Generation | None = None, shared: int = 0) -> int:
         """Tokens that the slots will hold: of the rows, and of one that joins behind a prefix of `shared` tokens, if any."""
-        lengths = [_coming(row.generation, row.shared) for row in self._rows]
-        if joining is not None:
-            lengths.append(_coming(joining, shared))
-        return len(lengths) * max(lengths, default=0)
+        return math.prod(self._slots(joining, shared)[:2])
 
-    def add(
-        self, generation: Generation, prefix: Prefix | None = None, shared: int = 0, like: Generation | None = None
-    ) -> None:
-        """Let a row join, behind the first `shared` tokens of `prefix`; or as the twin of one that joined just before."""
-        generation.computed = shared
-        if prefix is not None:
+    def idle(self, joining: Generation, shared: int) -> int:
+        """How many of these will be of no row, since all slots are as wide as the widest."""
+        slots, width, used = self._slots(joining, shared)
+        return slots * width - used
+
+    def _slots(self, joining: Generation | None, shared: int) -> tuple[int, int, int]:
+        """Slots, the tokens of the widest, and those of all."""
+        if self._needs is None:
+            coming = [_coming(row.generation, row.start.shared) for row in self._rows]
+            self._needs = len(coming), max(coming, default=0), sum(coming)
+        if joining is None:
+            return self._needs
+        slots, width, used = self._needs
+        more = _coming(joining, shared)
+        return slots + 1, max(width, more), used + more
+
+    def add(self, generation: Generation, start: Start = NOTHING, like: Generation | None = None) -> None:
+        """Let a row join; or the twin of one that joined just before, from the same start."""
+        if like is not None:
+            start = Start(start.prefix, start.shared)
+        self._needs = self._slots(generation, start.shared)
+        generation.computed = start.known
+        for prefix in start.prefixes:
             prefix.users += 1
-        self._rows.append(_Row(generation, prefix, shared, like))
+        self._rows.append(_Row(generation, start, like, filled=start.source is None))
         self._groups.clear()
 
     def drop(self, over: Sequence[Generation]) -> None:
@@ -113,19 +158,21 @@ class CascadeBatch:
         if not gone:
             return
         for row in self._rows:
-            if id(row.generation) in gone and row.prefix is not None:
-                row.prefix.users -= 1
+            if id(row.generation) in gone:
+                for prefix in row.start.prefixes:
+                    prefix.users -= 1
             if row.like is not None and id(row.like) in gone:
                 row.like = None  # it computes its tokens itself
         kept = [at for at, row in enumerate(self._rows) if id(row.generation) not in gone]
         holes = [at for at in range(len(kept)) if id(self._rows[at].generation) in gone]
         for hole in holes:
             last = kept.pop()
-            if self._rows[last].own:  # a row that has not begun has no slot yet
+            if self._rows[last].own and self._rows[last].filled:  # a row that has not begun has no slot yet
                 self._store.move(last, hole, self._rows[last].own)
             self._rows[hole] = self._rows[last]
         del self._rows[len(kept) + len(holes) :]
         self._groups.clear()
+        self._needs = None
         if not self._rows:
             self._store.clear()
 
@@ -140,7 +187,7 @@ class CascadeBatch:
             count = min(row.unread, STEP_TOKENS - len(ids))
             if row.unread == 1 or row.like is not None or count <= 0:
                 continue
-            spans.append(Span(at, len(ids), count, row.own, row.prefix, row.shared))
+            spans.append(Span(at, len(ids), count, row.own, row.start.prefix, row.start.shared))
             ids += row.generation.pending(count)
             places += range(row.generation.computed, row.generation.computed + count)
             order.append(at)
@@ -149,6 +196,7 @@ class CascadeBatch:
         held = (row.own for row in self._rows)
         needed = max([*held, *(column + 1 for column in columns), *(span.end for span in spans)])
         self._store.reserve(len(self._rows), needed, len(self._rows), self.limit)
+        self._fill()
         step = self._step(single, columns, spans)
         ready, last, offset = [], [], 0
         for at, count in zip(order, counts, strict=True):
@@ -160,7 +208,22 @@ class CascadeBatch:
         logits = self._read(ids, places, step, last, owners)
         for at, count in zip(order, counts, strict=True):
             self._rows[at].generation.computed += count
+        self._needs = None
         return self._with_twins(ready, logits)
+
+    def taken(self, generation: Generation) -> Prefix:
+        """A copy of what a row has computed, as a prefix."""
+        at = next(at for at, row in enumerate(self._rows) if row.generation is generation)
+        row, start = self._rows[at], self._rows[at].start
+        ids = (generation.job.ids + generation.written)[: generation.computed]
+        return Prefix(ids, generation.adapter, self._store.taken(at, row.own, start.prefix, start.shared))
+
+    def _fill(self) -> None:
+        """Copy what rows that have just joined need into their slots."""
+        for at, row in enumerate(self._rows):
+            if not row.filled and row.start.source is not None:
+                self._store.fill(at, row.start.source, row.start.shared, row.start.copied)
+                row.filled = True
 
     def _with_twins(self, ready: list[int], logits: torch.Tensor) -> tuple[list[Generation], torch.Tensor]:
         """Copies to twins what was computed for them; they are ready with the row that they are like."""
@@ -180,27 +243,6 @@ class CascadeBatch:
             found.append(row.generation)
             chosen.append(place)
         return found, logits[torch.tensor(chosen, device=logits.device)]
-
-    def prefix(self, ids: Sequence[int], adapter: str | None, base: Prefix | None, shared: int) -> Prefix:
-        """The prefix of these tokens, computed now; `base` holds the first `shared` of them already."""
-        store, done = Store(1, len(ids) - shared), 0
-        while done < len(ids) - shared:
-            count = min(STEP_TOKENS, len(ids) - shared - done)
-            start = shared + done
-            span = Span(0, 0, count, done, base, shared)
-            places = list(range(start, start + count))
-            none = torch.empty(0, dtype=torch.long, device=self._device)
-            step = Step(1, none, none, None, 0, None, [], [span], store)
-            self._read(list(ids[start : start + count]), places, step, [count - 1], [(adapter, count)])
-            done += count
-        layers = []
-        for at, own in enumerate(store.layers):
-            keys, values = own.keys[0, :, :done], own.values[0, :, :done]
-            if base is not None and shared:
-                keys = torch.cat([base.layers[at].keys[:, :shared], keys], 1)
-                values = torch.cat([base.layers[at].values[:, :shared], values], 1)
-            layers.append(Layer(keys.contiguous(), values.contiguous()))
-        return Prefix(list(ids), adapter, layers)
 
     def _step(self, single: list[int], columns: list[int], spans: list[Span]) -> Step:
         slots = len(self._rows)
@@ -226,14 +268,16 @@ class CascadeBatch:
         """The single rows by the prefix that they stand behind; with one prefix, all slots are its group."""
         members: dict[int, list[int]] = {}
         for at in single:
-            members.setdefault(id(self._rows[at].prefix), []).append(at)
+            members.setdefault(id(self._rows[at].start.prefix), []).append(at)
         groups = []
         for rows in members.values():
-            prefix = self._rows[rows[0]].prefix
+            prefix = self._rows[rows[0]].start.prefix
             everyone = len(members) == 1
-            shared, mask = max(self._rows[at].shared for at in rows), None
+            shared, mask = max(self._rows[at].start.shared for at in rows), None
             rows = list(range(len(self._rows))) if everyone else rows
-            lengths = [min(self._rows[at].shared, shared) for at in rows]  # rows of a span may stand behind another
+            lengths = [
+                min(self._rows[at].start.shared, shared) for at in rows
+            ]  # rows of a span may stand behind another
             if prefix is not None and min(lengths) < shared:
                 ends = torch.tensor(lengths, device=self._device)
                 hidden = torch.arange(shared, device=self._device) >= ends[:, None]

@@ -79,6 +79,8 @@ class Ending:
 class Generation:
     """The state of one reply. `computed` counts the tokens, of prompt and reply, whose keys and values are in place.
 
+    With `keep`, those of the prompt should be kept when they are.
+
     `device` is the model's, where a seed's numbers are drawn.
     """
 
@@ -92,6 +94,7 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.computed = 0
         self.cached = 0
+        self.keep = False
         self._ending = ending
         self._constraint = job.constraint
 

@@ -1,9 +1,8 @@
 """Prefixes of prompts whose keys and values are kept: found by their content, under a memory limit, the unused ones go first.
 
 A prompt is compared with the kept prefixes, and takes as many of the first tokens of one as the two have in common, and with
-the prompts that join at the same time. What they share becomes a new prefix; so does a prompt that is long beside what it
-found, since the next one often begins in the same way. The rest of a prompt is computed in its row's own slot: what many rows
-read together should be one prefix for all of them, rather than a slightly longer one for each.
+the prompts that join at the same time. What they share becomes a new prefix; the rest of a prompt is computed in its row's own
+slot: what many rows read together should be one prefix for all of them, rather than a slightly longer one for each.
 """
 
 import heapq
@@ -18,7 +17,7 @@ from .store import Prefix
 _SAVED = 256  # tokens that a prefix of several prompts has to save in all, since every prefix makes a step slower
 _SHARED = 32  # and for each of them
 _COPIED = 8  # and at least one for so many that are copied from another prefix
-_LONG = 128  # tokens of one prompt that become a prefix, if there are half as many as those of the prefix before them
+_LONG = 128  # tokens of one prompt that are kept, if there are half as many as those of the prefix before them
 
 
 class PrefixCache:
@@ -39,13 +38,24 @@ class PrefixCache:
         """The bytes of those that rows stand behind."""
         return sum(prefix.bytes for prefix, _ in self._kept.values() if prefix.users)
 
-    def match(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
-        """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts."""
+    @property
+    def in_use(self) -> bool:
+        """Whether rows stand behind any."""
+        return any(prefix.users for prefix, _ in self._kept.values())
+
+    def match(self, adapter: str | None, ids: np.ndarray, in_use: bool = False) -> tuple[Prefix | None, int]:
+        """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts.
+
+        Of several the one that most rows stand behind; with `in_use`, one that some do.
+        """
         best: Prefix | None = None
-        length = 0
+        length = users = 0
         for prefix, tokens in self._kept.values():
-            if prefix.adapter == adapter and (found := common(tokens, ids[:-1])) > length:
-                best, length = prefix, found
+            if prefix.adapter != adapter or (in_use and not prefix.users):
+                continue
+            found = common(tokens, ids[:-1])
+            if found and (found, prefix.users) > (length, users):
+                best, length, users = prefix, found, prefix.users
         if best is not None:
             self._kept.move_to_end(id(best))
         return best, length
@@ -115,9 +125,9 @@ def shared_length(most: int, others: Iterable[int], matched: int) -> int:
     return best if saved >= _SAVED and best - matched >= max(_SHARED, matched // _COPIED) else 0
 
 
-def long_length(most: int, matched: int) -> int:
-    """How many first tokens of a prompt, of `most`, are worth a prefix by themselves, beyond the `matched` ones; 0 if none."""
-    return most if most - matched >= max(_LONG, matched // 2) else 0
+def is_long(most: int, matched: int) -> bool:
+    """Whether a prompt, of which `most` tokens can be in a prefix and `matched` are in one, is worth a prefix by itself."""
+    return most - matched >= max(_LONG, matched // 2)
 
 
 def common(first: np.ndarray, second: np.ndarray) -> int:

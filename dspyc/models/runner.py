@@ -11,11 +11,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from . import cascade
-from .batch import CascadeBatch
-from .cascade import Step, StepCache
+from .batch import STEP_TOKENS, CascadeBatch, Start
+from .cascade import Span, Step, StepCache
 from .generation import Ending, Generation, Job
 from .memory import is_out_of_memory
 from .sampling import Sampling
+from .store import Prefix, Store
 
 _PROBED = (11, 7, 7)  # tokens of the prompts on which a model is tried; the first tokens are a shared prefix
 _PREFIX = 4
@@ -64,6 +65,16 @@ class Runner:
         logits = output.logits[0] if extra else output.logits[0, kept]
         return logits.float()  # type: ignore[no-any-return]
 
+    def prefix(self, ids: list[int], adapter: str | None, base: Prefix | None, shared: int) -> Prefix:
+        """The prefix of these tokens, computed now; `base` holds the first `shared` of them already."""
+        store, nobody = Store(1, len(ids) - shared), torch.empty(0, dtype=torch.long, device=self.device)
+        for start in range(shared, len(ids), STEP_TOKENS):
+            some = ids[start : start + STEP_TOKENS]
+            span = Span(0, 0, len(some), start - shared, base, shared)
+            step = Step(1, nobody, nobody, None, 0, None, [], [span], store)
+            self.read(some, list(range(start, start + len(some))), step, [], [(adapter, len(some))])
+        return Prefix(ids, adapter, store.taken(0, len(ids) - shared, base, shared))
+
     @torch.inference_mode()
     def qualify(self) -> int:
         """Make the model ready for steps, if they give what its own forward pass gives.
@@ -110,10 +121,10 @@ class Runner:
 
     def _stepped(self) -> tuple[torch.Tensor, int]:
         batch, prompts = CascadeBatch(self.read, self.device), self._prompts()
-        prefix = batch.prefix(prompts[0][:_PREFIX], None, None, 0)
+        prefix = self.prefix(prompts[0][:_PREFIX], None, None, 0)
         rows = [Generation(Job(ids, Sampling(max_tokens=9)), Ending(set(), lambda _: "")) for ids in prompts]
         for row in rows[:-1]:
-            batch.add(row, prefix, _PREFIX)
+            batch.add(row, Start(prefix, _PREFIX))
         batch.add(rows[-1])
         found = []
         for _ in range(_STEPS):

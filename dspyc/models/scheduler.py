@@ -7,27 +7,26 @@ token, or several where a format fixes them, of every row.
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..errors import ModelError
-from .batch import Batch, CascadeBatch
+from .batch import Batch, CascadeBatch, Start
+from .batches import Batches
 from .generation import Ending, Generation, Job, TokenScore
 from .longrope import attending, short_length
 from .lora import Adapters, is_plain
-from .memory import GIB, MemoryPlan, MemoryReport, is_out_of_memory
+from .memory import MemoryPlan, MemoryReport, is_out_of_memory
 from .padded import PaddedBatch
 from .peft_adapters import PeftAdapters
-from .prefixes import Overlaps, PrefixCache, as_array, long_length, shared_length
+from .prefixes import Overlaps, as_array
 from .runner import Runner, Wearing, most_columns
 from .sampling import choose
-from .store import Prefix
+from .starts import Starts
 
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
 _ADAPTERS = 64  # that stay loaded
@@ -53,17 +52,15 @@ class Scheduler:
         self._ending, self._pad_id, self._plan, self._check = ending, pad_id, plan, check
         self._adapters, self._special = Adapters(model), PeftAdapters(model)
         self._used: dict[str, None] = {}  # adapters, the least recently used first
-        self._prefixes = PrefixCache()
-        runner = Runner(model, self._adapters.routed)
+        self._runner = Runner(model, self._adapters.routed)
         self._short, self._attention = short_length(model.config), model.config._attn_implementation
         if self._short is not None:
             logger.info("Texts of more than %d tokens are computed one by one: longrope.", self._short)
-        self._token_bytes = runner.qualify()
+        self._token_bytes = self._runner.qualify()
         self._columns = most_columns(model)
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
-        self._mixed = CascadeBatch(runner.read, runner.device)
-        # Batches of adapters that cannot share a step with others; replaced, never changed, since `memory` reads them.
-        self._alone: Mapping[str, CascadeBatch] = {}
+        self._starts = Starts(plan.prefixes, self._token_bytes)
+        self._slotted = Batches(plan.batch, self._token_bytes, self._weights, model.device)
         self._padded: list[PaddedBatch] = []
         self._waiting: deque[Generation] = deque()
         self._long = 0  # tokens that padded batches may come to: `memory` is asked from other threads
@@ -78,9 +75,9 @@ class Scheduler:
     @property
     def memory(self) -> MemoryReport:
         """What is held now. Any thread may ask: this reads totals that are kept, and iterates over nothing that changes."""
-        batch = self._mixed.bytes + sum(batch.bytes for batch in self._alone.values()) + self._long * self._token_bytes
+        batch = self._slotted.bytes + self._long * self._token_bytes
         adapters = self._adapters.bytes + self._special.bytes
-        return MemoryReport(self._weights, adapters, self._prefixes.bytes, batch, self._plan)
+        return MemoryReport(self._weights, adapters, self._starts.kept.bytes, batch, self._plan)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Let requests wait for their turn; those of adapters that cannot be had fail at once."""
@@ -106,8 +103,8 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> None:
         """Let requests join, and compute the next tokens of all rows. Errors go to the requests that they concern."""
+        self._slotted.close()
         self._join()
-        self._limit()
         for batch in self._batches:
             if len(batch):
                 self._advance(batch)
@@ -123,7 +120,7 @@ class Scheduler:
 
     @property
     def _batches(self) -> list[Batch]:
-        return [self._mixed, *self._alone.values(), *self._padded]
+        return [*self._slotted, *self._padded]
 
     @property
     def _joined(self) -> int:
@@ -158,93 +155,43 @@ class Scheduler:
         try:
             short = self._join_long(joining)
             if short:
-                self._join_cascades(short) if self._token_bytes else self._join_padded(short)
+                self._join_slotted(short) if self._token_bytes else self._join_padded(short)
         except Exception as error:  # the requests that have not joined get it
             held = {id(generation) for generation in [*self._waiting, *self._generations]}
             for generation in joining:
                 if id(generation) not in held:
                     generation.job.fail(error)
 
-    def _join_cascades(self, joining: list[Generation]) -> None:
+    def _join_slotted(self, joining: list[Generation]) -> None:
         tokens = [as_array(generation.job.ids + generation.written) for generation in joining]
         overlaps = Overlaps([(each.adapter, ids) for each, ids in zip(joining, tokens, strict=True)])
-        first: dict[tuple[str | None, bytes], tuple[Generation, Prefix | None, int]] = {}
+        first: dict[tuple[str | None, bytes], tuple[Generation, Start, CascadeBatch]] = {}
         for at, (generation, ids) in enumerate(zip(joining, tokens, strict=True)):
-            adapter = generation.adapter
-            key = (adapter, ids.tobytes())
-            like, prefix, shared = first.get(key, (None, None, 0))
+            key = (generation.adapter, ids.tobytes())
             try:
-                if like is None:
-                    prefix, shared = self._prefix(generation, ids, overlaps.of(at))
-                if not self._fits(generation, shared):
+                if key in first:
+                    like, start, batch = first[key]
+                    found = batch if self._slotted.fits(batch, generation, start.shared) else None
+                else:
+                    like, runner, worn = None, self._runner_of(generation.adapter), self._apart(generation.adapter)
+                    start = self._starts.of(generation, ids, overlaps, at, runner)
+                    found = self._slotted.find(generation, start.shared, runner, worn)
+                if found is None:
                     self._waiting.extendleft(reversed(joining[at:]))
                     self._full = self._joined
                     break
-                self._batch_of(adapter).add(generation, prefix, shared, like)
+                found.add(generation, start, like)
             except Exception as error:  # it concerns this request alone, which gets it
                 generation.job.fail(error)
                 continue
-            first.setdefault(key, (generation, prefix, shared))  # only what has joined can have twins
+            first.setdefault(key, (generation, start, found))  # only what has joined can have twins
 
-    def _prefix(self, generation: Generation, ids: np.ndarray, others: Iterable[int]) -> tuple[Prefix | None, int]:
-        """What a row stands behind: a kept prefix, or one that is made now; and how many of its tokens are the row's.
+    def _apart(self, adapter: str | None) -> str | None:
+        """The adapter, if it cannot share a step with others."""
+        return None if adapter is None or adapter in self._adapters else adapter
 
-        `others` are how many tokens each of those that join with it has in common with it, the largest first.
-        """
-        adapter, most = generation.adapter, len(ids) - 1  # the last token is computed
-        found, shared = self._prefixes.match(adapter, ids)
-        generation.cached = min(shared, len(generation.job.ids))  # what a format fixes may be in a prefix too
-        for length in (shared_length(most, others, shared), 0):
-            length = length or long_length(most, shared)
-            if not length or self._prefixes.used + length * self._token_bytes > self._plan.prefixes:
-                break
-            self._prefixes.shrink(self._plan.prefixes - length * self._token_bytes)
-            try:
-                found = self._batch_of(adapter).prefix(ids[:length].tolist(), adapter, found, shared)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._prefixes.shrink(0)
-                break  # the row computes its prompt in its own slot; if that does not fit either, it gets the error
-            shared = length
-            self._prefixes.keep(found)
-        return found, shared
-
-    def _fits(self, generation: Generation, shared: int) -> bool:
-        """Whether a row may join now, behind a prefix of so many tokens.
-
-        Raises:
-            ModelError: It does not fit into the memory that is planned for batches, even alone.
-        """
-        joined = self._batch_of(generation.adapter)
-        wanted = joined.room(generation, shared) * self._token_bytes + self._held_beside(joined)
-        if wanted <= self._plan.batch:
-            return True
-        if self._generations:
-            return False
-        raise ModelError(
-            f"A prompt's keys and values take {wanted / GIB:.2f} GiB, and {self._plan.batch / GIB:.2f} GiB are planned "
-            "for batches.",
-            hint="Shorten the prompt, close other models, or load this one in a smaller dtype.",
-        )
-
-    def _held_beside(self, batch: CascadeBatch) -> int:
-        """The bytes that the slots of the other batches hold, or will."""
-        others = [other for other in (self._mixed, *self._alone.values()) if other is not batch]
-        return sum(max(other.bytes, other.room() * self._token_bytes) for other in others)
-
-    def _limit(self) -> None:
-        """Tell the batches how much of the plan their slots may take beyond what they need, beside the others' slots."""
-        for batch in (self._mixed, *self._alone.values()):
-            batch.limit = (self._plan.batch - self._held_beside(batch)) / max(1, self._token_bytes)
-
-    def _batch_of(self, adapter: str | None) -> CascadeBatch:
-        if adapter is None or adapter in self._adapters:
-            return self._mixed
-        if adapter not in self._alone:
-            runner = Runner(self._model, self._wearing(adapter))
-            self._alone = {**self._alone, adapter: CascadeBatch(runner.read, runner.device)}
-        return self._alone[adapter]
+    def _runner_of(self, adapter: str | None) -> Runner:
+        return self._runner if self._apart(adapter) is None else Runner(self._model, self._wearing(adapter))
 
     def _wearing(self, adapter: str | None) -> Wearing:
         if adapter is None or adapter in self._adapters:
@@ -299,7 +246,7 @@ class Scheduler:
         if not len(batch):
             return
         try:
-            ready, logits = batch.forward()
+            ready, logits = self._forward(batch)
             over = self._choose(ready, logits)
         except Exception as error:  # each caller waits for an answer, and gets this one
             self._recover(batch, error)
@@ -307,6 +254,16 @@ class Scheduler:
         batch.drop([generation for generation, _ in over])
         for generation, failure in over:
             _finish(generation) if failure is None else generation.job.fail(failure)
+
+    def _forward(self, batch: Batch) -> tuple[list[Generation], torch.Tensor]:
+        """What `batch.forward` gives; long prompts that it computed are kept."""
+        if not isinstance(batch, CascadeBatch):
+            return batch.forward()
+        self._slotted.bound(batch)
+        ready, logits = batch.forward()
+        for generation in ready:
+            self._starts.keep(generation, batch)
+        return ready, logits
 
     def _choose(self, ready: list[Generation], logits: torch.Tensor) -> list[tuple[Generation, BaseException | None]]:
         """Give each ready row its next token; the rows that are over, with the error that ended them, if one did."""
@@ -350,7 +307,7 @@ class Scheduler:
         batch.drop(rows)
         if is_out_of_memory(error):
             clear_frames(error.__traceback__)  # which hold the tensors of the step
-            freed = self._prefixes.shrink(0)
+            freed = self._starts.kept.shrink(0)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(rows) > 1 or (freed and self._rows > 1):
@@ -377,8 +334,7 @@ class Scheduler:
 
     def _drop(self, name: str) -> None:
         del self._used[name]
-        self._alone = {other: batch for other, batch in self._alone.items() if other != name}
-        self._prefixes.forget(name)
+        self._starts.kept.forget(name)
         (self._adapters if name in self._adapters else self._special).drop(name)
 
 

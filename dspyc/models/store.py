@@ -59,7 +59,9 @@ class Store:
         if slots <= self.slots and room <= self.room:
             return
         more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
-        more_room = max(self.room, _stepwise(room + room // 2) if room > self.room else 0)
+        more_room = _stepwise(room + room // 2)
+        if room <= self.room:  # no more than before; less, where a long row has left
+            more_room = min(self.room, more_room)
         if more_slots * more_room > limit:
             more_slots = slots
             more_room = min(more_room, int(limit // slots)) if slots * room <= limit else _stepwise(room)
@@ -72,6 +74,23 @@ class Store:
         for layer in self.layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def fill(self, slot: int, prefix: Prefix, start: int, stop: int) -> None:
+        """Copy the tokens from `start` to `stop` of a prefix to the beginning of a slot."""
+        for at, layer in enumerate(prefix.layers):
+            own = self.layer(at, layer.keys[None], layer.values[None])
+            own.keys[slot, :, : stop - start] = layer.keys[:, start:stop]
+            own.values[slot, :, : stop - start] = layer.values[:, start:stop]
+
+    def taken(self, slot: int, length: int, base: Prefix | None, shared: int) -> list[Layer]:
+        """A copy of the first `length` tokens of a slot, behind the first `shared` tokens of `base`: a prefix's layers."""
+        layers = []
+        for at, own in enumerate(self.layers):
+            before = base.layers[at] if base is not None else Layer(own.keys[slot, :, :0], own.values[slot, :, :0])
+            keys = torch.cat([before.keys[:, :shared], own.keys[slot, :, :length]], 1)
+            values = torch.cat([before.values[:, :shared], own.values[slot, :, :length]], 1)
+            layers.append(Layer(keys.contiguous(), values.contiguous()))
+        return layers
 
     def clear(self) -> None:
         self.layers, self.slots, self.room = [], 0, 0

@@ -32,6 +32,13 @@ def answer(folder: Path, ids: list[int], tokens: int, adapter: Path | None = Non
     return str(load_tokenizer(folder).decode(out[0, len(ids) :], skip_special_tokens=True))
 
 
+def is_greedy(folder: Path, ids: list[int], reply: list[int]) -> bool:
+    """Whether each token of a reply is the likeliest behind those before it, or as likely but for the rounding of sums."""
+    scores = _model(folder, None)(torch.tensor([ids + reply])).logits[0, len(ids) - 1 : -1]
+    chosen = scores.gather(1, torch.tensor(reply)[:, None])[:, 0]
+    return bool((scores.max(-1).values - chosen < 1e-3).all())
+
+
 def model(folder: Path) -> LoadedModel:
     """The live batch of a folder's weights."""
     return loaded(folder, "cpu", "float32")

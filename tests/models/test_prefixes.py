@@ -19,7 +19,7 @@ from dspyc.models.candidates import CandidatesLM
 from dspyc.models.engine import LocalEngine
 from dspyc.models.generation import Job
 from dspyc.models.loaded import LoadedModel
-from dspyc.models.prefixes import Overlaps, PrefixCache, common, long_length, shared_length
+from dspyc.models.prefixes import Overlaps, PrefixCache, common, is_long, shared_length
 from dspyc.models.sampling import Sampling
 from dspyc.models.store import Layer, Prefix
 from tests.models import single, small
@@ -99,9 +99,9 @@ def test_what_is_worth_a_prefix() -> None:
     assert shared_length(399, [90], matched=0) == 0  # nor is what two short prompts share
     assert shared_length(399, [300, 200, 200, 200], matched=0) == 200  # most in all
     assert shared_length(399, [400, 400], matched=0) == 399  # the last token of equal prompts is computed
-    assert long_length(399, matched=0) == 399
-    assert long_length(399, matched=300) == 0
-    assert long_length(39, matched=0) == 0
+    assert is_long(399, matched=0)
+    assert not is_long(399, matched=300)
+    assert not is_long(39, matched=0)
 
 
 @given(

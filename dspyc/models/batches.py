@@ -1,0 +1,78 @@
+"""The batches of one model whose rows have slots, within the memory that is planned for them.
+
+The rows of a batch share its reading of the weights; but a slot is as wide as the widest of its batch, and what is in none of
+them is read too. So a row joins a batch while what its slots leave empty takes no more than reading the weights once again,
+and opens another one otherwise. Rows whose adapter cannot share a step with others are in batches of their own.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import ModelError
+from .batch import CascadeBatch
+from .generation import Generation
+from .memory import GIB
+from .runner import Runner
+
+_STEP_ON_GPU = 4 * GIB  # bytes that a GPU reads while it is told what to do in a step
+
+
+class Batches:
+    """The batches that have rows, `limit` bytes of slots in all; each row's token takes `token_bytes`.
+
+    One thread uses it; `bytes` may be read by any.
+    """
+
+    def __init__(self, limit: int, token_bytes: int, weights: int, device: torch.device) -> None:
+        self._open: tuple[CascadeBatch, ...] = ()  # replaced, never changed
+        self._limit, self._token_bytes = limit, token_bytes
+        self._apart = max(weights, _STEP_ON_GPU if device.type == "cuda" else 0)
+
+    def __iter__(self) -> Iterator[CascadeBatch]:
+        return iter(self._open)
+
+    @property
+    def bytes(self) -> int:
+        """What the slots of all batches take."""
+        return sum(batch.bytes for batch in self._open)
+
+    def find(self, generation: Generation, shared: int, runner: Runner, worn: str | None) -> CascadeBatch | None:
+        """The batch for a row that joins behind `shared` tokens, opened where none will do; None where it has to wait.
+
+        `worn` is its adapter, where that cannot share a step.
+
+        Raises:
+            ModelError: It does not fit into the memory that is planned, even alone.
+        """
+        most_idle = self._apart / max(1, self._token_bytes)
+        alike = [each for each in self._open if each.worn == worn and each.idle(generation, shared) <= most_idle]
+        new = CascadeBatch(runner.read, runner.device, worn)
+        for batch in (*sorted(alike, key=len, reverse=True), new):  # the fullest, so that the others come to their end
+            if self.fits(batch, generation, shared):
+                self._open = self._open if batch in self._open else (*self._open, batch)
+                return batch
+        if any(len(batch) for batch in self._open):
+            return None
+        raise ModelError(
+            f"A prompt's keys and values take {new.room(generation, shared) * self._token_bytes / GIB:.2f} GiB, and "
+            f"{self._limit / GIB:.2f} GiB are planned for batches.",
+            hint="Shorten the prompt, close other models, or load this one in a smaller dtype.",
+        )
+
+    def fits(self, batch: CascadeBatch, generation: Generation, shared: int) -> bool:
+        """Whether a row that joins `batch` keeps to the memory that is planned."""
+        return batch.room(generation, shared) * self._token_bytes + self._beside(batch) <= self._limit
+
+    def bound(self, batch: CascadeBatch) -> None:
+        """Tell a batch how many tokens the plan leaves its slots now, beyond what they need, beside those of the others."""
+        batch.limit = (self._limit - self._beside(batch)) / max(1, self._token_bytes)
+
+    def close(self) -> None:
+        """Let the batches without rows go."""
+        self._open = tuple(batch for batch in self._open if len(batch))
+
+    def _beside(self, batch: CascadeBatch) -> int:
+        """The bytes that the slots of the other batches take, or will."""
+        others = (other for other in self._open if other is not batch)
+        return sum(max(other.bytes, other.room() * self._token_bytes) for other in others)

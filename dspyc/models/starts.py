@@ -1,0 +1,65 @@
+"""What rows begin behind: prefixes that were kept, or that are made when prompts join which share them.
+
+A prefix that rows share is read once for all of them at every token, and is an attention of its own in every layer. So a row
+that would stand alone behind one, while others stand elsewhere, has its tokens copied into its slot, where it attends together
+with the others. A long prompt is computed in its slot, and a copy of it kept: the next one often begins like it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .batch import CascadeBatch, Start
+from .generation import Generation
+from .memory import is_out_of_memory
+from .prefixes import Overlaps, PrefixCache, as_array, is_long, shared_length
+from .runner import Runner
+from .store import Prefix
+
+
+class Starts:
+    """The kept prefixes of one model, `limit` bytes of them; each token takes `token_bytes`."""
+
+    def __init__(self, limit: int, token_bytes: int) -> None:
+        self.kept = PrefixCache()
+        self._limit, self._token_bytes = limit, token_bytes
+
+    def of(self, generation: Generation, ids: np.ndarray, overlaps: Overlaps, at: int, runner: Runner) -> Start:
+        """The start of a row with the prompt `ids`, which is number `at` of those that join."""
+        adapter, most = generation.adapter, len(ids) - 1  # the last token is computed
+        found, known = self.kept.match(adapter, ids)
+        generation.cached = min(known, len(generation.job.ids))  # what a format fixes may be in a prefix too
+        length = shared_length(most, overlaps.of(at), known)
+        base, before = found, known
+        if length and (made := self._kept(length, lambda: runner.prefix(ids[:length].tolist(), adapter, base, before))):
+            found, known = made, length
+        generation.keep = is_long(most, known)
+        alone = found is not None and not found.users and next(overlaps.of(at), 0) < known
+        if alone and self.kept.in_use:
+            base, shared = self.kept.match(adapter, ids, in_use=True)
+            return Start(base, shared, found, known)
+        return Start(found, known)
+
+    def keep(self, generation: Generation, batch: CascadeBatch) -> None:
+        """Keep a copy of a prompt that was computed, if it is long and there is room for it."""
+        if generation.keep:
+            generation.keep = False
+            ids = as_array(generation.job.ids)
+            if is_long(len(ids), self.kept.match(generation.adapter, ids)[1]):  # no other row has computed it too
+                self._kept(generation.computed, lambda: batch.taken(generation))
+
+    def _kept(self, length: int, make: Callable[[], Prefix]) -> Prefix | None:
+        """The prefix of so many tokens that `make` gives, which is kept; None where there is no room for it."""
+        left = self._limit - length * self._token_bytes
+        if self.kept.used > left:
+            return None
+        self.kept.shrink(left)
+        try:
+            made = make()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.kept.shrink(0)
+            return None
+        self.kept.keep(made)
+        return made
