@@ -25,40 +25,44 @@ if TYPE_CHECKING:
     from . import providers as providers
     from . import signatures as signatures
     from . import training as training
-    from .compiler import Budget, CompileReport, load, load_traces, save, save_traces
-    from .errors import (
-        ArtifactError,
-        BootstrapError,
-        BudgetError,
-        ConfigError,
-        DataError,
-        DspycError,
-        LedgerError,
-        ModelError,
-        ProgramError,
-        ProviderError,
-        RegressionError,
-        RenderError,
-        TrainingError,
-        TransientError,
-        UnfinishedError,
-    )
-    from .models import ScriptedLM, choice_probabilities
-    from .optimizers import (
-        BetterTogether,
-        BootstrapFewShot,
-        BootstrapFewShotWithRandomSearch,
-        BootstrapFinetune,
-        KNNFewShot,
-        LabeledFewShot,
-    )
-    from .providers import LM, LocalLM, LocalProvider
-    from .signatures import TerseAdapter
-    from .training import TrainingConfig
+    from .compiler import Budget as Budget
+    from .compiler import CompileReport as CompileReport
+    from .compiler import load as load
+    from .compiler import load_traces as load_traces
+    from .compiler import save as save
+    from .compiler import save_traces as save_traces
+    from .errors import ArtifactError as ArtifactError
+    from .errors import BootstrapError as BootstrapError
+    from .errors import BudgetError as BudgetError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import DspycError as DspycError
+    from .errors import LedgerError as LedgerError
+    from .errors import ModelError as ModelError
+    from .errors import ProgramError as ProgramError
+    from .errors import ProviderError as ProviderError
+    from .errors import RegressionError as RegressionError
+    from .errors import RenderError as RenderError
+    from .errors import TrainingError as TrainingError
+    from .errors import TransientError as TransientError
+    from .errors import UnfinishedError as UnfinishedError
+    from .models import ScriptedLM as ScriptedLM
+    from .models import choice_probabilities as choice_probabilities
+    from .optimizers import BetterTogether as BetterTogether
+    from .optimizers import BootstrapFewShot as BootstrapFewShot
+    from .optimizers import BootstrapFewShotWithRandomSearch as BootstrapFewShotWithRandomSearch
+    from .optimizers import BootstrapFinetune as BootstrapFinetune
+    from .optimizers import KNNFewShot as KNNFewShot
+    from .optimizers import LabeledFewShot as LabeledFewShot
+    from .providers import LM as LM
+    from .providers import LocalLM as LocalLM
+    from .providers import LocalProvider as LocalProvider
+    from .signatures import TerseAdapter as TerseAdapter
+    from .training import TrainingConfig as TrainingConfig
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_DOORS = {
     "ArtifactError": "errors",
     "BetterTogether": "optimizers",
     "BootstrapError": "errors",
@@ -108,50 +112,15 @@ _SHOWN = (
     "training",
 )
 
-__all__ = [  # noqa: RUF022 (in plain order)
-    "ArtifactError",
-    "BetterTogether",
-    "BootstrapError",
-    "BootstrapFewShot",
-    "BootstrapFewShotWithRandomSearch",
-    "BootstrapFinetune",
-    "Budget",
-    "BudgetError",
-    "CompileReport",
-    "ConfigError",
-    "DataError",
-    "DspycError",
-    "KNNFewShot",
-    "LM",
-    "LabeledFewShot",
-    "LedgerError",
-    "LocalLM",
-    "LocalProvider",
-    "ModelError",
-    "ProgramError",
-    "ProviderError",
-    "RegressionError",
-    "RenderError",
-    "ScriptedLM",
-    "TerseAdapter",
-    "TrainingConfig",
-    "TrainingError",
-    "TransientError",
-    "UnfinishedError",
-    "choice_probabilities",
-    "load",
-    "load_traces",
-    "save",
-    "save_traces",
-]
+__all__ = list(_DOORS)
 
 
 def __getattr__(name: str) -> Any:
     if name in _SHOWN:  # as dspyc.compiler.read_run
         return importlib.import_module(f".{name}", __name__)
-    if name not in _ROOMS:
+    if name not in _DOORS:
         raise AttributeError(f"module 'dspyc' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
     globals()[name] = value
     return value
 

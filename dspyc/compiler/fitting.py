@@ -1,12 +1,8 @@
-"""Demos that fit the context of the language model that reads them, counted by its own tokenizer.
-
-fitting("answer", predictor, predictor.demos, inputs)      # those that leave room for the longest inputs and a reply
-fitted("answer", predictor, predictor.demos, inputs, fit_context)      # by an optimizer's setting
-"""
+"""Demos that fit the context of the language model that reads them, counted by its own tokenizer."""
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,88 +27,65 @@ def fitted(
     *,
     shown: int | None = None,
 ) -> list[Any]:
-    """The demos that fit the context, by an optimizer's `fit_context`.
+    """The demos, in their order, that fit: those that would make the prompt too long are left out, and that is logged.
 
-    With `shown`, `demos` is a pool of which `shown` are in a prompt at once, and any choice of them must fit. None means True
-    where tokens are counted by the model's own tokenizer here, and False elsewhere.
-
-    Raises:
-        RenderError: The adapter cannot write the prompt; with None, all demos are returned instead.
-    """
-    limit = _limit_by(predictor, fit_context)
-    if limit is None:
-        return list(demos)
-    asked = [dict(given.items()) for given in inputs]
-    try:
-        if shown is None:
-            return fitting(name, predictor, demos, asked, limit=limit)
-        return fitting_pool(name, predictor, demos, shown, asked, limit=limit)
-    except RenderError:
-        if fit_context is None:
-            return list(demos)
-        raise
-
-
-def fitting(
-    name: str,
-    predictor: dspy.Predict,
-    demos: Sequence[Any],
-    inputs: Sequence[Mapping[str, Any]],
-    *,
-    limit: int | None = None,
-) -> list[Any]:
-    """The demos, in their order, that fit: one that would make the prompt too long is left out, and that is logged.
-
-    The prompt is what the predictor sends with its adapter on the longest of `inputs`. Without a language model, or where
-    its context is not known, all fit.
+    The prompt is what the predictor sends with its adapter on the longest of `inputs`. Without a language model, or where its
+    context is not known, all fit.
 
     Args:
         name: The predictor's name, for the log.
         predictor: Its language model, or else DSPy's, is the one that reads.
         demos: Those to choose from, the most wanted first.
         inputs: Inputs that the predictor was or will be given.
-        limit: Tokens of the prompt. Default: the context, less the reply: `max_tokens`, else a quarter of the context.
+        fit_context: The tokens that a prompt may have; True: the context, less the reply (`prompt_limit`); False: any number;
+            None: True where tokens are counted by the model's own tokenizer here, and False elsewhere.
+        shown: Where `demos` is a pool of which so many are in a prompt at once; any choice of them must fit.
 
     Raises:
-        RenderError: The adapter cannot write the prompt.
+        RenderError: The adapter cannot write the prompt; with None, all demos are returned instead.
     """
-    reader = _Reader.of(predictor, inputs, limit)
-    if reader is None or reader.fits(demos):
+    lm = predictor.lm or dspy.settings.lm
+    limit = _limit(lm, fit_context)
+    if lm is None or limit is None:
+        return list(demos)
+    reader = _Reader.of(predictor, inputs, lm, limit)
+    try:
+        kept = _that_fit(reader, demos) if shown is None else _of_a_pool(reader, demos, shown)
+    except RenderError:
+        if fit_context is None:
+            return list(demos)
+        raise
+    if left := len(demos) - len(kept):
+        said = "%d of %d demos of `%s` are left out: its prompt may have %d tokens."
+        logger.warning(said, left, len(demos), name, limit)
+    return kept
+
+
+def _that_fit(reader: "_Reader", demos: Sequence[Any]) -> list[Any]:
+    if reader.fits(demos):
         return list(demos)
     kept: list[Any] = []
     for demo in demos:
         if reader.fits([*kept, demo]):
             kept.append(demo)
-    reader.warn(name, demos, kept)
     return kept
 
 
-def fitting_pool(
-    name: str,
-    predictor: dspy.Predict,
-    pool: Sequence[Any],
-    k: int,
-    inputs: Sequence[Mapping[str, Any]],
-    *,
-    limit: int | None = None,
-) -> list[Any]:
-    """The demos of a pool, in their order, without its longest ones, so that any `k` of them fit; as `fitting` counts."""
-    reader = _Reader.of(predictor, inputs, limit)
-    if reader is None or (len(pool) <= k and reader.fits(pool)):
+def _of_a_pool(reader: "_Reader", pool: Sequence[Any], k: int) -> list[Any]:
+    """The pool without its longest demos, so that any `k` of them fit."""
+    if len(pool) <= k and reader.fits(pool):
         return list(pool)
     length = [reader.length([demo]) for demo in pool]
     by_length = sorted(range(len(pool)), key=length.__getitem__)
     fit = bisect_left(
         range(len(pool)), True, key=lambda n: not reader.fits([pool[at] for at in by_length[: n + 1][-k:]])
     )
-    kept = [pool[at] for at in sorted(by_length[:fit])]
-    reader.warn(name, pool, kept)
-    return kept
+    return [pool[at] for at in sorted(by_length[:fit])]
 
 
-def _limit_by(predictor: dspy.Predict, fit_context: FitContext) -> int | None:
-    lm = predictor.lm or dspy.settings.lm
-    if fit_context is False or lm is None:
+def _limit(lm: dspy.BaseLM | None, fit_context: FitContext) -> int | None:
+    """The tokens that a prompt may have by an optimizer's setting; None for any number."""
+    if lm is None or fit_context is False:
         return None
     if fit_context is None and getattr(_local(lm), "chat", None) is None:
         return None
@@ -129,12 +102,7 @@ class _Reader:
     limit: int  # tokens
 
     @classmethod
-    def of(cls, predictor: dspy.Predict, inputs: Sequence[Mapping[str, Any]], limit: int | None) -> "_Reader | None":
-        """None where no limit is known."""
-        lm = predictor.lm or dspy.settings.lm
-        limit = limit if limit is not None or lm is None else prompt_limit(lm)
-        if lm is None or limit is None:
-            return None
+    def of(cls, predictor: dspy.Predict, inputs: Iterable[Any], lm: dspy.BaseLM, limit: int) -> "_Reader":
         # Where an example of the whole program lacks a field of this predictor, the adapter still writes its header.
         given = [{field: one.get(field, "") for field in predictor.signature.input_fields} for one in (*inputs, {})]
         return cls(predictor, max(given, key=lambda one: sum(len(str(value)) for value in one.values())), lm, limit)
@@ -145,11 +113,6 @@ class _Reader:
 
     def fits(self, demos: Sequence[Any]) -> bool:
         return self.length(demos) <= self.limit
-
-    def warn(self, name: str, demos: Sequence[Any], kept: Sequence[Any]) -> None:
-        if left := len(demos) - len(kept):
-            said = "%d of %d demos of `%s` are left out: its prompt may have %d tokens."
-            logger.warning(said, left, len(demos), name, self.limit)
 
 
 def prompt_limit(lm: dspy.BaseLM) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from .budget import Spent
-from .spending import spending_table
+from .plan import between, in_usd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,20 @@ class RunReport(ABC):
         """What was found, for a terminal or a notebook."""
 
     def spending(self) -> Table:
-        """Plan and actual, side by side."""
+        """What the run was to spend on models elsewhere by its plan, and what it spent, side by side."""
+        plan, spent = self.plan, self.spent
+        table = Table(title="Spent on models elsewhere")
+        for name in ("", "plan", "actual"):
+            table.add_column(name, justify="right" if name else "left")
+        table.add_row("calls", between(plan["least"], plan["calls"]) if plan else "–", f"{spent['calls']:,}")
+        table.add_row("tokens", f"{plan['tokens']:,}" if plan else "–", f"{spent['tokens']:,}")
+        known = self._priced or not spent["calls"]
+        table.add_row("USD", in_usd(plan["usd"]) if plan else "–", in_usd(spent["usd"] if known else None))
         note = ", training included" if self._trained else ""
-        return spending_table(self.plan, self.spent, priced=self._priced, seconds=self.seconds, note=note)
+        table.add_row("seconds", f"{plan['seconds']:.0f}" if plan else "–", f"{self.seconds:.0f}{note}")
+        if plan and plan["least"] < plan["calls"]:
+            table.caption = "tokens, USD and seconds of the plan are those of the most calls"
+        return table
 
     def __rich__(self) -> Table:
         return self.table()

@@ -13,7 +13,7 @@ from dspy.adapters.types.decision import Choice, Noul, Score
 from dspy.adapters.types.document import Document
 from dspy.adapters.types.reasoning import Reasoning
 from dspy.adapters.types.tool import ToolCalls
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError, RenderError
@@ -23,6 +23,7 @@ from .grammar import reply_grammar
 from .render import silenced
 from .structure import predictors
 from .terse import TerseAdapter
+from .values import type_adapter
 
 _MEDIA = {Image: "image", Audio: "audio", File: "file", Document: "file"}
 _UNWRITABLE = (*_MEDIA, Citations, History, Tool)
@@ -154,7 +155,7 @@ def _check_writable(name: str, field: str, info: FieldInfo) -> None:
                 hint="Declare it as str, a list of str or a pydantic model.",
             )
     try:
-        TypeAdapter(annotation).json_schema()
+        type_adapter(annotation).json_schema()
     except Exception as error:  # pydantic's own errors, or what a custom type's hook raises
         raise RenderError(
             f"Predictor `{name}` answers with {annotation} in `{field}`, which cannot be written as text: "

@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
 
 import dspy
-from dspy.adapters.types import Audio, Code, File, History, Image, Reasoning, Tool
+from dspy.adapters.types import Audio, File, History, Image, Tool
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.types.document import Document
 from dspy.adapters.utils import format_field_value, parse_value, serialize_for_json
@@ -38,8 +38,8 @@ from .expressions import Expression, UnsupportedError
 from .json_grammar import JsonGrammar, json_schema
 from .json_texts import BARE_FORMATS, FREE_FORMATS, text_of, written
 from .terse import TerseAdapter, decode, encode
+from .values import is_text, type_name
 
-_TEXTS = (Code, Reasoning)
 _UNIONS = (Union, types.UnionType)
 _UNWRITABLE = (Audio, Document, File, History, Image, Tool)
 _BOOLS = [form(word) for word in ("true", "false", "yes", "no") for form in (str, str.title, str.upper)]
@@ -124,7 +124,8 @@ class _Layout:
             return self.checked(field, field.annotation)
         except UnsupportedError as error:
             raise ConfigError(
-                f"Output `{name}` of type {_named(field.annotation)} cannot be constrained: there is no grammar for {error}.",
+                f"Output `{name}` of type {type_name(field.annotation)} cannot be constrained: "
+                f"there is no grammar for {error}.",
                 hint="Use a simpler type, or switch constraints off: dspyc.LocalLM(..., constrained=False).",
             ) from error
 
@@ -285,7 +286,7 @@ class _Chat(_Lines):
 
     def _is_text(self, name: str) -> bool:
         annotation = self.signature.output_fields[name].annotation
-        return _is_text(annotation) or _is_optional_text(annotation)
+        return is_text(annotation) or _is_optional_text(annotation)
 
     def _text(self, name: str, follow: str) -> Expression:
         """Free text up to a marker at the start of a line, or, with a `follow`, up to the reply's end.
@@ -328,7 +329,7 @@ class _Terse(_Lines):
     def segment(self, at: int, name: str) -> Expression:
         end = "" if self.is_last(at) else "\n"
         annotation = self.signature.output_fields[name].annotation
-        if _is_text(annotation) or _is_optional_text(annotation):
+        if is_text(annotation) or _is_optional_text(annotation):
             rest = e.chars_but("") if self.is_last(at) else e.chars_but("\n")
             return e.seq(e.chars_but(e.WHITESPACE), e.rep(rest), end)
         return e.seq(self.value(name), end)
@@ -360,7 +361,7 @@ class _Json(_Layout):
         return [self.write(member, field), *([json.dumps(member.name)] if isinstance(member, Enum) else [])]
 
     def of_type(self, field: FieldInfo, annotation: Any, by_alias: bool) -> Expression:
-        if _is_text(annotation):
+        if is_text(annotation):
             return e.json_string()
         if get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
             return self.options(field, annotation)
@@ -451,10 +452,6 @@ def _is_one_line(text: str) -> bool:
     return bool(text) and text == text.strip() and len(text.splitlines()) == 1 and _MARK not in text
 
 
-def _is_text(annotation: Any) -> bool:
-    return annotation is str or (isinstance(annotation, type) and issubclass(annotation, _TEXTS))
-
-
 def _is_kind_of_text(annotation: Any) -> bool:
     """Types whose values are any text, or any with bounds, such as a path."""
     if annotation is Any or get_origin(annotation) is Literal or isinstance(annotation, EnumMeta):
@@ -475,10 +472,6 @@ def _refuse_unwritable(annotation: Any) -> None:
     for kind in (annotation, *Type.extract_custom_type_from_annotation(annotation)):
         if isinstance(kind, type) and issubclass(kind, _UNWRITABLE):
             raise UnsupportedError(f"{kind.__name__}, which no text can hold")
-
-
-def _named(annotation: Any) -> str:
-    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
 
 
 def _first_line(error: Exception) -> str:

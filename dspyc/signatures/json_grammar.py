@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from . import expressions as e
 from .expressions import Expression, UnsupportedError
 from .json_numbers import number
 from .json_texts import text_of
+from .values import type_adapter
 
 _DEEPEST = 12  # nested values of one recursive type
 _ANYTHING = 12  # nested values where any JSON will do
@@ -270,7 +270,7 @@ def json_schema(annotation: Any, *, by_alias: bool = True) -> dict[str, Any]:
         UnsupportedError: Pydantic has none.
     """
     try:
-        return TypeAdapter(annotation).json_schema(schema_generator=_FullSchema, by_alias=by_alias)
+        return type_adapter(annotation).json_schema(schema_generator=_FullSchema, by_alias=by_alias)
     except UnsupportedError:
         raise
     except Exception as error:  # pydantic's own errors, or what a custom type's hook raises

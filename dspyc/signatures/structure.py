@@ -21,6 +21,7 @@ from .fingerprints import adapter_key, identifying, lm_key, signature_fingerprin
 from .first_seen import carry_over
 from .mixins import written_class
 from .nearest import choice_key
+from .values import type_name
 
 
 def predictors(program: dspy.Module, *, frozen: bool = True) -> dict[str, dspy.Predict]:
@@ -124,7 +125,8 @@ def _check_fields(name: str, mine: Any, theirs: Any) -> None:
         differences = [f"lacks the {kind} field `{f}`" for f in ours if f not in other]
         differences += [f"has an {kind} field `{f}` besides" for f in other if f not in ours]
         differences += [
-            f"declares the {kind} field `{f}` as {_type_name(other[f])}, the student as {_type_name(ours[f])}"
+            f"declares the {kind} field `{f}` as {type_name(other[f].annotation)}, "
+            f"the student as {type_name(ours[f].annotation)}"
             for f in ours
             if f in other and type_key(ours[f].annotation) != type_key(other[f].annotation)
         ]
@@ -149,11 +151,6 @@ def _check_predictors(program: Any, role: str) -> None:
             f"The {role} {type(program).__name__} has no predictors.",
             hint="Set a dspy.Predict or another module as an attribute in __init__.",
         )
-
-
-def _type_name(field: Any) -> str:
-    annotation = field.annotation
-    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
 
 
 def _listed(names: list[str]) -> str:

@@ -29,7 +29,7 @@ from dspy.signatures.signature import Signature
 from dspy.utils.exceptions import AdapterParseError
 from pydantic.fields import FieldInfo
 
-from .values import type_adapter
+from .values import is_text, type_adapter
 
 _MEDIA = (Audio, Document, File, Image, Tool)
 
@@ -128,11 +128,11 @@ def encode(value: Any, field: FieldInfo, *, last: bool = False) -> str:
         return str(format_field_value(field, value))  # DSPy makes content parts of what stands here
     if isinstance(value, (Code, Reasoning)):
         value = value.format()
-    if _is_text(annotation) and isinstance(value, str):
+    if is_text(annotation) and isinstance(value, str):
         bare = _is_plain(value, multiline=last) and _as_text(value, annotation) == _as_text(value, str)
         return value if bare else _dumps(value)
     jsonable = _jsonable(value, annotation)
-    if isinstance(jsonable, str) and not _is_text(annotation) and _is_plain(jsonable) and not _is_json(jsonable):
+    if isinstance(jsonable, str) and not is_text(annotation) and _is_plain(jsonable) and not _is_json(jsonable):
         return jsonable
     return _dumps(jsonable)
 
@@ -143,7 +143,7 @@ def decode(text: str, annotation: Any) -> Any:
     Raises:
         ValueError: The text is not a value of `annotation` (pydantic's ValidationError is one).
     """
-    if _is_text(annotation):
+    if is_text(annotation):
         value = _unquote(text)
         if annotation is str:
             return value
@@ -183,10 +183,6 @@ def _leniently(text: str, annotation: Any, error: ValueError) -> Any:
         return parse_value(text, annotation)
     except ValueError:
         raise error from None
-
-
-def _is_text(annotation: Any) -> bool:
-    return annotation is str or (isinstance(annotation, type) and issubclass(annotation, (Code, Reasoning)))
 
 
 def _as_text(text: str, annotation: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from dspy.adapters.types import Code, Reasoning
 from dspy.adapters.types.tool import ToolCalls
 from dspy.adapters.utils import parse_value
 from pydantic import BaseModel, TypeAdapter
@@ -29,6 +30,16 @@ class _Itself:
 @lru_cache(maxsize=1024)
 def _made(key: _Itself) -> TypeAdapter[Any]:
     return TypeAdapter(key.annotation)
+
+
+def is_text(annotation: Any) -> bool:
+    """Whether a reply's text is the value as it stands."""
+    return annotation is str or (isinstance(annotation, type) and issubclass(annotation, (Code, Reasoning)))
+
+
+def type_name(annotation: Any) -> str:
+    """A type as its author would write it."""
+    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
 
 
 def type_adapter(annotation: Any) -> TypeAdapter[Any]:

@@ -11,7 +11,7 @@ from dspy import lm15
 
 import dspyc
 from dspyc.compiler.demos import labelled, spread
-from dspyc.compiler.fitting import fitting, prompt_limit, token_counter
+from dspyc.compiler.fitting import fitted, prompt_limit, token_counter
 from dspyc.errors import ConfigError, RenderError
 from dspyc.models import LocalEngine
 from dspyc.models.messages import messages_of
@@ -39,7 +39,7 @@ def test_demos_fit_a_local_students_context_by_its_own_tokenizer(caplog: pytest.
     context = LocalEngine("dspyc/tiny").max_length
     assert context is not None
     with caplog.at_level(logging.WARNING):
-        kept = fitting("answer", predictor, train, [train[0].inputs()])
+        kept = fitted("answer", predictor, train, [train[0].inputs()], True)
     assert 0 < len(kept) < 200
     assert f"{200 - len(kept)} of 200 demos of `answer` are left out" in caplog.text
 
@@ -55,23 +55,23 @@ def test_demos_fit_a_local_students_context_by_its_own_tokenizer(caplog: pytest.
 
 def test_one_demo_that_is_too_long_is_left_out_and_those_behind_it_stay() -> None:
     demos = [example("short"), example("long " * 400), example("short too")]
-    kept = fitting("answer", local_predictor([]), demos, [{"question": "short"}], limit=400)
+    kept = fitted("answer", local_predictor([]), demos, [{"question": "short"}], 400)
     assert [demo.question for demo in kept] == ["short", "short too"]
 
 
 def test_the_longest_inputs_have_to_fit_beside_the_demos() -> None:
     demos, predictor = [example(f"question {i} of some length") for i in range(10)], local_predictor([])
-    few = fitting("answer", predictor, demos, [{"question": "short"}, {"question": "long " * 100}], limit=500)
-    many = fitting("answer", predictor, demos, [{"question": "short"}], limit=500)
+    few = fitted("answer", predictor, demos, [{"question": "short"}, {"question": "long " * 100}], 500)
+    many = fitted("answer", predictor, demos, [{"question": "short"}], 500)
     assert len(few) < len(many)
 
 
 def test_where_no_context_is_known_all_demos_stay() -> None:
     predictor, demos = dspy.Predict("question -> answer"), [example("long " * 10_000)]
-    assert fitting("answer", predictor, demos, []) == demos
+    assert fitted("answer", predictor, demos, [], True) == demos
     predictor.lm = dspyc.ScriptedLM(lambda inputs: "")
     assert prompt_limit(predictor.lm) is None
-    assert fitting("answer", predictor, demos, []) == demos
+    assert fitted("answer", predictor, demos, [], True) == demos
 
 
 def test_the_context_of_a_known_model_is_litellms() -> None:

@@ -53,12 +53,12 @@ class Launch:
 
     path: str  # the model's folder
     name: str  # what the model is called in requests
-    port: int
     device: str = "auto"
     dtype: str = "auto"
-    adapters: tuple[Adapter, ...] = ()
     args: tuple[str, ...] = ()
     hermes_tools: bool = False  # the chat template writes tool calls as `<tool_call>{json}</tool_call>`
+    port: int = 0  # it and the adapters are chosen when the server is started
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from .. import weights
-from .commands import KINDS, Adapter, check_arguments, program_of
+from .commands import KINDS, Adapter, Launch, check_arguments, program_of
 from .options import ServerOptions, address_of
 from .remote import RemoteServer
 from .server import Server, ServerSettings, shared
@@ -127,12 +127,14 @@ class ServedModel:
             ServerSettings(
                 kind=kind,
                 program=program_of(kind, self.options.program),
-                path=str(self.path),
-                name=self.name if kind.lists_served_name else str(self.path),
-                device=self.device,
-                dtype=self.dtype,
-                args=self.options.args,
-                hermes_tools="<tool_call>" in self.template,
+                launch=Launch(
+                    path=str(self.path),
+                    name=self.name if kind.lists_served_name else str(self.path),
+                    device=self.device,
+                    dtype=self.dtype,
+                    args=self.options.args,
+                    hermes_tools="<tool_call>" in self.template,
+                ),
                 start_timeout=self.options.start_timeout,
                 request_timeout=self.options.request_timeout,
             )

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,7 @@ class ServerSettings:
 
     kind: ServerKind
     program: str
-    path: str  # the model's folder
-    name: str  # what requests call the model
-    device: str = "auto"
-    dtype: str = "auto"
-    args: tuple[str, ...] = ()
-    hermes_tools: bool = False
+    launch: Launch
     start_timeout: float = 600.0  # seconds until the server has to be healthy
     request_timeout: float = field(default=600.0, compare=False)  # seconds that a restart waits for running requests
 
@@ -183,14 +178,14 @@ class Server:
             self._endpoint = None
         if len(self._deaths) == _MOST_DEATHS and now - self._deaths[0] < _DEATHS_WINDOW:
             raise ModelError(
-                f"The {self.settings.kind.name} server for {self.settings.name} died {_MOST_DEATHS} times within "
+                f"The {self.settings.kind.name} server for {self.settings.launch.name} died {_MOST_DEATHS} times within "
                 f"{_DEATHS_WINDOW / 60:.0f} minutes and is not started again. It last wrote:\n{process.tail()}\n",
                 hint="Find the request that ends it; lm.engine.close() lets it start again.",
             )
 
     def _start(self, adapters: tuple[Adapter, ...]) -> None:
         for attempt in range(1, _PORT_TRIES + 1):
-            launch = self._launch(adapters)
+            launch = replace(self.settings.launch, port=_free_port(), adapters=adapters)
             kind = self.settings.kind
             process = ChildProcess(command(kind, self.settings.program, launch), environment(kind, launch, os.environ))
             self._process = process
@@ -208,15 +203,11 @@ class Server:
             self._endpoint = Endpoint(_url(launch.port) + "/v1", launch.name, max_length=_max_length(listed))
             return
 
-    def _launch(self, adapters: tuple[Adapter, ...]) -> Launch:
-        s = self.settings
-        return Launch(s.path, s.name, _free_port(), s.device, s.dtype, adapters, s.args, s.hermes_tools)
-
     def _await_health(self, process: ChildProcess, port: int) -> list[dict[str, Any]]:
         """The models that the server lists once it is healthy."""
         limit = self.settings.start_timeout
         began = shown = time.monotonic()
-        title = f"Starting {self.settings.kind.name} for {self.settings.name} (seconds)"
+        title = f"Starting {self.settings.kind.name} for {self.settings.launch.name} (seconds)"
         with bar(title, int(limit)) as advance, _client() as client:
             while (now := time.monotonic()) - began < limit:
                 if process.ended_within(_POLL):
@@ -241,13 +232,13 @@ class Server:
             found = client.get(_url(port) + "/v1/models", timeout=5).json()["data"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
-        return found if any(entry.get("id") == self.settings.name for entry in found) else None
+        return found if any(entry.get("id") == self.settings.launch.name for entry in found) else None
 
     def _start_failure(self, process: ChildProcess, what: str) -> ModelError:
         words = process.tail() or "(nothing)"
         process.stop()
         return ModelError(
-            f"The {self.settings.kind.name} server for {self.settings.name} {what}. It last wrote:\n{words}\n",
+            f"The {self.settings.kind.name} server for {self.settings.launch.name} {what}. It last wrote:\n{words}\n",
             hint="Its own words say why; server_options={'start_timeout': seconds} gives it longer, 'args' its settings.",
         )
 
