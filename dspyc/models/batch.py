@@ -57,7 +57,7 @@ class Start:
 
     @property
     def prefixes(self) -> list[Prefix]:
-        """Those that it needs."""
+        """Those that have to be there."""
         return [prefix for prefix in (self.prefix, self.source) if prefix is not None]
 
 
@@ -69,7 +69,7 @@ class _Row:
     generation: Generation
     start: Start
     like: Generation | None  # a row with the same tokens that computes them for this one as well
-    filled: bool  # whether its slot holds what it copies
+    began: Prefix | None  # with which
 
     @property
     def own(self) -> int:
@@ -126,7 +126,7 @@ class CascadeBatch:
         """Tokens that the slots will hold: of the rows, and of one that joins behind a prefix of `shared` tokens, if any."""
         return math.prod(self._slots(joining, shared)[:2])
 
-    def idle(self, joining: Generation, shared: int) -> int:
+    def idle(self, joining: Generation | None = None, shared: int = 0) -> int:
         """How many of these will be of no row, since all slots are as wide as the widest."""
         slots, width, used = self._slots(joining, shared)
         return slots * width - used
@@ -150,7 +150,10 @@ class CascadeBatch:
         generation.computed = start.known
         for prefix in start.prefixes:
             prefix.users += 1
-        self._rows.append(_Row(generation, start, like, filled=start.source is None))
+        row = _Row(generation, start, like, start.source or start.prefix)
+        if row.began is not None:
+            row.began.rows += 1
+        self._rows.append(row)
         self._groups.clear()
 
     def drop(self, over: Sequence[Generation]) -> None:
@@ -161,13 +164,15 @@ class CascadeBatch:
             if id(row.generation) in gone:
                 for prefix in row.start.prefixes:
                     prefix.users -= 1
+                if row.began is not None:
+                    row.began.rows -= 1
             if row.like is not None and id(row.like) in gone:
                 row.like = None  # it computes its tokens itself
         kept = [at for at, row in enumerate(self._rows) if id(row.generation) not in gone]
         holes = [at for at in range(len(kept)) if id(self._rows[at].generation) in gone]
         for hole in holes:
             last = kept.pop()
-            if self._rows[last].own and self._rows[last].filled:  # a row that has not begun has no slot yet
+            if self._rows[last].own and self._rows[last].start.source is None:  # else it has nothing in its slot yet
                 self._store.move(last, hole, self._rows[last].own)
             self._rows[hole] = self._rows[last]
         del self._rows[len(kept) + len(holes) :]
@@ -193,9 +198,7 @@ class CascadeBatch:
             order.append(at)
             counts.append(count)
         columns = [self._rows[at].own for at in single]
-        held = (row.own for row in self._rows)
-        needed = max([*held, *(column + 1 for column in columns), *(span.end for span in spans)])
-        self._store.reserve(len(self._rows), needed, len(self._rows), self.limit)
+        self.reserve()
         self._fill()
         step = self._step(single, columns, spans)
         ready, last, offset = [], [], 0
@@ -218,12 +221,19 @@ class CascadeBatch:
         ids = (generation.job.ids + generation.written)[: generation.computed]
         return Prefix(ids, generation.adapter, self._store.taken(at, row.own, start.prefix, start.shared))
 
+    def reserve(self) -> None:
+        """Have slots for all that rows have to read, parts of prompts included that come later, and give back what is over."""
+        needed = max((row.generation.length - row.start.shared for row in self._rows), default=0)
+        self._store.reserve(len(self._rows), needed, len(self._rows), self.limit)
+
     def _fill(self) -> None:
         """Copy what rows that have just joined need into their slots."""
         for at, row in enumerate(self._rows):
-            if not row.filled and row.start.source is not None:
-                self._store.fill(at, row.start.source, row.start.shared, row.start.copied)
-                row.filled = True
+            start = row.start
+            if start.source is not None:
+                self._store.fill(at, start.source, start.shared, start.copied)
+                start.source.users -= 1
+                row.start = Start(start.prefix, start.shared)
 
     def _with_twins(self, ready: list[int], logits: torch.Tensor) -> tuple[list[Generation], torch.Tensor]:
         """Copies to twins what was computed for them; they are ready with the row that they are like."""
@@ -265,10 +275,18 @@ class CascadeBatch:
         return Step(slots, rows, where, everywhere, width, mask, self._groups.get(key, []), spans, self._store)
 
     def _grouped(self, single: list[int]) -> list[Group]:
-        """The single rows by the prefix that they stand behind; with one prefix, all slots are its group."""
-        members: dict[int, list[int]] = {}
+        """The single rows by the prefix that they stand behind; with one prefix, all slots are its group.
+
+        Those behind less than half of what another row has of a prefix are a group of their own, which reads no more of it.
+        """
+        longest: dict[int, int] = {}
         for at in single:
-            members.setdefault(id(self._rows[at].start.prefix), []).append(at)
+            start = self._rows[at].start
+            longest[id(start.prefix)] = max(longest.get(id(start.prefix), 0), start.shared)
+        members: dict[tuple[int, bool], list[int]] = {}
+        for at in single:
+            start = self._rows[at].start
+            members.setdefault((id(start.prefix), 2 * start.shared < longest[id(start.prefix)]), []).append(at)
         groups = []
         for rows in members.values():
             prefix = self._rows[rows[0]].start.prefix

@@ -15,7 +15,8 @@ from .generation import Generation
 from .memory import GIB
 from .runner import Runner
 
-_STEP_ON_GPU = 4 * GIB  # bytes that a GPU reads while it is told what to do in a step
+_STEP_ON_GPU = 16 * GIB  # bytes that a GPU reads while it is told what to do in a step: 15 ms, and a TiB a second
+_MOST = 3  # batches of one kind, before a row joins whichever it widens least
 
 
 class Batches:
@@ -28,6 +29,9 @@ class Batches:
         self._open: tuple[CascadeBatch, ...] = ()  # replaced, never changed
         self._limit, self._token_bytes = limit, token_bytes
         self._apart = max(weights, _STEP_ON_GPU if device.type == "cuda" else 0)
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     def __iter__(self) -> Iterator[CascadeBatch]:
         return iter(self._open)
@@ -45,10 +49,8 @@ class Batches:
         Raises:
             ModelError: It does not fit into the memory that is planned, even alone.
         """
-        most_idle = self._apart / max(1, self._token_bytes)
-        alike = [each for each in self._open if each.worn == worn and each.idle(generation, shared) <= most_idle]
         new = CascadeBatch(runner.read, runner.device, worn)
-        for batch in (*sorted(alike, key=len, reverse=True), new):  # the fullest, so that the others come to their end
+        for batch in (*self._alike(generation, shared, worn), new):
             if self.fits(batch, generation, shared):
                 self._open = self._open if batch in self._open else (*self._open, batch)
                 return batch
@@ -60,19 +62,39 @@ class Batches:
             hint="Shorten the prompt, close other models, or load this one in a smaller dtype.",
         )
 
+    def _alike(self, generation: Generation, shared: int, worn: str | None) -> list[CascadeBatch]:
+        """The batches that a row had better join than open another, the best first."""
+        ours = [batch for batch in self._open if batch.worn == worn]
+        more = {batch: batch.idle(generation, shared) - batch.idle() for batch in ours}
+        if len(ours) >= _MOST:
+            return sorted(ours, key=more.__getitem__)
+        most_idle = self._apart / max(1, self._token_bytes)
+        fitting = [batch for batch in ours if more[batch] <= 0 or batch.idle(generation, shared) <= most_idle]
+        return sorted(fitting, key=len, reverse=True)  # the fullest, so that the others come to their end
+
+    def beside(self, batch: CascadeBatch, generation: Generation, shared: int) -> CascadeBatch | None:
+        """Another batch that a row of `batch` had better be in, were it to stand behind `shared` tokens."""
+        alike = [other for other in self._alike(generation, shared, batch.worn) if other is not batch and len(other)]
+        return next((other for other in alike if self.fits(other, generation, shared)), None)
+
     def fits(self, batch: CascadeBatch, generation: Generation, shared: int) -> bool:
         """Whether a row that joins `batch` keeps to the memory that is planned."""
-        return batch.room(generation, shared) * self._token_bytes + self._beside(batch) <= self._limit
+        others = sum(other.room() for other in self._open if other is not batch)
+        return (batch.room(generation, shared) + others) * self._token_bytes <= self._limit
 
     def bound(self, batch: CascadeBatch) -> None:
         """Tell a batch how many tokens the plan leaves its slots now, beyond what they need, beside those of the others."""
-        batch.limit = (self._limit - self._beside(batch)) / max(1, self._token_bytes)
+        others = (other for other in self._open if other is not batch)
+        held = sum(max(other.bytes, other.room() * self._token_bytes) for other in others)
+        batch.limit = (self._limit - held) / max(1, self._token_bytes)
 
     def close(self) -> None:
         """Let the batches without rows go."""
         self._open = tuple(batch for batch in self._open if len(batch))
 
-    def _beside(self, batch: CascadeBatch) -> int:
-        """The bytes that the slots of the other batches take, or will."""
-        others = (other for other in self._open if other is not batch)
-        return sum(max(other.bytes, other.room() * self._token_bytes) for other in others)
+    def make_room(self) -> None:
+        """Have the batches give back what they hold for later, where others need it now."""
+        for batch in self._open:
+            self.bound(batch)
+            if batch.bytes > batch.limit * self._token_bytes:
+                batch.reserve()

@@ -6,6 +6,7 @@ slot: what many rows read together should be one prefix for all of them, rather 
 """
 
 import heapq
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -14,6 +15,8 @@ import numpy as np
 
 from .store import Prefix
 
+_Key = tuple[str, bytes]  # an adapter and tokens
+
 _SAVED = 256  # tokens that a prefix of several prompts has to save in all, since every prefix makes a step slower
 _SHARED = 32  # and for each of them
 _COPIED = 8  # and at least one for so many that are copied from another prefix
@@ -21,69 +24,82 @@ _LONG = 128  # tokens of one prompt that are kept, if there are half as many as 
 
 
 class PrefixCache:
-    """The kept prefixes of one model, `bytes` in all; `shrink` keeps those that rows stand behind beyond its limit.
+    """The kept prefixes of one model, `bytes` in all; `shrink` keeps those that rows need beyond its limit.
 
-    One thread uses it; `bytes` may be read by any.
+    They are sorted by their tokens: the one that has the most in common with a prompt is beside the prompt's place. One thread
+    uses it; `bytes` may be read by any.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._kept: OrderedDict[int, tuple[Prefix, np.ndarray]] = OrderedDict()  # the least recently used first
+        self._kept: OrderedDict[_Key, Prefix] = OrderedDict()  # the least recently used first
+        self._sorted: list[_Key] = []
 
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __iter__(self) -> Iterator[Prefix]:
+        return iter(self._kept.values())
+
     @property
     def used(self) -> int:
-        """The bytes of those that rows stand behind."""
-        return sum(prefix.bytes for prefix, _ in self._kept.values() if prefix.users)
+        """The bytes of those that rows need."""
+        return sum(prefix.bytes for prefix in self if prefix.users)
 
-    @property
-    def in_use(self) -> bool:
-        """Whether rows stand behind any."""
-        return any(prefix.users for prefix, _ in self._kept.values())
-
-    def match(self, adapter: str | None, ids: np.ndarray, in_use: bool = False) -> tuple[Prefix | None, int]:
+    def match(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
         """The kept prefix that has the most first tokens in common with `ids`, and how many; the last token never counts.
 
-        Of several the one that most rows stand behind; with `in_use`, one that some do.
+        Of several it is the one that has no others.
         """
+        ids = ids[:-1]
+        wanted = _key(adapter, ids)
+        place = bisect_left(self._sorted, wanted)
+        beside = [key for key in self._sorted[max(0, place - 1) : place + 1] if key[0] == wanted[0]]
+        length, best = max(((common(_tokens(key), ids), key) for key in beside), default=(0, wanted))
+        if not length:
+            return None, 0
+        whole = _key(adapter, ids[:length])
+        best = whole if whole in self._kept else best
+        self._kept.move_to_end(best)
+        return self._kept[best], length
+
+    def standing(self, adapter: str | None, ids: np.ndarray) -> tuple[Prefix | None, int]:
+        """As `match`, of those that rows stand behind and those that were made for several prompts."""
+        found: tuple[int, bool, int] = (0, False, 0)
         best: Prefix | None = None
-        length = users = 0
-        for prefix, tokens in self._kept.values():
-            if prefix.adapter != adapter or (in_use and not prefix.users):
-                continue
-            found = common(tokens, ids[:-1])
-            if found and (found, prefix.users) > (length, users):
-                best, length, users = prefix, found, prefix.users
-        if best is not None:
-            self._kept.move_to_end(id(best))
-        return best, length
+        for key, prefix in self._kept.items():
+            if prefix.adapter == adapter and (prefix.users or prefix.several):
+                length = common(_tokens(key), ids[:-1])
+                if length and (rank := (length, length == len(prefix.ids), prefix.users)) > found:
+                    best, found = prefix, rank
+        return best, found[0]
 
     def keep(self, prefix: Prefix) -> None:
         """Keep a prefix until `shrink` lets it go."""
-        self._kept[id(prefix)] = (prefix, as_array(prefix.ids))
+        key = _key(prefix.adapter, as_array(prefix.ids))
+        insort(self._sorted, key)
+        self._kept[key] = prefix
         self.bytes += prefix.bytes
 
     def shrink(self, limit: int) -> bool:
         """Let unused prefixes go, the least recently used first, until `limit` bytes are kept; whether any went."""
         before = len(self._kept)
-        for prefix, _ in list(self._kept.values()):
+        for key, prefix in list(self._kept.items()):
             if self.bytes <= limit:
                 break
             if not prefix.users:
-                self._drop(prefix)
+                self._drop(key)
         return len(self._kept) < before
 
     def forget(self, adapter: str | None) -> None:
         """Let all prefixes of an adapter go."""
-        for prefix, _ in list(self._kept.values()):
+        for key, prefix in list(self._kept.items()):
             if prefix.adapter == adapter:
-                self._drop(prefix)
+                self._drop(key)
 
-    def _drop(self, prefix: Prefix) -> None:
-        del self._kept[id(prefix)]
-        self.bytes -= prefix.bytes
+    def _drop(self, key: _Key) -> None:
+        self.bytes -= self._kept.pop(key).bytes
+        del self._sorted[bisect_left(self._sorted, key)]
 
 
 class Overlaps:
@@ -94,7 +110,7 @@ class Overlaps:
 
     def __init__(self, prompts: Sequence[tuple[str | None, np.ndarray]]) -> None:
         """`prompts` are of adapters, each with its ids; those of two adapters have nothing in common."""
-        order = sorted(range(len(prompts)), key=lambda at: (prompts[at][0] or "", prompts[at][1].tobytes()))
+        order = sorted(range(len(prompts)), key=lambda at: _key(*prompts[at]))
         self._place = {at: place for place, at in enumerate(order)}
         self._with_next: list[int] = []
         for (adapter, ids), (other, others_ids) in pairwise(prompts[at] for at in order):
@@ -138,6 +154,14 @@ def common(first: np.ndarray, second: np.ndarray) -> int:
     differ = first[:size] != second[:size]
     at = int(differ.argmax())
     return at if differ[at] else size
+
+
+def _key(adapter: str | None, ids: np.ndarray) -> _Key:
+    return adapter or "", ids.tobytes()
+
+
+def _tokens(key: _Key) -> np.ndarray:
+    return np.frombuffer(key[1], dtype=np.int64)
 
 
 def as_array(ids: Sequence[int]) -> np.ndarray:

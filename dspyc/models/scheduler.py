@@ -52,11 +52,13 @@ class Scheduler:
         self._ending, self._pad_id, self._plan, self._check = ending, pad_id, plan, check
         self._adapters, self._special = Adapters(model), PeftAdapters(model)
         self._used: dict[str, None] = {}  # adapters, the least recently used first
-        self._runner = Runner(model, self._adapters.routed)
+        self._runners: dict[str | None, Runner] = {
+            None: Runner(model, self._adapters.routed)
+        }  # by adapters that run alone
         self._short, self._attention = short_length(model.config), model.config._attn_implementation
         if self._short is not None:
             logger.info("Texts of more than %d tokens are computed one by one: longrope.", self._short)
-        self._token_bytes = self._runner.qualify()
+        self._token_bytes = self._runners[None].qualify()
         self._columns = most_columns(model)
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
         self._starts = Starts(plan.prefixes, self._token_bytes)
@@ -104,7 +106,9 @@ class Scheduler:
     def step(self) -> None:
         """Let requests join, and compute the next tokens of all rows. Errors go to the requests that they concern."""
         self._slotted.close()
+        self._gather()
         self._join()
+        self._slotted.make_room()
         for batch in self._batches:
             if len(batch):
                 self._advance(batch)
@@ -145,6 +149,7 @@ class Scheduler:
                 _finish(generation)
             elif generation.cancelled:
                 generation.job.reply.set_running_or_notify_cancel()
+                self._full = math.inf  # it may have been what did not fit
             else:
                 self._waiting.append(generation)
         if self._joined >= self._full:
@@ -176,6 +181,9 @@ class Scheduler:
                     like, runner, worn = None, self._runner_of(generation.adapter), self._apart(generation.adapter)
                     start = self._starts.of(generation, ids, overlaps, at, runner)
                     found = self._slotted.find(generation, start.shared, runner, worn)
+                    if found is None and start.source is not None:  # a copy is too much, and it need not have one
+                        start = Start(start.source, start.copied)
+                        found = self._slotted.find(generation, start.shared, runner, worn)
                 if found is None:
                     self._waiting.extendleft(reversed(joining[at:]))
                     self._full = self._joined
@@ -186,12 +194,28 @@ class Scheduler:
                 continue
             first.setdefault(key, (generation, start, found))  # only what has joined can have twins
 
+    def _gather(self) -> None:
+        """Have a row that is alone in its batch stand behind what was kept of it, among the others: that is a pass less."""
+        if len(self._slotted) < 2:
+            return
+        for batch in self._slotted:
+            if len(batch) != 1:
+                continue
+            (generation,) = batch.generations
+            start = self._starts.kept_of(generation)
+            if start is not None and (other := self._slotted.beside(batch, generation, start.shared)) is not None:
+                batch.drop([generation])
+                other.add(generation, start)
+
     def _apart(self, adapter: str | None) -> str | None:
         """The adapter, if it cannot share a step with others."""
         return None if adapter is None or adapter in self._adapters else adapter
 
     def _runner_of(self, adapter: str | None) -> Runner:
-        return self._runner if self._apart(adapter) is None else Runner(self._model, self._wearing(adapter))
+        worn = self._apart(adapter)
+        if worn not in self._runners:
+            self._runners[worn] = Runner(self._model, self._wearing(worn))
+        return self._runners[worn]
 
     def _wearing(self, adapter: str | None) -> Wearing:
         if adapter is None or adapter in self._adapters:
@@ -252,6 +276,7 @@ class Scheduler:
             self._recover(batch, error)
             return
         batch.drop([generation for generation, _ in over])
+        self._rows = min(self._most, self._rows + len(over))  # after memory ran out
         for generation, failure in over:
             _finish(generation) if failure is None else generation.job.fail(failure)
 
@@ -310,8 +335,9 @@ class Scheduler:
             freed = self._starts.kept.shrink(0)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(rows) > 1 or (freed and self._rows > 1):
-                self._rows = max(1, len(rows) // 2)
+            together = len(rows) + self._joined
+            if together > 1 or (freed and self._rows > 1):
+                self._rows = max(1, together // 2)
                 for generation in rows:
                     generation.computed = 0
                 self._waiting.extendleft(reversed(rows))
@@ -334,6 +360,7 @@ class Scheduler:
 
     def _drop(self, name: str) -> None:
         del self._used[name]
+        self._runners.pop(name, None)
         self._starts.kept.forget(name)
         (self._adapters if name in self._adapters else self._special).drop(name)
 

@@ -1,11 +1,12 @@
 """What rows begin behind: prefixes that were kept, or that are made when prompts join which share them.
 
 A prefix that rows share is read once for all of them at every token, and is an attention of its own in every layer. So a row
-that would stand alone behind one, while others stand elsewhere, has its tokens copied into its slot, where it attends together
-with the others. A long prompt is computed in its slot, and a copy of it kept: the next one often begins like it.
+that would stand behind one with few others, while more stand elsewhere, has it copied into its slot, where it attends together
+with them. A long prompt is computed in its slot, and a copy of it kept: the next one often begins like it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from .memory import is_out_of_memory
 from .prefixes import Overlaps, PrefixCache, as_array, is_long, shared_length
 from .runner import Runner
 from .store import Prefix
+
+_SEVERAL = 3  # rows with which another stands behind a prefix, rather than copy it
+_FEW = 2  # prefixes that rows stand behind, beside which another one is no trouble
+_AGAIN = 64  # tokens that are computed once more, where it saves a pass at every token
 
 
 class Starts:
@@ -32,13 +37,29 @@ class Starts:
         length = shared_length(most, overlaps.of(at), known)
         base, before = found, known
         if length and (made := self._kept(length, lambda: runner.prefix(ids[:length].tolist(), adapter, base, before))):
-            found, known = made, length
+            found, known, made.several = made, length, True
         generation.keep = is_long(most, known)
-        alone = found is not None and not found.users and next(overlaps.of(at), 0) < known
-        if alone and self.kept.in_use:
-            base, shared = self.kept.match(adapter, ids, in_use=True)
-            return Start(base, shared, found, known)
-        return Start(found, known)
+        alone = not self._in_use and next(overlaps.of(at), None) is None
+        if found is None or alone or self._together(found, known, overlaps.of(at)):
+            return Start(found, known)
+        base, shared = self.kept.standing(adapter, ids)
+        return Start(base, shared, found, known) if shared < known else Start(base, shared)
+
+    def kept_of(self, generation: Generation) -> Start | None:
+        """Where a row may go on behind what was kept of it; None where that is not nearly all, or many stand elsewhere."""
+        ids = as_array(generation.job.ids + generation.written)
+        found, known = self.kept.match(generation.adapter, ids)
+        return Start(found, known) if len(ids) - known <= _AGAIN and self._in_use <= _FEW else None
+
+    @property
+    def _in_use(self) -> int:
+        """The prefixes that rows stand behind."""
+        return sum(prefix.users > 0 for prefix in self.kept)
+
+    def _together(self, prefix: Prefix, length: int, others: Iterable[int]) -> bool:
+        """Whether a row would stand behind so many tokens of a prefix with several others."""
+        joining = len(list(islice(takewhile(lambda shared: shared >= length, others), _SEVERAL)))
+        return prefix.several or max(prefix.users, prefix.rows) + joining >= _SEVERAL
 
     def keep(self, generation: Generation, batch: CascadeBatch) -> None:
         """Keep a copy of a prompt that was computed, if it is long and there is room for it."""

@@ -32,7 +32,9 @@ class Prefix:
     ids: Sequence[int]
     adapter: str | None
     layers: list[Layer] = field(default_factory=list)
-    users: int = 0  # rows that stand behind it; it is kept while there are any
+    several: bool = False  # whether it was made because several prompts begin so
+    users: int = 0  # rows that stand behind it, or have yet to copy it; it is kept while there are any
+    rows: int = 0  # that began with it and are not over, copies included
 
     @cached_property
     def bytes(self) -> int:
@@ -54,9 +56,15 @@ class Store:
         """Have space for so many slots of so many tokens each, of which `kept` slots hold something.
 
         Growing takes half as much again for what may come; where that would be more than `limit` tokens in all, the slots that
-        are asked for and as many tokens as the limit leaves them. Beyond the limit tokens come in steps of 32.
+        are asked for and as many tokens as the limit leaves them. Beyond the limit tokens come in steps of 32, and what is
+        held for later is given back.
         """
+        held, least = self.slots * self.room, _stepwise(room)
+        if slots * room <= limit < math.inf:
+            least = min(least, int(limit // slots))
         if slots <= self.slots and room <= self.room:
+            if limit < held > slots * least:
+                self._resize(slots, least, kept)
             return
         more_slots = max(self.slots, slots + slots // 2 if self.slots and slots > self.slots else slots)
         more_room = _stepwise(room + room // 2)
@@ -64,10 +72,8 @@ class Store:
             more_room = min(self.room, more_room)
         if more_slots * more_room > limit:
             more_slots = slots
-            more_room = min(more_room, int(limit // slots)) if slots * room <= limit else _stepwise(room)
-        for at, layer in enumerate(self.layers):
-            self.layers[at] = self._grown(layer, more_slots, more_room, kept)
-        self.slots, self.room = more_slots, more_room
+            more_room = min(more_room, int(limit // slots)) if slots * room <= limit else least
+        self._resize(more_slots, more_room, kept)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot into another."""
@@ -104,8 +110,13 @@ class Store:
             self.layers.append(Layer(keys, values))
         return self.layers[index]
 
+    def _resize(self, slots: int, room: int, kept: int) -> None:
+        for at, layer in enumerate(self.layers):
+            self.layers[at] = self._copied(layer, slots, room, kept)
+        self.slots, self.room = slots, room
+
     @staticmethod
-    def _grown(old: Layer, slots: int, room: int, kept: int) -> Layer:
+    def _copied(old: Layer, slots: int, room: int, kept: int) -> Layer:
         new = Store(slots, room).layer(0, old.keys[:1], old.values[:1])
         kept, before = min(kept, slots, len(old.keys)), min(room, old.keys.shape[2])
         new.keys[:kept, :, :before] = old.keys[:kept, :, :before]

@@ -558,6 +558,6 @@ def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: Non
             assert adapters == adapter > 0
             assert 0 < batch <= model.memory.plan.batch
     held, scheduler = model.memory, model._scheduler
-    assert held.prefixes == sum(prefix.bytes for prefix, _ in scheduler._starts.kept._kept.values())
+    assert held.prefixes == sum(prefix.bytes for prefix in scheduler._starts.kept)
     single.replies(folder, single.greedy([5], 1))
     assert model.memory.adapters == 0

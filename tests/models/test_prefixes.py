@@ -120,6 +120,47 @@ def test_what_prompts_share_is_what_each_shares_with_each(prompts: list[tuple[st
         assert list(overlaps.of(at)) == sorted(found, reverse=True)
 
 
+few = st.lists(st.integers(0, 2), min_size=1, max_size=7)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "a"]), few), max_size=12, unique_by=lambda each: (each[0], tuple(each[1]))
+    ),
+    few,
+)
+def test_no_kept_prefix_has_more_in_common_than_the_one_that_is_found(
+    kept: list[tuple[str | None, list[int]]], asked: list[int]
+) -> None:
+    cache, ids = PrefixCache(), np.array(asked)
+    for adapter, tokens in kept:
+        cache.keep(prefix(tokens, adapter))
+    for adapter in (None, "a"):
+        lengths = {tuple(tokens): common(np.array(tokens), ids[:-1]) for other, tokens in kept if other == adapter}
+        found, length = cache.match(adapter, ids)
+        assert length == max(lengths.values(), default=0)
+        if found is not None:
+            whole = [tokens for tokens, n in lengths.items() if n == length == len(tokens)]
+            assert found.adapter == adapter
+            assert lengths[tuple(found.ids)] == length
+            assert not whole or [tuple(found.ids)] == whole
+    cache.shrink(0)
+    assert (len(cache), cache.bytes, cache.match(None, ids)) == (0, 0, (None, 0))
+
+
+def test_rows_stand_where_others_do() -> None:
+    cache = PrefixCache()
+    long, other, made = prefix([1, 2, 3, 4, 5, 6]), prefix([1, 2, 3, 9, 9, 9]), prefix([1, 2, 3])
+    for each in (long, other, made):
+        cache.keep(each)
+    assert cache.standing(None, array(1, 2, 3, 9, 9, 7)) == (None, 0)
+    long.users = 1
+    assert cache.standing(None, array(1, 2, 3, 9, 9, 7)) == (long, 3)
+    made.several = True
+    assert cache.standing(None, array(1, 2, 3, 9, 9, 7)) == (made, 3)
+    assert cache.standing(None, array(1, 2, 3, 4, 9, 7)) == (long, 4)
+
+
 def test_a_prefix_is_computed_once_for_all_that_share_it(folder: Path) -> None:
     asked = [[*SYSTEM, 5 + i, 7, 9] for i in range(12)]
     model = single.model(folder)
