@@ -51,6 +51,12 @@ def example_keys(examples: Sequence[dspy.Example]) -> list[str]:
     return keys
 
 
+def others_than(examples: Sequence[dspy.Example], known: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Those of `examples` whose content none of the `known` ones has."""
+    contents = set(map(content_of, example_keys(known)))
+    return [e for e, key in zip(examples, example_keys(examples), strict=True) if content_of(key) not in contents]
+
+
 def parts_of(key: str) -> tuple[str, str]:
     """What one of `example_keys` says: the example's content, and its number among equal ones."""
     content, _, repeat = key.partition("#")

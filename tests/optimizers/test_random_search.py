@@ -1,5 +1,6 @@
 """BootstrapFewShotWithRandomSearch: DSPy's own choice without the race, a cheaper one with it, and what it reports."""
 
+import itertools
 import math
 import re
 import signal
@@ -255,6 +256,30 @@ def test_no_example_is_in_two_folds(valset: Any, testset: Any) -> None:
     together = [example.question for fold in (folds.train, folds.validation, folds.final) for example in fold]
     given = [example.question for examples in (TRAIN, valset or [], testset or []) for example in examples]
     assert sorted(together) == sorted(given)  # all of them, each once
+
+
+@pytest.mark.parametrize("testset", [None, TEST])
+def test_equal_examples_are_not_learned_from_and_held_out(testset: Any, caplog: pytest.LogCaptureFixture) -> None:
+    folds = divide(TRAIN + TRAIN, None, testset, seed=3)
+    questions_of = [{e.question for e in fold} for fold in (folds.train, folds.validation, folds.final)]
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(questions_of, 2))
+    assert set().union(*questions_of) == {e.question for e in [*TRAIN, *(testset or [])]}
+    assert folds.validation_name.startswith(f"{len(folds.validation)} examples")
+    dropped = sum(map(int, re.findall(r"(\d+) of \d+ examples of `trainset` to (?:learn from|choose by)", caplog.text)))
+    held_out = 0 if testset else len(folds.final)
+    assert dropped == 2 * len(TRAIN) - len(folds.train) - len(folds.validation) - held_out > 0
+    with pytest.raises(DataError, match="to choose by equal ones that are held out"):
+        divide(TRAIN[:1] * 8, None, None, seed=3)
+
+
+def test_examples_that_were_given_twice_are_counted_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    divide(TRAIN, VALIDATION + TRAIN[:7], TEST + TRAIN[:2], seed=0)
+    assert "2 of 52 examples of `testset` are in `trainset` too" in caplog.text
+    assert "7 of 67 examples of `valset` are in `trainset` too" in caplog.text
+    assert "2 of 52 examples of `testset` are in `valset` too" in caplog.text
+    caplog.clear()
+    divide(TRAIN, VALIDATION, TEST, seed=0)
+    assert not caplog.text
 
 
 def test_a_metric_gets_the_trace_in_a_bootstrap_and_none_in_a_score(tmp_path: Path) -> None:
