@@ -50,6 +50,7 @@ class CandidateMaker:
         self._scored_by = metric_fingerprint(options.metric)
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
+        self.cut_short = False  # whether the budget ended a bootstrap that had found some demos
         self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
         self._to_bootstrap = sum(number >= -1 for number in numbers)  # less those that failed
         self._lock = threading.Lock()
@@ -82,26 +83,34 @@ class CandidateMaker:
                 if not self._to_bootstrap:
                     raise
             raise Withdrawn(f"not made: {error.message.splitlines()[0]}") from error
+        wanted, rounds = self._wanted(number), self.options.max_rounds
+        tried = sum(attempt.good or len(attempt.runs) == rounds for attempt in made.attempts)
+        good = sum(attempt.good for attempt in made.attempts)
         with self._lock:
             self.runs += [run for attempt in made.attempts for run in attempt.runs]
+            self.cut_short |= good < wanted and tried < len(self.train)
         return made.program
 
     def with_final(self, folds: Folds, number: int) -> Folds:
-        """With the training examples that had no part in a candidate: neither its demos nor tried for them.
+        """With training examples that had no part in a candidate: not its demos, nor tried for them, nor choosing.
 
-        The choice among candidates was by other examples, so the score on these is not flattered by it.
+        The choice among candidates was by other examples, so the score on these is not flattered by it. Of many it takes a
+        sample.
         """
         named = predictors(self.programs[number], frozen=False)
         shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
         tried = self._tried.get(number, set())
-        left = [e for e in self.train if id(e) not in tried and not any(same(demo, dict(e.items())) for demo in shown)]
-        return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
+        left = [e for e in folds.spare if id(e) not in tried and not any(same(demo, dict(e.items())) for demo in shown)]
+        if len(left) <= folds.final_size:
+            return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
+        drawn = random.Random(f"final {self.options.seed}").sample(left, folds.final_size)
+        name = f"{len(drawn)} training examples, drawn from {len(left)} that had no part in it"
+        return replace(folds, final=drawn, final_name=name)
 
     def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:
-        o, train, most = self.options, list(self.train), self.options.max_bootstrapped_demos
+        o, train, most = self.options, list(self.train), self._wanted(number)
         if number >= 0:
             random.Random(number).shuffle(train)
-            most = demos_wanted(number, most)
         if o.diverse:
             train = spread(train, most)
         made = demonstrate(
@@ -118,3 +127,6 @@ class CandidateMaker:
         )
         self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}
         return made
+
+    def _wanted(self, number: int) -> int:
+        return demos_wanted(number, self.options.max_bootstrapped_demos)

@@ -13,6 +13,7 @@ from ..errors import DataError
 logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE, FINAL_SHARE = 0.4, 0.2  # of training examples that are divided
+FINAL_EXAMPLES = 100  # of a final score on training examples; more only where more have chosen
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Folds:
     validation_name: str
     final: list[dspy.Example]
     final_name: str
+
+    @property
+    def spare(self) -> list[dspy.Example]:
+        """The training examples that do not choose: without a final fold, those that may say what the choice is worth."""
+        return others_than(self.train, self.validation)
+
+    @property
+    def final_size(self) -> int:
+        """The most of the spare ones that a final score is of, so that it costs little beside the choice."""
+        return max(FINAL_EXAMPLES, len(self.validation))
 
 
 def divide(

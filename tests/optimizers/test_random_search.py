@@ -223,6 +223,25 @@ def test_without_a_testset_training_examples_that_had_no_part_in_the_winner_are_
     assert "training examples that had no part in it" in compiled.report.final_on
 
 
+def test_of_many_training_examples_the_final_score_takes_a_sample(tmp_path: Path) -> None:
+    asked = []
+    for seed in (0, 0, 1):
+        lm = simulated_lm()
+        compiled = search(tmp_path / f"{len(asked)}", seed=seed).compile(
+            student(lm), trainset=questions(400, 130), valset=VALIDATION, restrict=[-3]
+        )
+        asked.append(set(lm.engine.asked) - {e.question for e in VALIDATION})
+        assert compiled.report.final.examples == 100
+    assert compiled.report.final_on == "100 training examples, drawn from 130 that had no part in it"
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize("known", [20, 40])
+def test_examples_that_choose_are_not_those_of_the_final_score(tmp_path: Path, known: int) -> None:
+    compiled = search(tmp_path).compile(student(simulated_lm()), trainset=TRAIN, valset=TRAIN[:known], restrict=[-3])
+    assert (compiled.report.final.examples if compiled.report.final else 0) == 40 - known
+
+
 def test_training_examples_may_hold_arrays(tmp_path: Path) -> None:
     def held(examples: list[dspy.Example]) -> list[dspy.Example]:
         return [dspy.Example(weights=np.arange(3), **example).with_inputs("question") for example in examples]
@@ -453,17 +472,30 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert finished.report.stopped is None
 
 
-def test_a_budget_that_ends_in_the_final_score_leaves_none_and_says_so(tmp_path: Path) -> None:
-    lm = simulated_lm()
-    search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
-    needed = len(lm.engine.asked) - len(TEST)
-    compiled = search(tmp_path / "again", num_threads=1, budget=Budget(calls=needed + 3)).compile(
-        student(simulated_lm()), trainset=TRAIN, valset=VALIDATION, testset=TEST
-    )
-    assert any(candidate.ended == "won" for candidate in compiled.report.candidates)
-    assert compiled.report.final is None
-    assert compiled.report.final_on == "the budget was spent"
-    assert compiled.report.stopped == f"{needed + 3} calls"
+def test_a_budget_that_ends_in_the_final_score_leaves_that_of_the_runs_before(tmp_path: Path) -> None:
+    def compiled(folder: str, budget: Budget | None = None) -> tuple[Any, list[str]]:
+        lm = simulated_lm()
+        report = (
+            search(tmp_path / folder, num_threads=1, budget=budget)
+            .compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
+            .report
+        )
+        return report, lm.engine.asked
+
+    whole, asked = compiled("whole")
+    needed = len(asked) - len(TEST)
+    part, first = compiled("part", Budget(calls=needed + 3))
+    assert part.candidates == whole.candidates
+    assert part.final.examples == 3
+    assert part.final_on == "3 of 50 examples of `testset`, before the budget was spent"
+    assert part.stopped is None
+    assert "not finished" not in part.conclusion
+    again, nothing = compiled("part", Budget(calls=needed + 3))
+    assert nothing == []
+    assert (again.final, again.final_on, again.stopped) == (part.final, part.final_on, None)
+    finished, rest = compiled("part")
+    assert sorted(first[needed:] + rest) == sorted(e.question for e in TEST)  # no run of the race among them
+    assert finished.final == whole.final
 
 
 @pytest.mark.parametrize(
