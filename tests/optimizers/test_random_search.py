@@ -472,6 +472,19 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert finished.report.stopped is None
 
 
+@pytest.mark.parametrize("calls", [25, 60, 110, 150])
+def test_a_search_that_its_budget_stopped_finds_the_same_again(tmp_path: Path, calls: int) -> None:
+    found = []
+    for _ in range(2):
+        lm = simulated_lm()
+        settings = {"num_candidate_programs": 3, "max_rounds": 2, "budget": Budget(calls=calls)}
+        report = search(tmp_path, **settings).compile(student(lm), trainset=TRAIN, valset=VALIDATION).report
+        assert report.stopped == f"{calls} calls"
+        found.append((report.winner, report.candidates))
+    assert lm.engine.asked == []
+    assert found[0] == found[1]
+
+
 def test_a_budget_that_ends_in_the_final_score_leaves_that_of_the_runs_before(tmp_path: Path) -> None:
     def compiled(folder: str, budget: Budget | None = None) -> tuple[Any, list[str]]:
         lm = simulated_lm()
