@@ -21,6 +21,7 @@ from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
+from ..signatures.fingerprints import adapter_key, stable
 from .checks import errors_allowed
 from .demonstrate import Demonstrated, Sizes, demonstrate
 from .folds import Folds
@@ -47,7 +48,9 @@ class CandidateMaker:
         self.train, self.labeled_sample = train, labeled_sample
         self.max_errors = errors_allowed(options.max_errors)
         self.ahead = True
-        self._scored_by = metric_fingerprint(options.metric)
+        # A metric may ask DSPy's language model, as a judge.
+        judge = [stable(dspy.settings.lm), adapter_key(dspy.settings.adapter or dspy.ChatAdapter())]
+        self.scored_by = fingerprint([metric_fingerprint(options.metric), judge])
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
         self.cut_short = False  # whether the budget ended a bootstrap that had found some demos
@@ -65,7 +68,7 @@ class CandidateMaker:
         program = self._make(number, pool)
         with self._lock:
             self.programs[number] = program
-        identity = fingerprint([program_fingerprint(program), self._scored_by])
+        identity = fingerprint([program_fingerprint(program), self.scored_by])
         return observe(program, "candidate", identity=identity, traced=False)
 
     def _make(self, number: int, pool: Pool) -> dspy.Module:

@@ -35,7 +35,7 @@ from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Trace, recorded
 from ..errors import BudgetError, ConfigError
-from ..evaluation import check_metric, metric_fingerprint
+from ..evaluation import check_metric
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .candidates import CandidateMaker
@@ -79,7 +79,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
         executor: "threads", or "ray" for requests by the workers of a Ray cluster, as in BootstrapFewShot.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
-            was finished takes its scores from there unless the metric's source has changed. Default: a folder named after
+            was finished takes its scores from there unless the metric's source, or DSPy's language model or adapter, which a
+            metric may judge with, has changed. Default: a folder named after
             the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the race's order and of the examples that are kept aside. Candidates are numbered, and shuffled, as DSPy's.
         show_progress: Whether a live view is drawn on a terminal or notebook.
@@ -159,7 +160,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         threads = check_threads(self.num_threads)
         plan = self._plan(student, chosen, folds, numbers)
         asks = self._asks(maker, folds, numbers)
-        identity = fingerprint([asks, metric_fingerprint(self.metric)])
+        identity = fingerprint([asks, maker.scored_by])
         with sitting(
             run_folder(self.run_dir, asks),
             plan=plan,

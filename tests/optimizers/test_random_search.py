@@ -23,7 +23,7 @@ from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.optimizers.folds import divide
 from dspyc.providers.local import LocalProvider
-from dspyc.signatures import program_fingerprint
+from dspyc.signatures import adapt, program_fingerprint
 
 from . import few_shot_programs
 from .simulated import questions, right, share, simulated_lm
@@ -578,6 +578,39 @@ def test_another_metric_scores_what_is_recorded_and_asks_nothing(tmp_path: Path,
     two = search(tmp_path, race=race, metric=half).compile(student(second), trainset=TRAIN, valset=VALIDATION)
     assert second.engine.asked == []
     assert two.report.best.score.mean == pytest.approx(one.report.best.score.mean / 2)
+
+
+class Sterner(dspy.ChatAdapter):  # type: ignore[misc]
+    """Asks another thing of a judge."""
+
+    def format_task_description(self, signature: type[dspy.Signature]) -> str:
+        return f"{super().format_task_description(signature)} Be stern."
+
+
+@pytest.mark.parametrize("change", ["lm", "adapter"])
+def test_another_judge_of_the_metrics_is_asked(tmp_path: Path, change: str) -> None:
+    """One that is DSPy's language model, under DSPy's adapter."""
+
+    def judged(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(dspy.Predict("answer -> verdict")(answer=prediction.answer).verdict == "yes")
+
+    def compiled(judge: str, verdict: str, adapter: dspy.Adapter) -> float:
+        program = dspy.Predict("question -> answer")
+        program.set_lm(lm)
+        adapt(program, dspy.ChatAdapter())
+        with dspy.context(lm=dspyc.ScriptedLM(lambda inputs: {"verdict": verdict}, model=judge), adapter=adapter):
+            found = search(tmp_path, metric=judged).compile(
+                program, trainset=TRAIN[:8], valset=VALIDATION[:6], restrict=[-3, -2]
+            )
+        return float(found.report.best.score.mean)
+
+    lm = simulated_lm()
+    assert compiled("scripted/mild", "yes", dspy.ChatAdapter()) == 1.0
+    asked = len(lm.engine.asked)
+    other = ("scripted/mild", "no", Sterner()) if change == "adapter" else ("scripted/stern", "no", dspy.ChatAdapter())
+    assert compiled(*other) == 0.0
+    assert len(lm.engine.asked) == asked  # the candidates' answers are in the ledger
+    assert compiled(*other) == 0.0
 
 
 # --------------------------------------------------------------------------------------------------------------- the report
