@@ -296,7 +296,7 @@ class Race:
 
     def _compare(self, seen: int) -> Lane | None:
         """One look. It waits, with `_first` set, where the leader may have reached `stop_at_score`."""
-        self._rank = sorted(self.running, key=lambda lane: (-lane.scores[:seen].mean(), lane.number))
+        self._rank = sorted(self.running, key=lambda lane: self._place(lane, seen))
         leader, self._first = self._rank[0], None
         if seen == len(self.order):
             return leader
@@ -314,6 +314,11 @@ class Race:
                 self._leave(lane, gap, seen)
         self._look = len(self.looks) - 1 if len(self.running) == 1 else self._look + 1
         return None
+
+    def _place(self, lane: Lane, seen: int) -> tuple[float, int]:
+        """By what lanes are ranked, the best lowest; without a rule as DSPy does, for which scores in percent are rounded."""
+        scores = lane.scores[:seen]
+        return -(percent(scores) if self.rule is None else float(scores.mean())), lane.number
 
     def _stopped_early(self) -> Lane | None:
         """Without a rule: the first candidate that reaches `stop_at_score`, once those before it are over."""
@@ -335,7 +340,7 @@ class Race:
             raise self.refused
         seen = max((look for look in self.looks if look <= min(reached)), default=min(self.looks[0], max(reached)))
         met = [lane for lane in self.running if lane.seen >= seen]
-        winner = min(met, key=lambda lane: (-lane.scores[:seen].mean(), lane.number))
+        winner = min(met, key=lambda lane: self._place(lane, seen))
         for lane in self.running:
             if lane is not winner:
                 self._leave(lane, "the budget was spent", min(seen, lane.seen))

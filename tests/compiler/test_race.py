@@ -123,6 +123,18 @@ def test_without_a_rule_all_meet_all(tmp_path: Path) -> None:
     assert [len(lane.judged) for lane in race.lanes] == [100, 100, 100]
 
 
+@pytest.mark.parametrize(("rule", "best"), [(None, 0), (Rule(), 1)])
+def test_without_a_rule_what_percents_do_not_tell_apart_is_equal_as_in_dspy(
+    tmp_path: Path, rule: Rule | None, best: int
+) -> None:
+    def score(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return 0.5 if prediction.label == "y" else 0.50001
+
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=score, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=rule, max_errors=10, ahead=False)
+        assert race.run({0: made(entrant(0.0)), 1: made(entrant(1.0, noise=1))}).number == best
+
+
 @pytest.mark.parametrize(
     ("rule", "shares", "calls", "judged", "best"),
     [
