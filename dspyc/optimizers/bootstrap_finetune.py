@@ -338,6 +338,7 @@ def _stages(
     stages = [stage for one in teachers for stage in plan_stages(one.program, "teacher", train)]
     if held_out:
         stages += plan_stages(student, "student", held_out)
-        stages += [stage for one in teachers[:1] for stage in plan_stages(one.program, "teacher, held out", held_out)]
+        others = [one for one in teachers[:1] if not one.is_program(student)]
+        stages += [stage for one in others for stage in plan_stages(one.program, "teacher, held out", held_out)]
         stages += plan_stages(student, "compiled", held_out)
     return stages

@@ -226,6 +226,19 @@ def test_without_teacher_and_labels_the_student_teaches_itself(tmp_path: Path) -
     assert compiled.report.dataset["traces"] == 3
 
 
+def test_a_student_that_teaches_itself_is_compared_with_itself_at_no_cost(tmp_path: Path) -> None:
+    student = dspy.Predict("text -> label")
+    student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=8, cache=False))
+    adapt(student, dspyc.TerseAdapter())
+    trainset = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(5)]
+    chosen = optimizer(tmp_path, metric=lambda e, p: len(e.text) == 6, holdout_fraction=0.4)
+    roles = [(stage.role, stage.calls) for stage in chosen.plan(student, trainset=trainset).stages]
+    assert roles == [("teacher", 3), ("student", 2), ("compiled", 2)]
+    report = chosen.compile(student, trainset=trainset).report
+    assert report.calls == dict(roles)
+    assert report.teacher == report.before == 1.0
+
+
 def test_a_teacher_of_other_structure_is_refused_by_name(tmp_path: Path) -> None:
     teacher = dspy.Predict("thing -> colour")
     teacher.set_lm(dspyc.ScriptedLM(desk.expert))
