@@ -13,6 +13,7 @@ import dspy
 
 from ..compiler.bootstrap import observe
 from ..compiler.demos import spread
+from ..compiler.examples import content_of, example_keys, numbered
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
 from ..compiler.recording import Subject
@@ -22,6 +23,7 @@ from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
 from ..signatures.fingerprints import adapter_key, stable
+from ..signatures.likeness import Likenesses
 from .checks import errors_allowed
 from .demonstrate import Demonstrated, Sizes, demonstrate
 from .folds import Folds
@@ -46,6 +48,8 @@ class CandidateMaker:
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.train, self.labeled_sample = train, labeled_sample
+        self._contents = {id(e): content_of(key) for e, key in zip(train, example_keys(train), strict=True)}
+        self._likeness = Likenesses()
         self.max_errors = errors_allowed(options.max_errors)
         self.ahead = True
         # A metric may ask DSPy's language model, as a judge.
@@ -54,7 +58,7 @@ class CandidateMaker:
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
         self.cut_short = False  # whether the budget ended a bootstrap that had found some demos
-        self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
+        self._tried: dict[int, set[str]] = {}  # contents of examples that a candidate's demos come from or might have
         self._to_bootstrap = sum(number >= -1 for number in numbers)  # less those that failed
         self._lock = threading.Lock()
 
@@ -103,7 +107,8 @@ class CandidateMaker:
         named = predictors(self.programs[number], frozen=False)
         shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
         tried = self._tried.get(number, set())
-        left = [e for e in folds.spare if id(e) not in tried and not any(same(demo, dict(e.items())) for demo in shown)]
+        spare = [e for e in folds.spare if self._contents[id(e)] not in tried]
+        left = [e for e in spare if not any(same(demo, dict(e.items())) for demo in shown)]
         if len(left) <= folds.final_size:
             return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
         drawn = random.Random(f"final {self.options.seed}").sample(left, folds.final_size)
@@ -115,7 +120,7 @@ class CandidateMaker:
         if number >= 0:
             random.Random(number).shuffle(train)
         if o.diverse:
-            train = spread(train, most)
+            train = spread(train, most, likeness=self._likeness)
         made = demonstrate(
             self.student,
             self.teacher,
@@ -127,8 +132,10 @@ class CandidateMaker:
             teacher_settings=o.teacher_settings,
             fit_labels=o.fit_context,
             ahead=self.ahead,
+            keys=numbered(self._contents[id(example)] for example in train),
+            likeness=self._likeness,
         )
-        self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}
+        self._tried[number] = {self._contents[id(train[attempt.index])] for attempt in made.attempts}
         return made
 
     def _wanted(self, number: int) -> int:
