@@ -44,7 +44,8 @@ def first_good(
     and beyond them so many as the share of good ones so far calls for, at most `num_threads - 1`. So fewer than
     `num_threads` examples are run that such a search would not have reached, and none while every run is good.
 
-    Where the ledger's budget is spent, the search ends with the good runs that it has.
+    Where the ledger's budget is spent, the search ends with the good runs that it has: those of the examples before the
+    first that was refused, and of those that go on beside it.
 
     Raises:
         BootstrapError: `max_errors` runs failed before that.
@@ -62,17 +63,17 @@ def first_good(
                     begun += 1
             if not search.waiting:
                 break
-            for attempt in search.next_decided(wanted - found):
-                decided.append(attempt)
-                found += attempt.good
-                advance(int(attempt.good), note=f"{len(decided)} examples")
-                for run in attempt.runs:
-                    if not run.error:
-                        continue
-                    errors.append(run)
-                    ledger.event("bad example", role=run.role, trace=run.id, error=run.error)
-                    if len(errors) >= max_errors:
-                        raise too_many(errors, sum(len(one.runs) for one in decided), max_errors, run.role)
+            attempt = search.next_decided()
+            decided.append(attempt)
+            found += attempt.good
+            advance(int(attempt.good), note=f"{len(decided)} examples")
+            for run in attempt.runs:
+                if not run.error:
+                    continue
+                errors.append(run)
+                ledger.event("bad example", role=run.role, trace=run.id, error=run.error)
+                if len(errors) >= max_errors:
+                    raise too_many(errors, sum(len(one.runs) for one in decided), max_errors, run.role)
     finally:
         search.cancel()
     if search.refused and not found:
@@ -87,22 +88,22 @@ class _Search:
         self.waiting: deque[Attempt] = deque()
         self._going: dict[int, Future[Trace]] = {}
         self._begin, self._max_rounds, self._good = begin, max_rounds, good
-        self.refused: BudgetError | None = None
+        self._refused: dict[int, BudgetError] = {}
+        self.refused: BudgetError | None = None  # an attempt that was taken
 
     def add(self, index: int) -> None:
         self.waiting.append(Attempt(index))
         self._going[index] = self._begin(index, 0)
 
-    def next_decided(self, missing: int) -> list[Attempt]:
-        """Wait for a run, then take the attempts from the front that are over, up to the last good one that is missing."""
-        wait(self._going.values(), return_when=FIRST_COMPLETED)
-        for attempt in self.waiting:
-            self._proceed(attempt)
-        taken: list[Attempt] = []
-        while missing and self.waiting and self.waiting[0].index not in self._going:
-            taken.append(self.waiting.popleft())
-            missing -= taken[-1].good
-        return taken
+    def next_decided(self) -> Attempt:
+        """Wait until the attempt at the front is over, and take it. What was refused behind it changes nothing yet."""
+        while self.waiting[0].index in self._going:
+            wait(self._going.values(), return_when=FIRST_COMPLETED)
+            for attempt in self.waiting:
+                self._proceed(attempt)
+        attempt = self.waiting.popleft()
+        self.refused = self._refused.get(attempt.index, self.refused)
+        return attempt
 
     def cancel(self) -> None:
         """Forget the runs that have not begun; those that have are finished and recorded by their pool."""
@@ -119,8 +120,8 @@ class _Search:
         except CancelledError:
             pass  # another search shared the run and has no more use for it
         except BudgetError as error:
-            self.refused = error
-        if attempt.good or self.refused or len(attempt.runs) == self._max_rounds:
+            self._refused[attempt.index] = error
+        if attempt.good or attempt.index in self._refused or len(attempt.runs) == self._max_rounds:
             del self._going[attempt.index]
         else:
             self._going[attempt.index] = self._begin(attempt.index, len(attempt.runs))

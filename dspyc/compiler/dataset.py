@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 
 from ..errors import ConfigError, DataError, RenderError
+from ..evaluation.intervals import SAME
 from ..signatures import fingerprint, row
 from ..signatures.render import Row
 from .examples import content_of
@@ -93,7 +94,7 @@ def from_traces(
         if scored:
             score = trace.score if trace.score is not None else float("-inf")
             report.best_score = max(score, report.best_score if report.best_score is not None else score)
-            if score < report.threshold:  # type: ignore[operator]
+            if score < report.threshold - SAME:  # type: ignore[operator]
                 report.below += 1
                 continue
         for step in trace.steps:

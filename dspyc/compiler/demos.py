@@ -1,7 +1,7 @@
 """Demos: the examples that stand in a predictor's prompt."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -10,9 +10,10 @@ from dspy.utils.hasher import Hasher
 
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
-from ..signatures.likeness import input_text, likeness_to
+from ..signatures.likeness import Likeness, input_text, likeness_to
 from .trace import Trace
 
+Compare = Callable[[Sequence[str]], Likeness]
 _SPREAD = 8  # examples, for each demo wanted, that are put in order
 
 
@@ -36,8 +37,11 @@ def labelled(
     *,
     diverse: bool = False,
     beside: Sequence[dspy.Example] = (),
+    likeness: Compare = likeness_to,
 ) -> list[dspy.Example]:
     """`number` examples as demos of `predictor`: drawn, or with `diverse` as unlike each other, and those `beside`, as can be.
+
+    `likeness` compares texts, here and in `spread`: Likenesses, where the same ones are compared again.
 
     Raises:
         ConfigError: scikit-learn, which `diverse` needs, is not installed.
@@ -46,11 +50,13 @@ def labelled(
         return [example.copy() for example in rng.sample(list(examples), number)]
     texts = [_text(predictor, demo) for demo in [*examples, *beside]]
     first = None if beside else rng.randrange(len(examples))
-    chosen = _farthest(texts, number, first=first, candidates=len(examples))
+    chosen = _farthest(texts, number, first=first, candidates=len(examples), likeness=likeness)
     return [examples[at].copy() for at in chosen]
 
 
-def spread(examples: Sequence[dspy.Example], wanted: int, *, first: int = 0) -> list[dspy.Example]:
+def spread(
+    examples: Sequence[dspy.Example], wanted: int, *, first: int = 0, likeness: Compare = likeness_to
+) -> list[dspy.Example]:
     """The examples in another order, in which the first of them are as unlike each other as can be, by their inputs.
 
     A teacher that is tried on them in this order gives `wanted` demos that are unlike each other, though some of its runs
@@ -61,17 +67,17 @@ def spread(examples: Sequence[dspy.Example], wanted: int, *, first: int = 0) -> 
     """
     texts = [" | ".join(map(str, example.inputs().values())) for example in examples]
     number = min(_SPREAD * wanted, len(examples))
-    chosen = _farthest(texts, number, first=first, candidates=len(examples)) if number else []
+    chosen = _farthest(texts, number, first=first, candidates=len(texts), likeness=likeness) if number else []
     return [examples[at] for at in [*chosen, *sorted(set(range(len(examples))) - set(chosen))]]
 
 
-def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidates: int) -> list[int]:
+def _farthest(texts: Sequence[str], number: int, *, first: int | None, candidates: int, likeness: Compare) -> list[int]:
     """Indices of `number` of the first `candidates` texts, chosen farthest first (Gonzalez, 1985).
 
     By the cosine of tf-idf vectors, each next text is the one whose most similar chosen text is least similar. `first`, if
     given, is chosen first; the texts after the candidates count as chosen already.
     """
-    like = likeness_to(texts)
+    like = likeness(texts)
     chosen = [] if first is None else [first]
     nearest_similarity = np.full(candidates, -1.0)
     for at in [*chosen, *range(candidates, len(texts))]:

@@ -1,7 +1,7 @@
 """The examples that a compile is given: checked, and known by keys that are the same in every process."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dspy
@@ -42,13 +42,26 @@ def check_examples(examples: Any, name: str, *, allow_empty: bool = False, input
 
 def example_keys(examples: Sequence[dspy.Example]) -> list[str]:
     """One stable key an example, by content; repeats of an example are numbered, so each has its own run."""
+    return numbered(
+        fingerprint([sorted((k, stable(v)) for k, v in example.items()), sorted(example.inputs().keys())])
+        for example in examples
+    )
+
+
+def numbered(contents: Iterable[str]) -> list[str]:
+    """The `example_keys` of examples with these contents."""
     seen: Counter[str] = Counter()
     keys = []
-    for example in examples:
-        content = fingerprint([sorted((k, stable(v)) for k, v in example.items()), sorted(example.inputs().keys())])
+    for content in contents:
         keys.append(f"{content}#{seen[content]}")
         seen[content] += 1
     return keys
+
+
+def others_than(examples: Sequence[dspy.Example], known: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Those of `examples` whose content none of the `known` ones has."""
+    contents = set(map(content_of, example_keys(known)))
+    return [e for e, key in zip(examples, example_keys(examples), strict=True) if content_of(key) not in contents]
 
 
 def parts_of(key: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import RegressionError
 from ..evaluation import mean, paired_interval
-from ..evaluation.intervals import Difference, difference_of
+from ..evaluation.intervals import SAME, Difference, difference_of
 from .failures import metric_failed
 from .trace import Trace
 
@@ -38,7 +38,7 @@ class Verdict:
     @property
     def regressed(self) -> bool:
         """Whether the compiled program scored below the student that it came from."""
-        return self.after < self.before
+        return self.after < self.before - SAME
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "interval": list(self.interval), "outcome": self.outcome}

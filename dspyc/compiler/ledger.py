@@ -158,10 +158,11 @@ class Ledger:
         row = (key, _dump(record), time.time())
         self._write(lambda db: db.execute("INSERT OR REPLACE INTO jobs VALUES (?,?,?)", row))
 
-    def traces(self, role: str | None = None) -> list[dict[str, Any]]:
-        """The finished runs, oldest first."""
-        rows = self._read("SELECT record FROM traces WHERE role=? OR ? IS NULL ORDER BY at", role, role)
-        return [json.loads(record) for (record,) in rows]
+    def traces(self, role: str | None = None) -> Iterator[dict[str, Any]]:
+        """The finished runs, oldest first, a few in memory at a time: each has all that its predictors were given."""
+        for (id,) in self._read("SELECT id FROM traces WHERE role=? OR ? IS NULL ORDER BY at", role, role):
+            ((record,),) = self._read("SELECT record FROM traces WHERE id=?", id)
+            yield json.loads(record)
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """What happened, oldest first."""

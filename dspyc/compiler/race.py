@@ -83,12 +83,21 @@ class Lane:
     left: str | None = None  # why it is out
     left_at: int = 0  # places that it was judged by when it left
     going: dict[int, "Future[Trace]"] = field(default_factory=dict)
+    refused: bool = False  # one of its runs that were needed, so what is behind that does not count
     _beyond: set[int] = field(default_factory=set)  # places with scores that are not among the `seen`
 
     @property
     def judged(self) -> Scores:
         """The scores that count: those of the leader's comparisons, not of runs that were begun ahead of them."""
         return self.scores[: self.left_at if self.left is not None else self.seen]
+
+    def begin(self) -> int:
+        """The next place to run; then `begun` is the first behind it that was not run before."""
+        place = self.begun
+        self.begun += 1
+        while self.begun in self.going or (self.begun < len(self.scores) and not np.isnan(self.scores[self.begun])):
+            self.begun += 1
+        return place
 
     def keep(self, place: int, trace: Trace) -> None:
         self.scores[place] = trace.counted
@@ -150,7 +159,7 @@ class Race:
             self.looks = schedule(len(examples))
         self.usage = Usage()
         self.refused: BudgetError | None = None  # why not all were compared
-        self.spent = False  # a run was refused, so no other is begun; candidates may be refused while runs cost nothing
+        self.spent = False  # a run that was needed was refused; candidates may be refused while runs cost nothing
         self.lanes: list[Lane] = []
         self._rank: list[Lane] = []  # the best first
         self._look = 0  # the index of the next one
@@ -196,20 +205,25 @@ class Race:
 
     def _fill(self) -> None:
         """Give the pool so much more work than it has threads that none of them waits for this one."""
-        while not self.spent and self._going < self.pool.num_threads + max(2, self.pool.num_threads // 4):
+        while self._going < self.pool.num_threads + max(2, self.pool.num_threads // 4):
             if (lane := self._next()) is None:
                 return
-            self._begin(lane, lane.begun)
-            lane.begun += 1
+            self._begin(lane, lane.begin())
+
+    def _needed(self, lane: Lane) -> int:
+        """How many places the next look needs of a lane."""
+        return len(self.order) if lane is self._first else self.looks[self._look]
 
     def _next(self) -> Lane | None:
-        """Whose run the next look needs; after those, who is likely to be asked for more."""
+        """Whose run the next look needs; after those, who is likely to be asked for more.
+
+        Once the budget is spent others' runs are needed still: the ledger may have them.
+        """
         joined = [lane for lane in ([self._first] if self._first else self.running) if lane.subject is not None]
-        look = len(self.order) if self._first else self.looks[self._look]
         for lane in joined:
-            if lane.begun < look:
+            if lane.begun < self._needed(lane) and not lane.refused:
                 return lane
-        if not self.ahead or not joined or len(joined) < len(self.running):
+        if not self.ahead or self.spent or not joined or len(joined) < len(self.running):
             return None
         later = self.looks[min(self._look + 1, len(self.looks) - 1)]
         if joined[0].begun < len(self.order):  # should it win, it has to meet them all
@@ -244,7 +258,10 @@ class Race:
         try:
             trace = run.result()
         except BudgetError as error:
-            self.refused, self.spent = error, True
+            if lane.left is None and place < self._needed(lane):
+                self.refused, self.spent, lane.refused = error, True, True
+            else:  # begun ahead: what the ledger has may do without it
+                self.ahead, lane.begun = False, min(lane.begun, place)
             return
         lane.keep(place, trace)
         self.usage.add(trace)
@@ -263,7 +280,7 @@ class Race:
         if self.rule is None and (early := self._stopped_early()) is not None:
             return early
         if self.spent:
-            return None if self._going or self._unmade else self._best_so_far()
+            return None if self._going or self._unmade or self._next() else self._best_so_far()
         while not self._unmade and all(lane.seen >= self.looks[self._look] for lane in self.running):
             if (winner := self._compare(self.looks[self._look])) is not None or self._first is not None:
                 return winner
@@ -279,7 +296,7 @@ class Race:
 
     def _compare(self, seen: int) -> Lane | None:
         """One look. It waits, with `_first` set, where the leader may have reached `stop_at_score`."""
-        self._rank = sorted(self.running, key=lambda lane: (-lane.scores[:seen].mean(), lane.number))
+        self._rank = sorted(self.running, key=lambda lane: self._place(lane, seen))
         leader, self._first = self._rank[0], None
         if seen == len(self.order):
             return leader
@@ -298,6 +315,11 @@ class Race:
         self._look = len(self.looks) - 1 if len(self.running) == 1 else self._look + 1
         return None
 
+    def _place(self, lane: Lane, seen: int) -> tuple[float, int]:
+        """By what lanes are ranked, the best lowest; without a rule as DSPy does, for which scores in percent are rounded."""
+        scores = lane.scores[:seen]
+        return -(percent(scores) if self.rule is None else float(scores.mean())), lane.number
+
     def _stopped_early(self) -> Lane | None:
         """Without a rule: the first candidate that reaches `stop_at_score`, once those before it are over."""
         for lane in self.lanes:
@@ -306,14 +328,19 @@ class Race:
         return None
 
     def _best_so_far(self) -> Lane:
-        """The leader at the last look that all who met any examples reached; before the first, of those who came furthest."""
+        """The leader at the last look that all who met any examples reached; before the first, of those who came furthest.
+
+        Runs that were begun ahead do not count: whoever goes on with the same budget may not begin them.
+        """
+        for lane in self.running:
+            lane.seen = min(lane.seen, self._needed(lane))
         reached = [lane.seen for lane in self.running if lane.seen]
         if not reached:
             assert self.refused is not None
             raise self.refused
         seen = max((look for look in self.looks if look <= min(reached)), default=min(self.looks[0], max(reached)))
         met = [lane for lane in self.running if lane.seen >= seen]
-        winner = min(met, key=lambda lane: (-lane.scores[:seen].mean(), lane.number))
+        winner = min(met, key=lambda lane: self._place(lane, seen))
         for lane in self.running:
             if lane is not winner:
                 self._leave(lane, "the budget was spent", min(seen, lane.seen))

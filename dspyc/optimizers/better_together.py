@@ -33,6 +33,7 @@ from ..evaluation.metrics import Metric
 from ..signatures import check_student, copy_program, fingerprint, predictors, program_fingerprint
 from .bootstrap_finetune import BootstrapFinetune
 from .checks import check_executor, check_limits, check_share, check_threads
+from .folds import apart, warn_of_shared
 from .judge import Judge
 from .kept_steps import KeptStep, optimizer_key, without_results
 from .plans import sum_of
@@ -326,15 +327,15 @@ def _split(
 ) -> tuple[list[dspy.Example], list[dspy.Example]]:
     """Examples to learn from, and those that compare the steps."""
     if valset is not None:
-        return train, check_examples(valset, "valset", allow_empty=True)
+        held_out = check_examples(valset, "valset", allow_empty=True)
+        warn_of_shared("valset", held_out, "trainset", train)
+        return train, held_out
     check_share("valset_ratio", share)
-    held_out = set(random.Random(f"held out {seed}").sample(range(len(train)), int(share * len(train))))
-    if share and not held_out:
+    drawn = set(random.Random(f"held out {seed}").sample(range(len(train)), int(share * len(train))))
+    if share and not drawn:
         logger.warning("Too few examples to hold any out: steps will not be compared. Pass a `valset`.")
-    return (
-        [example for i, example in enumerate(train) if i not in held_out],
-        [example for i, example in enumerate(train) if i in held_out],
-    )
+    held_out = [example for i, example in enumerate(train) if i in drawn]
+    return apart([example for i, example in enumerate(train) if i not in drawn], held_out, "learn from"), held_out
 
 
 def _set_up(optimizer: Teleprompter, folder: Path, executor: Executor) -> Teleprompter:

@@ -47,6 +47,7 @@ from .checks import (
     check_share,
     check_threads,
 )
+from .folds import apart, warn_of_shared
 from .passes import Passes
 from .runs import data_fingerprint, run_folder, sitting
 from .teachers import Teacher, choose_teachers
@@ -227,17 +228,17 @@ class BootstrapFinetune(Teleprompter):
         if self.metric is None:
             return train, []
         if valset is not None:
-            return train, check_examples(valset, "valset", allow_empty=True)
+            held = check_examples(valset, "valset", allow_empty=True)
+            warn_of_shared("valset", held, "trainset", train)
+            return train, held
         order = list(range(len(train)))
         random.Random(f"holdout {self.seed}").shuffle(order)
         count = min(round(len(train) * self.holdout_fraction), len(train) - 1)
         if not count and self.holdout_fraction:
             logger.warning("Too few examples to hold any out: the result will not be compared. Pass a `valset`.")
-        held_out = set(order[:count])
-        return (
-            [e for i, e in enumerate(train) if i not in held_out],
-            [e for i, e in enumerate(train) if i in held_out],
-        )
+        drawn = set(order[:count])
+        held = [e for i, e in enumerate(train) if i in drawn]
+        return apart([e for i, e in enumerate(train) if i not in drawn], held, "learn from"), held
 
     def _targets(self, student: dspy.Module) -> dict[str, Target]:
         """The student's predictors as they will run once compiled. Raises before any teacher is called."""
@@ -337,6 +338,7 @@ def _stages(
     stages = [stage for one in teachers for stage in plan_stages(one.program, "teacher", train)]
     if held_out:
         stages += plan_stages(student, "student", held_out)
-        stages += [stage for one in teachers[:1] for stage in plan_stages(one.program, "teacher, held out", held_out)]
+        others = [one for one in teachers[:1] if not one.is_program(student)]
+        stages += [stage for one in others for stage in plan_stages(one.program, "teacher, held out", held_out)]
         stages += plan_stages(student, "compiled", held_out)
     return stages

@@ -13,6 +13,7 @@ import dspy
 
 from ..compiler.bootstrap import observe
 from ..compiler.demos import spread
+from ..compiler.examples import content_of, example_keys, numbered
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
 from ..compiler.recording import Subject
@@ -21,6 +22,8 @@ from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
 from ..signatures import fingerprint, predictors, program_fingerprint
+from ..signatures.fingerprints import adapter_key, stable
+from ..signatures.likeness import Likenesses
 from .checks import errors_allowed
 from .demonstrate import Demonstrated, Sizes, demonstrate
 from .folds import Folds
@@ -45,12 +48,17 @@ class CandidateMaker:
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.train, self.labeled_sample = train, labeled_sample
+        self._contents = {id(e): content_of(key) for e, key in zip(train, example_keys(train), strict=True)}
+        self._likeness = Likenesses()
         self.max_errors = errors_allowed(options.max_errors)
         self.ahead = True
-        self._scored_by = metric_fingerprint(options.metric)
+        # A metric may ask DSPy's language model, as a judge.
+        judge = [stable(dspy.settings.lm), adapter_key(dspy.settings.adapter or dspy.ChatAdapter())]
+        self.scored_by = fingerprint([metric_fingerprint(options.metric), judge])
         self.programs: dict[int, dspy.Module] = {}
         self.runs: list[Trace] = []  # the teacher's
-        self._tried: dict[int, set[int]] = {}  # examples, by `id`, that a candidate's demos come from or might have
+        self.cut_short = False  # whether the budget ended a bootstrap that had found some demos
+        self._tried: dict[int, set[str]] = {}  # contents of examples that a candidate's demos come from or might have
         self._to_bootstrap = sum(number >= -1 for number in numbers)  # less those that failed
         self._lock = threading.Lock()
 
@@ -64,7 +72,7 @@ class CandidateMaker:
         program = self._make(number, pool)
         with self._lock:
             self.programs[number] = program
-        identity = fingerprint([program_fingerprint(program), self._scored_by])
+        identity = fingerprint([program_fingerprint(program), self.scored_by])
         return observe(program, "candidate", identity=identity, traced=False)
 
     def _make(self, number: int, pool: Pool) -> dspy.Module:
@@ -82,28 +90,37 @@ class CandidateMaker:
                 if not self._to_bootstrap:
                     raise
             raise Withdrawn(f"not made: {error.message.splitlines()[0]}") from error
+        wanted, rounds = self._wanted(number), self.options.max_rounds
+        tried = sum(attempt.good or len(attempt.runs) == rounds for attempt in made.attempts)
+        good = sum(attempt.good for attempt in made.attempts)
         with self._lock:
             self.runs += [run for attempt in made.attempts for run in attempt.runs]
+            self.cut_short |= good < wanted and tried < len(self.train)
         return made.program
 
     def with_final(self, folds: Folds, number: int) -> Folds:
-        """With the training examples that had no part in a candidate: neither its demos nor tried for them.
+        """With training examples that had no part in a candidate: not its demos, nor tried for them, nor choosing.
 
-        The choice among candidates was by other examples, so the score on these is not flattered by it.
+        The choice among candidates was by other examples, so the score on these is not flattered by it. Of many it takes a
+        sample.
         """
         named = predictors(self.programs[number], frozen=False)
         shown = [dict(demo.items()) for predictor in named.values() for demo in predictor.demos]
         tried = self._tried.get(number, set())
-        left = [e for e in self.train if id(e) not in tried and not any(same(demo, dict(e.items())) for demo in shown)]
-        return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
+        spare = [e for e in folds.spare if self._contents[id(e)] not in tried]
+        left = [e for e in spare if not any(same(demo, dict(e.items())) for demo in shown)]
+        if len(left) <= folds.final_size:
+            return replace(folds, final=left, final_name=f"{len(left)} training examples that had no part in it")
+        drawn = random.Random(f"final {self.options.seed}").sample(left, folds.final_size)
+        name = f"{len(drawn)} training examples, drawn from {len(left)} that had no part in it"
+        return replace(folds, final=drawn, final_name=name)
 
     def _bootstrap(self, number: int, pool: Pool) -> Demonstrated:
-        o, train, most = self.options, list(self.train), self.options.max_bootstrapped_demos
+        o, train, most = self.options, list(self.train), self._wanted(number)
         if number >= 0:
             random.Random(number).shuffle(train)
-            most = demos_wanted(number, most)
         if o.diverse:
-            train = spread(train, most)
+            train = spread(train, most, likeness=self._likeness)
         made = demonstrate(
             self.student,
             self.teacher,
@@ -115,6 +132,11 @@ class CandidateMaker:
             teacher_settings=o.teacher_settings,
             fit_labels=o.fit_context,
             ahead=self.ahead,
+            keys=numbered(self._contents[id(example)] for example in train),
+            likeness=self._likeness,
         )
-        self._tried[number] = {id(train[attempt.index]) for attempt in made.attempts}
+        self._tried[number] = {self._contents[id(train[attempt.index])] for attempt in made.attempts}
         return made
+
+    def _wanted(self, number: int) -> int:
+        return demos_wanted(number, self.options.max_bootstrapped_demos)

@@ -12,7 +12,7 @@ import dspy
 from ..compiler.attempts import Attempt, Begin, first_good
 from ..compiler.bootstrap import observe
 from ..compiler.calls import in_round
-from ..compiler.demos import demos_of, labelled
+from ..compiler.demos import Compare, demos_of, labelled
 from ..compiler.examples import example_keys
 from ..compiler.fitting import FitContext, fitted
 from ..compiler.pool import Pool
@@ -23,6 +23,7 @@ from ..compiler.withheld import withheld, withhold
 from ..evaluation.metrics import Metric
 from ..progress import bar
 from ..signatures import copy_program, fingerprint, predictors, program_fingerprint
+from ..signatures.likeness import likeness_to
 from .checks import errors_allowed
 from .labeled_few_shot import blank_copy, with_labelled_demos
 from .no_good_run import no_good_run
@@ -61,6 +62,8 @@ def demonstrate(
     seed: int = 0,
     ahead: bool = True,
     show_progress: bool = False,
+    keys: Sequence[str] | None = None,
+    likeness: Compare = likeness_to,
 ) -> Demonstrated:
     """A copy of `student` with demos from `teacher`'s good runs, made in an open pool; what is passed is not changed.
 
@@ -83,6 +86,8 @@ def demonstrate(
         seed: Of the labelled demos' draw; 0 draws as DSPy does.
         ahead: Whether examples are run that may turn out not to be needed.
         show_progress: Whether a bar is drawn where a person can see it.
+        keys: The examples' `example_keys`, where they are known.
+        likeness: Compares texts for diverse demos.
 
     Raises:
         BootstrapError: No run was good, or `max_errors` failed.
@@ -98,7 +103,7 @@ def demonstrate(
         shown = with_labelled_demos(teacher, trainset, sizes.max_labeled_demos, fit_context=own, seed=seed)
         rounds = _rounds(shown, sizes.max_rounds)
         attempts = first_good(
-            _begin(rounds, trainset, pool),
+            _begin(rounds, trainset, example_keys(trainset) if keys is None else keys, pool),
             len(trainset),
             wanted=wanted,
             max_rounds=sizes.max_rounds,
@@ -108,7 +113,7 @@ def demonstrate(
             num_threads=pool.num_threads if ahead else 1,
             max_errors=errors_allowed(max_errors),
         )
-    return _demonstrated(student, attempts, trainset, sizes, metric_threshold, seed)
+    return _demonstrated(student, attempts, trainset, sizes, metric_threshold, seed, likeness)
 
 
 def demonstrate_recorded(
@@ -151,9 +156,7 @@ def _rounds(teacher: dspy.Module, number: int) -> list[Subject]:
     return rounds
 
 
-def _begin(rounds: list[Subject], trainset: Sequence[dspy.Example], pool: Pool) -> Begin:
-    keys = example_keys(trainset)
-
+def _begin(rounds: list[Subject], trainset: Sequence[dspy.Example], keys: Sequence[str], pool: Pool) -> Begin:
     def begin(index: int, at: int) -> "Future[Trace]":
         with dspy.context(**withheld(trainset[index])):
             return pool.submit(rounds[at], trainset[index], keys[index], index)
@@ -176,14 +179,20 @@ def _demonstrated(
     sizes: Sizes,
     threshold: float | None,
     seed: int,
+    likeness: Compare = likeness_to,
 ) -> Demonstrated:
     if attempts and not any(attempt.good for attempt in attempts):
         raise no_good_run(attempts, trainset, threshold)
-    return Demonstrated(_with_demos(student, attempts, trainset, sizes, seed), attempts)
+    return Demonstrated(_with_demos(student, attempts, trainset, sizes, seed, likeness), attempts)
 
 
 def _with_demos(
-    student: dspy.Module, attempts: list[Attempt], trainset: Sequence[dspy.Example], sizes: Sizes, seed: int
+    student: dspy.Module,
+    attempts: list[Attempt],
+    trainset: Sequence[dspy.Example],
+    sizes: Sizes,
+    seed: int,
+    likeness: Compare,
 ) -> dspy.Module:
     good = {attempt.index for attempt in attempts if attempt.good}
     shown = [demos_of(attempt.runs[-1]) for attempt in attempts if attempt.good]
@@ -194,10 +203,10 @@ def _with_demos(
     for name, predictor in predictors(compiled, frozen=False).items():
         taught = [demos[name] for demos in shown if name in demos]
         number = max(0, min(sizes.max_labeled_demos - len(taught), len(unused)))
-        demos = taught + labelled(predictor, unused, number, rng, diverse=sizes.diverse, beside=taught)
+        more = labelled(predictor, unused, number, rng, diverse=sizes.diverse, beside=taught, likeness=likeness)
         asked = [
             step.inputs for attempt in attempts for run in attempt.runs for step in run.steps if step.predictor == name
         ]
-        predictor.demos = fitted(name, predictor, demos, asked or trainset, sizes.fit_context)
+        predictor.demos = fitted(name, predictor, taught + more, asked or trainset, sizes.fit_context)
     compiled._compiled = True
     return compiled

@@ -16,7 +16,7 @@ from ..compiler.sequence_report import Outcome, StepReport
 from ..compiler.trace import Trace
 from ..errors import BudgetError
 from ..evaluation import paired_interval
-from ..evaluation.intervals import difference_of
+from ..evaluation.intervals import SAME, difference_of
 from ..evaluation.metrics import Metric
 from ..signatures import program_fingerprint
 from .kept_steps import without_results
@@ -74,7 +74,7 @@ class Judge:
             outcome = difference_of(difference)
         self.steps.append(StepReport(strategy, Score.of(scores), difference, outcome, seconds, len(failures)))
         self._base = self.best if outcome == "worse" else place
-        if sum(scores) > sum(self._scores[self.best]) or not scores:
+        if sum(scores) > sum(self._scores[self.best]) + SAME or not scores:
             self.best = place
         return True
 

@@ -46,16 +46,21 @@ class LabeledFewShot(Teleprompter):
         """
         started = time.monotonic()
         examples = check_examples(trainset, "trainset", allow_empty=True, inputs=False)
+        compiled = self.with_demos(student, examples, sample)
+        named = {"student": program_fingerprint(student), "data": _named(examples)}
+        return artifact.attach(compiled, self._report(compiled, named, time.monotonic() - started))
+
+    def with_demos(self, student: dspy.Module, examples: Sequence[dspy.Example], sample: bool = True) -> dspy.Module:
+        """What `compile` makes of examples that were checked, without a report."""
         rng = random.Random(self.seed)
-        compiled = blank_copy(student)
+        made = blank_copy(student)
         number = min(self.k, len(examples))
-        for name, predictor in predictors(compiled, frozen=False).items():
+        for name, predictor in predictors(made, frozen=False).items():
             demos = [example.copy() for example in examples[:number]]
             if sample:
                 demos = labelled(predictor, examples, number, rng, diverse=self.diverse)
             predictor.demos = fitted(name, predictor, demos, examples, self.fit_context)
-        named = {"student": program_fingerprint(student), "data": _named(examples)}
-        return artifact.attach(compiled, self._report(compiled, named, time.monotonic() - started))
+        return made
 
     def plan(self, student: dspy.Module, *, trainset: Sequence[dspy.Example], sample: bool = True) -> Plan:
         """What `compile` with the same arguments asks for: nothing."""
@@ -102,4 +107,4 @@ def with_labelled_demos(
     """A copy whose predictors each have `number` labelled demos; the program itself where it is compiled, or gets none."""
     if not number or program._compiled:
         return program
-    return LabeledFewShot(number, seed=seed, fit_context=fit_context).compile(program, trainset=trainset)
+    return LabeledFewShot(number, seed=seed, fit_context=fit_context).with_demos(program, trainset)

@@ -73,6 +73,8 @@ class Passes:
         before = self.run(student, "student", held_out)
         if not teachers:
             return before, None
+        if teachers[0].is_program(student):
+            return before, before or None
         return before, self._observe(teachers[0].program, "teacher", teachers[0].identity, held_out, None) or None
 
     def run(self, program: dspy.Module, role: str, examples: list[dspy.Example]) -> list[Trace]:

@@ -54,7 +54,7 @@ def search_stages(
     shown = _shown(student, folds.train, labels)
     candidate = blank_copy(student) if list(numbers) == [-3] else shown
     stages += plan_stages(candidate, "candidate", folds.validation, runs=len(numbers) * total, least=least)
-    final = folds.final or (folds.train if race else [])  # of these, the ones that the winner has no part of
+    final = folds.final or (folds.spare[: folds.final_size] if race else [])  # less those that the winner has a part of
     if final:
         stages += plan_stages(candidate, "final", final, least=len(final) if folds.final else 0)
     return stages

@@ -7,6 +7,7 @@ over one pool; `compiler.race` says which are still worth a call.
 
 import contextvars
 import os
+import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,7 +35,7 @@ from ..compiler.search_view import search_view
 from ..compiler.threads import Threads
 from ..compiler.trace import Trace, recorded
 from ..errors import BudgetError, ConfigError
-from ..evaluation import check_metric, metric_fingerprint
+from ..evaluation import check_metric
 from ..evaluation.metrics import Metric
 from ..signatures import check_student, fingerprint, predictors, program_fingerprint
 from .candidates import CandidateMaker
@@ -78,7 +79,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         budget: What the search may spend: a hard limit, at which it ends with the best so far, marked as such.
         executor: "threads", or "ray" for requests by the workers of a Ray cluster, as in BootstrapFewShot.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
-            was finished takes its scores from there unless the metric's source has changed. Default: a folder named after
+            was finished takes its scores from there unless the metric's source, or DSPy's language model or adapter, which a
+            metric may judge with, has changed. Default: a folder named after
             the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
         seed: Of the race's order and of the examples that are kept aside. Candidates are numbered, and shuffled, as DSPy's.
         show_progress: Whether a live view is drawn on a terminal or notebook.
@@ -142,8 +144,9 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         """The winner, with `candidate_programs` as DSPy has them, `report` and `save`; the arguments are left as they were.
 
         `restrict` names the candidates to consider, by their numbers from -3; without `labeled_sample` candidate -2 has the
-        first labelled examples. `testset` is what the winner's final score is of; without it a race takes the training
-        examples that had no part in the winner. Without a `valset`, folds of `trainset` are kept aside for both.
+        first labelled examples. `testset` is what the winner's final score is of; without it a race takes training examples
+        that had no part in the winner, a sample where they are many. Without a `valset`, folds of `trainset` are kept aside
+        for both.
 
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
@@ -157,7 +160,7 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         threads = check_threads(self.num_threads)
         plan = self._plan(student, chosen, folds, numbers)
         asks = self._asks(maker, folds, numbers)
-        identity = fingerprint([asks, metric_fingerprint(self.metric)])
+        identity = fingerprint([asks, maker.scored_by])
         with sitting(
             run_folder(self.run_dir, asks),
             plan=plan,
@@ -233,15 +236,33 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
                 raise failure
             if self.rule is not None and not folds.final:
                 folds = maker.with_final(folds, winner.number)
-            final, refused = _run_all(winner, folds.final, pool) if not race.spent else ([], race.refused)
+            final, refused = self._run_final(winner, folds, pool) if not race.spent else ([], race.refused)
         return _Found(race, winner, folds, final, refused)
+
+    def _run_final(self, winner: Lane, folds: Folds, pool: Pool) -> tuple[list[Trace], BudgetError | None]:
+        """The runs of the final score: where the budget refuses one, those before it, which are a sample of all."""
+        assert winner.subject is not None
+        examples = random.Random(f"final {self.seed}").sample(folds.final, len(folds.final))
+        keys = enumerate(zip(examples, example_keys(examples), strict=True))
+        runs = [pool.submit(winner.subject, example, key, i) for i, (example, key) in keys]
+        done: list[Trace] = []
+        for run in runs:
+            try:
+                done.append(run.result())
+            except BudgetError as error:
+                for other in runs:
+                    other.cancel()
+                return done, error
+        return done, None
 
     def _report(self, maker: CandidateMaker, found: "_Found", facts: dict[str, Any]) -> SearchReport:
         race, winner, folds = found.race, found.winner, found.folds
         for trace in [*maker.runs, *found.final]:
             race.usage.add(trace)
-        if facts["stopped"] is None and (error := race.refused or found.refused):
-            facts = {**facts, "stopped": error.message}  # a price that is not known: no limit was reached
+        if race.refused is None and not maker.cut_short:
+            facts = {**facts, "stopped": None}  # the choice is made; of the final score, `final_on` tells
+        elif facts["stopped"] is None and race.refused is not None:
+            facts = {**facts, "stopped": race.refused.message}  # a price that is not known: no limit was reached
         return SearchReport(
             winner=winner.number,
             candidates=[_told(lane, maker, winner) for lane in race.lanes],
@@ -330,17 +351,6 @@ def _failures(race: Race) -> list[Trace]:
     return [] if scored else [trace for lane in race.lanes for trace in lane.failed.values()]
 
 
-def _run_all(winner: Lane, examples: list[dspy.Example], pool: Pool) -> tuple[list[Trace], BudgetError | None]:
-    """All runs; or none, where the budget refused one: a part of them would say less than it seems to."""
-    assert winner.subject is not None
-    keys = enumerate(zip(examples, example_keys(examples), strict=True))
-    runs = [pool.submit(winner.subject, example, key, i) for i, (example, key) in keys]
-    try:
-        return [run.result() for run in runs], None
-    except BudgetError as error:
-        return [], error
-
-
 def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
     program = maker.programs.get(lane.number)
     named = predictors(program, frozen=False) if program is not None else {}
@@ -356,7 +366,8 @@ def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
 
 def _final_name(folds: Folds, final: list[Trace], refused: BudgetError | None, *, raced: bool) -> str:
     if final:
-        return folds.final_name
+        part = f"{len(final)} of {folds.final_name}, before the budget was spent"
+        return folds.final_name if refused is None else part
     if refused is not None:
         return "the budget was spent"
     return "every training example had a part in it; pass a `testset`" if raced else "pass a `testset`"

@@ -23,6 +23,10 @@ class Teacher:
     program: dspy.Module
     identity: str
 
+    def is_program(self, program: dspy.Module) -> bool:
+        """Whether its runs are those of `program`, as where a student teaches itself."""
+        return self.identity == program_fingerprint(program)
+
 
 def choose_teachers(student: dspy.Module, teacher: Any, teacher_lm: dspy.BaseLM | None) -> list[Teacher]:
     """The given programs; else the student's program run by `teacher_lm`; else the student itself.

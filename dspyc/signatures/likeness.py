@@ -5,6 +5,7 @@ like(input_text(signature, inputs))      # one number a demo, 1 for the same tex
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from .digests import fingerprint
 
 Likeness = Callable[[str], NDArray[np.float64]]  # of a text to each of some texts
 _LONGEST = 4000  # characters of a value that are compared
+_MOST_KNOWN = 8  # sets of texts, each with its vectors in memory
 
 
 def input_text(signature: type[dspy.Signature], fields: Mapping[str, Any]) -> str:
@@ -39,6 +41,26 @@ def likeness_to(texts: Sequence[str], vectorizer: dspy.Embedder | None = None) -
         ConfigError: scikit-learn is needed and not installed.
     """
     return _by_characters(texts) if vectorizer is None else _by_embeddings(texts, vectorizer)
+
+
+class Likenesses:
+    """`likeness_to` texts that are the same ones, in whatever order, again and again; threads share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Likeness] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: Sequence[str]) -> Likeness:
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        key = tuple(texts[at] for at in order)
+        with self._lock:  # who waits needs the same, as a rule
+            if key not in self._known:
+                if len(self._known) == _MOST_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = likeness_to(key)
+            like = self._known[key]
+        places = np.argsort(order)
+        return lambda text: like(text)[places]
 
 
 def _by_characters(texts: Sequence[str]) -> Likeness:

@@ -3,6 +3,8 @@
 import json
 
 from dspyc.compiler import CompileReport, Verdict
+from dspyc.compiler.gate import judge
+from dspyc.compiler.trace import Trace
 
 
 def report(verdict: Verdict | None, **more: object) -> CompileReport:
@@ -55,3 +57,17 @@ def test_without_a_comparison_it_says_what_was_learned_from() -> None:
     assert cells(shown)[1:] == [("good runs", "4"), ("demos of `name`", "16"), ("demos of `count`", "4")]
     assert "<td><span>demos of `name`</span></td><td><span>16</span></td>" in shown._repr_html_()
     assert CompileReport.from_dict(json.loads(json.dumps(shown.to_dict()))).to_dict() == shown.to_dict()
+
+
+def test_the_same_scores_in_another_order_are_no_regression() -> None:
+    def runs(scores: list[float]) -> list[Trace]:
+        return [Trace(str(i), "student", i, str(i), score=score) for i, score in enumerate(scores)]
+
+    before, after = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]
+    verdict = judge(runs(before), runs(after), None)
+    assert verdict is not None
+    assert verdict.after < verdict.before  # as floats
+    assert not verdict.regressed
+    worse = judge(runs(before), runs([0.1, 0.2, 0.299]), None)
+    assert worse is not None
+    assert worse.regressed

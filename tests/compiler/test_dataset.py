@@ -66,3 +66,18 @@ def test_a_predictor_that_is_seldom_called_has_rows_to_learn_from(seed: int) -> 
     assert len(made.train["often"]) in (1, 2)
     assert "once" not in made.validation
     assert made.report.rows == {"often": 10, "once": 1}
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_full_marks_of_weights_that_no_float_holds_are_full_marks(threshold: float | None) -> None:
+    lm, adapter = dspyc.ScriptedLM(lambda inputs: {}), dspyc.TerseAdapter()
+    targets = {"topic": Target(dspy.Predict("text -> topic"), adapter, lm)}
+    weights = [0.1] * 10  # their sum is 0.9999999999999999
+    scores = [sum(weights), sum(weights[1:]), 1 - 1e-6]
+    traces = [
+        Trace(str(i), "teacher", i, str(i), steps=[Step("topic", {"text": f"text {i}"}, {"topic": "x"})], score=score)
+        for i, score in enumerate(scores)
+    ]
+    made = from_traces(traces, targets, threshold=threshold, scored=True, validation_fraction=0)
+    assert [row["example"] for row in made.train["topic"]] == ["0"]
+    assert made.report.below == 2

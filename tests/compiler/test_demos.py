@@ -17,6 +17,7 @@ from dspyc.models import LocalEngine
 from dspyc.models.messages import messages_of
 from dspyc.models.scripted import ScriptedEngine
 from dspyc.signatures import prompt
+from dspyc.signatures.likeness import Likenesses
 
 
 def example(question: str, answer: str = "yes") -> dspy.Example:
@@ -236,6 +237,23 @@ def test_a_teacher_is_tried_on_examples_unlike_each_other_first(tmp_path: Any) -
     assert sorted(topics(compiled.demos)) == [0, 1, 2]
     assert len(asked) <= 5
     assert {e.question for e in spread(train, 3)} == {e.question for e in train}
+
+
+def test_texts_that_were_compared_before_are_compared_anew_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    likeness, predictor = Likenesses(), dspy.Predict("question -> answer")
+
+    def found(train: list[dspy.Example], **compared_by: Any) -> Any:
+        chosen = labelled(predictor, train[2:], 3, random.Random(0), diverse=True, beside=train[:2], **compared_by)
+        return topics(chosen), topics(spread(train, 1, first=3, **compared_by))
+
+    train = [*crowd(), *crowd()[:2]]
+    orders = [random.Random(seed).sample(train, len(train)) for seed in range(4)]
+    expected = [found(order) for order in orders]
+    assert found(orders[0], likeness=likeness) == expected[0]
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)  # nothing can be fitted any more
+    assert [found(order, likeness=likeness) for order in orders] == expected
+    with pytest.raises(ConfigError, match="scikit-learn"):
+        found(train[1:], likeness=likeness)
 
 
 def test_a_search_makes_its_candidates_so_when_asked_to(tmp_path: Any) -> None:

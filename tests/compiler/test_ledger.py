@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import pytest
 import dspyc
 from dspyc.compiler import bootstrap, observe
 from dspyc.compiler.ledger import Answer, CallKey, Ledger
+from dspyc.compiler.trace import Step, Trace, recorded
 from dspyc.errors import LedgerError
 from tests.compiler.awaiting import Awaiting
 
@@ -290,3 +292,20 @@ def test_a_person_can_read_it_with_sqlite(tmp_path: Path) -> None:
     assert sqlite3.connect(tmp_path / "ledger.sqlite").execute("SELECT kind FROM events").fetchall() == [
         ("bad example",)
     ]
+
+
+def test_recorded_runs_are_read_without_holding_what_their_predictors_were_given(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for i in range(40):
+            trace = Trace(str(i), "candidate" if i % 4 else "teacher", i, str(i), score=i / 40)
+            trace.steps.append(Step("answer", {"document": str(i) * 200_000}, {"answer": "x"}))
+            trace.error = "it broke" if i % 5 == 0 else None
+            ledger.record_trace(trace.id, trace.role, trace.score, trace.error, trace.to_record())
+        tracemalloc.start()
+        try:
+            runs = recorded(ledger, "candidate")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert {int(id): run.score for id, run in runs.items()} == {i: i / 40 for i in range(40) if i % 4 and i % 5}
+    assert peak < 4_000_000  # of 10 MB, a few runs at a time

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
     return bool(prediction.label == "x")
 
 
-def entrant(share: float, *, noise: int = 0, asked: set[str] | None = None) -> Subject:
+def entrant(
+    share: float, *, noise: int = 0, asked: set[str] | None = None, wait: Callable[[str], Any] | None = None
+) -> Subject:
     """A candidate that is right on this share of the examples; what its language model is asked about goes to `asked`."""
 
     def noted(inputs: dict[str, str]) -> dict[str, Any]:
@@ -47,6 +50,8 @@ def entrant(share: float, *, noise: int = 0, asked: set[str] | None = None) -> S
         def forward(self, text: str) -> dspy.Prediction:
             if share < 0:
                 raise RuntimeError("it broke")
+            if wait is not None:
+                wait(text)
             said = self.label(text=text)
             right = random.Random(f"{noise} {text}").random() < share
             return said if right else dspy.Prediction(label="y")
@@ -118,6 +123,18 @@ def test_without_a_rule_all_meet_all(tmp_path: Path) -> None:
     assert [len(lane.judged) for lane in race.lanes] == [100, 100, 100]
 
 
+@pytest.mark.parametrize(("rule", "best"), [(None, 0), (Rule(), 1)])
+def test_without_a_rule_what_percents_do_not_tell_apart_is_equal_as_in_dspy(
+    tmp_path: Path, rule: Rule | None, best: int
+) -> None:
+    def score(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return 0.5 if prediction.label == "y" else 0.50001
+
+    with Ledger(tmp_path) as ledger, Pool(ledger, metric=score, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=rule, max_errors=10, ahead=False)
+        assert race.run({0: made(entrant(0.0)), 1: made(entrant(1.0, noise=1))}).number == best
+
+
 @pytest.mark.parametrize(
     ("rule", "shares", "calls", "judged", "best"),
     [
@@ -133,6 +150,44 @@ def test_a_spent_budget_leaves_those_to_compare_who_came_far_enough(
 ) -> None:
     race, winner = run(tmp_path, shares, 1, rule=rule, budget=Budget(calls=calls))
     assert (winner, [len(lane.judged) for lane in race.lanes]) == (best, judged)
+
+
+def kept(race: Race) -> list[tuple[str | None, list[float]]]:
+    return [(lane.left, lane.judged.tolist()) for lane in race.lanes]
+
+
+def test_what_is_refused_ahead_of_a_look_stops_no_run_that_the_ledger_has(tmp_path: Path) -> None:
+    shares, budget = [0.5, 0.55], Budget(calls=2 * 25 + 4)  # the first leads at the first look, the second later
+    first, winner = run(tmp_path, shares, 1, ahead=False, budget=budget)
+    assert (winner, [len(lane.judged) for lane in first.lanes]) == (1, [25, 29])
+    refused = threading.Event()
+
+    def watch(race: Race) -> None:
+        if race.spent or not race.ahead:
+            refused.set()
+
+    with Ledger(tmp_path, budget=budget) as ledger, Pool(ledger, metric=metric, num_threads=4) as pool:
+        race = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=10, watch=watch)
+        held = EXAMPLES[race.order[15]].text  # the last that the first look needs
+        late = entrant(shares[1], noise=1, wait=lambda text: text != held or refused.wait(30))
+        assert race.run({0: made(entrant(shares[0])), 1: made(late)}).number == 1
+    assert kept(race) == kept(first)
+
+
+def test_who_joins_first_does_not_matter_to_a_race_that_goes_on_without_a_budget(tmp_path: Path) -> None:
+    late: Future[Subject] = Future()
+
+    def join(race: Race) -> None:
+        if race.spent and not late.done():
+            late.set_result(entrant(0.9))
+
+    with Ledger(tmp_path, budget=Budget(calls=10)) as ledger, Pool(ledger, metric=metric, num_threads=1) as pool:
+        first = Race(EXAMPLES, example_keys(EXAMPLES), pool, rule=Rule(), max_errors=10, watch=join)
+        assert first.run({0: late, 1: made(entrant(0.4, noise=1))}).number == 1
+    assert [len(lane.judged) for lane in first.lanes] == [0, 10]
+    again, winner = run(tmp_path, [0.9, 0.4], 1, budget=Budget(calls=10))
+    assert winner == 1
+    assert kept(again) == kept(first)
 
 
 def test_a_candidate_that_fails_too_often_is_out_and_the_race_goes_on(tmp_path: Path) -> None:

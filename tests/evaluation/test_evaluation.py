@@ -62,6 +62,15 @@ def test_interval_agrees_with_the_normal_approximation() -> None:
     assert paired_interval(before, after, seed=3) == (low, high)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_pairs_that_differ_prove_nothing(sign: int) -> None:
+    """A test by signs, the strongest of paired randomisation tests, rejects at 5 % from six on."""
+    for differ in range(9):
+        low, high = paired_interval([0.0] * 10, [float(sign)] * differ + [1e-12] * (10 - differ))
+        assert (low > 0 or high < 0) == (differ > 5 and 2 * 0.5**differ <= 0.05)
+    assert paired_interval([0.0] * 5, [0.5 * sign] * 5) == ((0.0, 0.5) if sign > 0 else (-0.5, 0.0))
+
+
 def test_interval_needs_pairs() -> None:
     with pytest.raises(ValueError, match="2 and 1"):
         paired_interval([1.0, 0.0], [1.0])

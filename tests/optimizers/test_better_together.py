@@ -9,6 +9,7 @@ import pytest
 from dspy.teleprompt import Teleprompter
 
 import dspyc
+from dspyc.compiler import Ledger
 from dspyc.compiler.sequence_report import SequenceReport
 from dspyc.errors import BudgetError, ConfigError, DataError
 from tests.optimizers import desk
@@ -122,6 +123,23 @@ def test_steps_never_see_the_examples_that_compare_them(tmp_path: Path) -> None:
     assert sorted(first) == sorted(second)
     assert first != second  # shuffled between steps
     assert [example.word for example in data] == [example.word for example in numbers(40)]
+
+
+def test_steps_do_not_see_what_equals_an_example_that_compares_them(tmp_path: Path, caplog: Any) -> None:
+    learn, data = Learn(+1), numbers(20)
+    compiled = together(p=learn).compile(
+        counter(), trainset=data + data, strategy="p", valset_ratio=0.25, run_dir=tmp_path
+    )
+    with Ledger(tmp_path) as ledger:
+        compared_on = {step["inputs"]["word"] for run in ledger.traces("held-out") for step in run["steps"]}
+    learned_from = [example.word for example in learn.given[0]["trainset"]]
+    assert compared_on.isdisjoint(learned_from)
+    assert compared_on | set(learned_from) == {example.word for example in data}
+    assert compiled.report.examples == 10
+    assert f"{30 - len(learned_from)} of 30 examples of `trainset` to learn from are left out" in caplog.text
+    together(p=learn).compile(counter(), trainset=data, valset=data[:3], strategy="p", run_dir=tmp_path / "given")
+    assert "3 of 3 examples of `valset` are in `trainset` too" in caplog.text
+    assert len(learn.given[-1]["trainset"]) == 20
 
 
 def test_examples_keep_their_order_where_they_are_not_to_be_shuffled(tmp_path: Path) -> None:

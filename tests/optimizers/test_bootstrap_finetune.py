@@ -226,6 +226,19 @@ def test_without_teacher_and_labels_the_student_teaches_itself(tmp_path: Path) -
     assert compiled.report.dataset["traces"] == 3
 
 
+def test_a_student_that_teaches_itself_is_compared_with_itself_at_no_cost(tmp_path: Path) -> None:
+    student = dspy.Predict("text -> label")
+    student.set_lm(dspyc.LocalLM("dspyc/tiny", max_tokens=8, cache=False))
+    adapt(student, dspyc.TerseAdapter())
+    trainset = [dspy.Example(text=f"text {i}").with_inputs("text") for i in range(5)]
+    chosen = optimizer(tmp_path, metric=lambda e, p: len(e.text) == 6, holdout_fraction=0.4)
+    roles = [(stage.role, stage.calls) for stage in chosen.plan(student, trainset=trainset).stages]
+    assert roles == [("teacher", 3), ("student", 2), ("compiled", 2)]
+    report = chosen.compile(student, trainset=trainset).report
+    assert report.calls == dict(roles)
+    assert report.teacher == report.before == 1.0
+
+
 def test_a_teacher_of_other_structure_is_refused_by_name(tmp_path: Path) -> None:
     teacher = dspy.Predict("thing -> colour")
     teacher.set_lm(dspyc.ScriptedLM(desk.expert))
@@ -443,17 +456,19 @@ def test_without_a_valset_part_of_the_trainset_is_held_out(tmp_path: Path) -> No
     assert compiled.report.dataset["traces"] == 8
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("given", [{}, {"valset": desk.examples(16)[10:]}])
-def test_no_row_is_of_an_example_that_the_gate_asks(tmp_path: Path, given: dict[str, Any]) -> None:
-    student, examples = desk.Desk(), desk.examples(10)
+def test_no_row_is_of_an_example_that_the_gate_asks(tmp_path: Path, given: dict[str, Any], times: int) -> None:
+    """However often it stands in the training examples."""
+    student, examples = desk.Desk(), desk.examples(10) * times
     with Witness(desk.expert) as server:
         student.set_lm(server.lm())
         elsewhere(tmp_path, holdout_fraction=0.2).compile(student, trainset=examples, **given)
         taught = {field for e in desk.examples(16) for field in e.inputs().values() if field in str(server.rows)}
     with Ledger(tmp_path) as ledger:
-        runs = ledger.traces("student")
+        runs = list(ledger.traces("student"))
     asked = {step["inputs"]["thing"] for run in runs for step in run["steps"] if step["predictor"] == "name"}
-    assert len(asked) == 2 * (6 if given else 2)
+    assert len(runs) == (6 if given else 2 * times)
     assert asked.isdisjoint(taught)
     assert asked | taught == {field for e in [*examples, *given.get("valset", [])] for field in e.inputs().values()}
 

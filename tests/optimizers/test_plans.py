@@ -7,6 +7,7 @@ import dspy
 import pytest
 
 import dspyc
+from dspyc.compiler.plan import between
 from dspyc.errors import DataError
 from tests.optimizers.simulated import questions, right, simulated_lm
 
@@ -31,7 +32,7 @@ def check(optimizer: Any, student: dspy.Predict, **data: Any) -> tuple[dict[str,
     assert report == type(report).from_dict(report.to_dict())
     columns = [list(column.cells) for column in report.spending().columns]
     assert columns[0] == ["calls", "tokens", "USD", "seconds"]
-    assert columns[1][0] == f"{plan.least:,} to {plan.calls:,}"
+    assert columns[1][0] == between(plan.least, plan.calls)
     assert columns[2][0] == f"{calls(student):,}"
     return {stage.role: (stage.examples, stage.least, stage.calls) for stage in plan.stages}, plan
 
@@ -70,6 +71,14 @@ def test_a_search_with_and_without_the_race(
     assert parts["teacher"][0] == 20
     assert 3 <= parts["teacher"][1] <= 6  # -1 looks for two good runs, 0 and 1 for one or two
     assert parts["teacher"][2] == 60
+
+
+@pytest.mark.parametrize(("known", "final"), [(0, (100, 0, 100)), (60, (70, 0, 70)), (130, None)])
+def test_a_final_score_on_training_examples(tmp_path: Path, known: int, final: Any) -> None:
+    search = dspyc.BootstrapFewShotWithRandomSearch(right, num_threads=4, run_dir=tmp_path)
+    train = questions(0, 130)
+    parts, _ = check(search, adder(), trainset=train, valset=train[:known] or questions(200, 40), restrict=[-3])
+    assert parts.get("final") == final
 
 
 def test_a_teacher_without_labels_makes_each_run_once_for_all_candidates(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """BootstrapFewShotWithRandomSearch: DSPy's own choice without the race, a cheaper one with it, and what it reports."""
 
+import itertools
 import math
 import re
 import signal
@@ -22,7 +23,7 @@ from dspyc.compiler.records import read_run
 from dspyc.errors import BootstrapError, ConfigError, DataError
 from dspyc.optimizers.folds import divide
 from dspyc.providers.local import LocalProvider
-from dspyc.signatures import program_fingerprint
+from dspyc.signatures import adapt, program_fingerprint
 
 from . import few_shot_programs
 from .simulated import questions, right, share, simulated_lm
@@ -222,6 +223,25 @@ def test_without_a_testset_training_examples_that_had_no_part_in_the_winner_are_
     assert "training examples that had no part in it" in compiled.report.final_on
 
 
+def test_of_many_training_examples_the_final_score_takes_a_sample(tmp_path: Path) -> None:
+    asked = []
+    for seed in (0, 0, 1):
+        lm = simulated_lm()
+        compiled = search(tmp_path / f"{len(asked)}", seed=seed).compile(
+            student(lm), trainset=questions(400, 130), valset=VALIDATION, restrict=[-3]
+        )
+        asked.append(set(lm.engine.asked) - {e.question for e in VALIDATION})
+        assert compiled.report.final.examples == 100
+    assert compiled.report.final_on == "100 training examples, drawn from 130 that had no part in it"
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize("known", [20, 40])
+def test_examples_that_choose_are_not_those_of_the_final_score(tmp_path: Path, known: int) -> None:
+    compiled = search(tmp_path).compile(student(simulated_lm()), trainset=TRAIN, valset=TRAIN[:known], restrict=[-3])
+    assert (compiled.report.final.examples if compiled.report.final else 0) == 40 - known
+
+
 def test_training_examples_may_hold_arrays(tmp_path: Path) -> None:
     def held(examples: list[dspy.Example]) -> list[dspy.Example]:
         return [dspy.Example(weights=np.arange(3), **example).with_inputs("question") for example in examples]
@@ -255,6 +275,30 @@ def test_no_example_is_in_two_folds(valset: Any, testset: Any) -> None:
     together = [example.question for fold in (folds.train, folds.validation, folds.final) for example in fold]
     given = [example.question for examples in (TRAIN, valset or [], testset or []) for example in examples]
     assert sorted(together) == sorted(given)  # all of them, each once
+
+
+@pytest.mark.parametrize("testset", [None, TEST])
+def test_equal_examples_are_not_learned_from_and_held_out(testset: Any, caplog: pytest.LogCaptureFixture) -> None:
+    folds = divide(TRAIN + TRAIN, None, testset, seed=3)
+    questions_of = [{e.question for e in fold} for fold in (folds.train, folds.validation, folds.final)]
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(questions_of, 2))
+    assert set().union(*questions_of) == {e.question for e in [*TRAIN, *(testset or [])]}
+    assert folds.validation_name.startswith(f"{len(folds.validation)} examples")
+    dropped = sum(map(int, re.findall(r"(\d+) of \d+ examples of `trainset` to (?:learn from|choose by)", caplog.text)))
+    held_out = 0 if testset else len(folds.final)
+    assert dropped == 2 * len(TRAIN) - len(folds.train) - len(folds.validation) - held_out > 0
+    with pytest.raises(DataError, match="to choose by equal ones that are held out"):
+        divide(TRAIN[:1] * 8, None, None, seed=3)
+
+
+def test_examples_that_were_given_twice_are_counted_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    divide(TRAIN, VALIDATION + TRAIN[:7], TEST + TRAIN[:2], seed=0)
+    assert "2 of 52 examples of `testset` are in `trainset` too" in caplog.text
+    assert "7 of 67 examples of `valset` are in `trainset` too" in caplog.text
+    assert "2 of 52 examples of `testset` are in `valset` too" in caplog.text
+    caplog.clear()
+    divide(TRAIN, VALIDATION, TEST, seed=0)
+    assert not caplog.text
 
 
 def test_a_metric_gets_the_trace_in_a_bootstrap_and_none_in_a_score(tmp_path: Path) -> None:
@@ -428,17 +472,43 @@ def test_a_budget_ends_the_search_with_the_best_so_far(tmp_path: Path, calls: in
     assert finished.report.stopped is None
 
 
-def test_a_budget_that_ends_in_the_final_score_leaves_none_and_says_so(tmp_path: Path) -> None:
-    lm = simulated_lm()
-    search(tmp_path).compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
-    needed = len(lm.engine.asked) - len(TEST)
-    compiled = search(tmp_path / "again", num_threads=1, budget=Budget(calls=needed + 3)).compile(
-        student(simulated_lm()), trainset=TRAIN, valset=VALIDATION, testset=TEST
-    )
-    assert any(candidate.ended == "won" for candidate in compiled.report.candidates)
-    assert compiled.report.final is None
-    assert compiled.report.final_on == "the budget was spent"
-    assert compiled.report.stopped == f"{needed + 3} calls"
+@pytest.mark.parametrize("calls", [25, 60, 110, 150])
+def test_a_search_that_its_budget_stopped_finds_the_same_again(tmp_path: Path, calls: int) -> None:
+    found = []
+    for _ in range(2):
+        lm = simulated_lm()
+        settings = {"num_candidate_programs": 3, "max_rounds": 2, "budget": Budget(calls=calls)}
+        report = search(tmp_path, **settings).compile(student(lm), trainset=TRAIN, valset=VALIDATION).report
+        assert report.stopped == f"{calls} calls"
+        found.append((report.winner, report.candidates))
+    assert lm.engine.asked == []
+    assert found[0] == found[1]
+
+
+def test_a_budget_that_ends_in_the_final_score_leaves_that_of_the_runs_before(tmp_path: Path) -> None:
+    def compiled(folder: str, budget: Budget | None = None) -> tuple[Any, list[str]]:
+        lm = simulated_lm()
+        report = (
+            search(tmp_path / folder, num_threads=1, budget=budget)
+            .compile(student(lm), trainset=TRAIN, valset=VALIDATION, testset=TEST)
+            .report
+        )
+        return report, lm.engine.asked
+
+    whole, asked = compiled("whole")
+    needed = len(asked) - len(TEST)
+    part, first = compiled("part", Budget(calls=needed + 3))
+    assert part.candidates == whole.candidates
+    assert part.final.examples == 3
+    assert part.final_on == "3 of 50 examples of `testset`, before the budget was spent"
+    assert part.stopped is None
+    assert "not finished" not in part.conclusion
+    again, nothing = compiled("part", Budget(calls=needed + 3))
+    assert nothing == []
+    assert (again.final, again.final_on, again.stopped) == (part.final, part.final_on, None)
+    finished, rest = compiled("part")
+    assert sorted(first[needed:] + rest) == sorted(e.question for e in TEST)  # no run of the race among them
+    assert finished.final == whole.final
 
 
 @pytest.mark.parametrize(
@@ -508,6 +578,39 @@ def test_another_metric_scores_what_is_recorded_and_asks_nothing(tmp_path: Path,
     two = search(tmp_path, race=race, metric=half).compile(student(second), trainset=TRAIN, valset=VALIDATION)
     assert second.engine.asked == []
     assert two.report.best.score.mean == pytest.approx(one.report.best.score.mean / 2)
+
+
+class Sterner(dspy.ChatAdapter):  # type: ignore[misc]
+    """Asks another thing of a judge."""
+
+    def format_task_description(self, signature: type[dspy.Signature]) -> str:
+        return f"{super().format_task_description(signature)} Be stern."
+
+
+@pytest.mark.parametrize("change", ["lm", "adapter"])
+def test_another_judge_of_the_metrics_is_asked(tmp_path: Path, change: str) -> None:
+    """One that is DSPy's language model, under DSPy's adapter."""
+
+    def judged(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(dspy.Predict("answer -> verdict")(answer=prediction.answer).verdict == "yes")
+
+    def compiled(judge: str, verdict: str, adapter: dspy.Adapter) -> float:
+        program = dspy.Predict("question -> answer")
+        program.set_lm(lm)
+        adapt(program, dspy.ChatAdapter())
+        with dspy.context(lm=dspyc.ScriptedLM(lambda inputs: {"verdict": verdict}, model=judge), adapter=adapter):
+            found = search(tmp_path, metric=judged).compile(
+                program, trainset=TRAIN[:8], valset=VALIDATION[:6], restrict=[-3, -2]
+            )
+        return float(found.report.best.score.mean)
+
+    lm = simulated_lm()
+    assert compiled("scripted/mild", "yes", dspy.ChatAdapter()) == 1.0
+    asked = len(lm.engine.asked)
+    other = ("scripted/mild", "no", Sterner()) if change == "adapter" else ("scripted/stern", "no", dspy.ChatAdapter())
+    assert compiled(*other) == 0.0
+    assert len(lm.engine.asked) == asked  # the candidates' answers are in the ledger
+    assert compiled(*other) == 0.0
 
 
 # --------------------------------------------------------------------------------------------------------------- the report
