@@ -30,11 +30,11 @@ class Stops(Callback):
 
 
 def lines(base: Path, capsys: pytest.CaptureFixture[str], *callbacks: Callback, show: bool = True) -> list[str]:
-    """What a run of four steps draws, without colours; a run that `Stops` keeps its second step."""
+    """What a run of four steps draws, without colours; a run that `Stops` keeps its second step, which ends no epoch."""
     config = TrainingConfig(max_steps=4, batch_size=4, logging_steps=1, precision="fp32", method="full")
     how: dict[str, Any] = {"output_dir": base.with_name("out"), "callbacks": callbacks, "show_progress": show}
     try:
-        train(str(base), small.rows(8), config=config, device="cpu", **how)
+        train(str(base), small.rows(12), config=config, device="cpu", **how)
     except KeyboardInterrupt:
         assert callbacks
     return [line for line in re.split(r"[\r\n]+", CONTROLS.sub("", capsys.readouterr().err)) if line.strip()]
@@ -44,7 +44,7 @@ def test_a_terminal_shows_what_is_trained_how_far_it_is_and_the_time_that_remain
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = lines(base, capsys, Stops())
-    assert re.match(r"8 rows of \d+ tokens \(\d+ at most\); \d+ tokens are learned\.", first[0])
+    assert re.match(r"12 rows of \d+ tokens \(\d+ at most\); \d+ tokens are learned\.", first[0])
     assert re.search(r"About \d+ s and 0\.0 GB\.", first[0])
     elapsed = remaining = r"\d:\d\d:\d\d"
     assert re.match(rf"Training model \S+ +2/4 {elapsed} {remaining} loss \d\.\d{{3}}", first[-1])

@@ -43,7 +43,7 @@ def test_memory_is_what_training_holds_of_every_number_and_what_the_largest_batc
         ({"batch_size": 20, "epochs": 5}, 5),
         ({"batch_size": 20, "epochs": 10}, 10),
         ({"batch_size": 5, "epochs": 5}, 5),
-        ({"batch_size": 5, "max_steps": 10}, 2.5),
+        ({"batch_size": 5, "max_steps": 120}, 30),
     ],
 )
 def test_seconds_are_those_of_a_pass_for_every_batch_of_every_epoch(
