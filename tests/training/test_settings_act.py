@@ -61,6 +61,12 @@ def run(base: Path, out: Path, looking: Looking | None = None, **settings: Any) 
             looking.hook.remove()
 
 
+def test_a_token_budget_makes_as_many_steps_as_its_tokens_fill(base: Path, tmp_path: Path) -> None:
+    tokens = sum(map(len, small.encoded(20)))
+    sizes = {"batch_size": None, "max_steps": None, "token_budget": 100, "gradient_accumulation": 2, "epochs": 2}
+    assert run(base, tmp_path, **sizes).steps == 2 * math.ceil(tokens / 200) > 2
+
+
 def half_cosine(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * share))
 
