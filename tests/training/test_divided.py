@@ -30,7 +30,7 @@ from dspyc.training.sharing import Planner
 from . import small
 from .launched import in_two
 from .test_faults import SmallDevice, limit_memory, train_on, trainer
-from .test_processes import COMMON, PROMPT, measured, start, wait_for, weights
+from .test_processes import COMMON, PROMPT, measured, resumed, start, wait_for, weights
 from .test_resume import Signal
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -176,8 +176,7 @@ def test_a_divided_run_goes_on_in_one_process(base: Path, two: Path, tmp_path: P
         path = tmp_path / "full" / last
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     alone, together = run(base, tmp_path, "full"), json.loads((two / "results-0.json").read_text())["full"]
-    resumed = [e["step"] for e in read_events(tmp_path / "full" / "events.jsonl") if e.get("event") == "resumed"]
-    assert resumed == [6]
+    assert resumed(tmp_path / "full") == [6]
     for key, tensor in weights(TrainingResult(**together)).items():
         torch.testing.assert_close(weights(alone)[key], tensor, rtol=1e-4, atol=1e-5)
 
@@ -207,6 +206,7 @@ def command(base: Path, folder: Path, out: Path, config: str) -> list[str]:
 def test_ctrl_c_in_one_process_stops_all_and_keeps_the_step(two: Path) -> None:
     assert (two / "kept-0").read_text() == "True"
     assert (two / "kept-1").exists()
+    assert resumed(two / "interrupted") == [7]
     assert weights_in(two / "interrupted") == weights_in(two / "long")
     assert measured(two / "interrupted") == measured(two / "long")
 
@@ -219,7 +219,7 @@ def weights_in(folder: Path) -> bytes:
 def test_a_divided_run_that_is_killed_ends_as_one_that_was_not(base: Path, two: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    killed = start(command(base, tmp_path, out, FSDP_2), tmp_path)
+    killed = start(command(base, tmp_path, out, FSDP_2), tmp_path, held=True)
     wait_for(8, out, killed)
     workers = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
@@ -227,6 +227,7 @@ def test_a_divided_run_that_is_killed_ends_as_one_that_was_not(base: Path, two: 
     gone, alive = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == 2
     assert not alive
+    assert not (out / "result.json").exists()
 
     finished = start(command(base, tmp_path, out, ZERO), tmp_path)
     printed, said = finished.communicate(timeout=300)
@@ -234,6 +235,7 @@ def test_a_divided_run_that_is_killed_ends_as_one_that_was_not(base: Path, two: 
     (line,) = printed.strip().splitlines()
     uninterrupted = json.loads((two / "results-0.json").read_text())["long"]
     assert json.loads(line)["steps"] == uninterrupted["steps"] == 24
+    assert resumed(out) == [6]
     assert weights_in(out) == weights_in(two / "long")
     assert measured(out) == measured(two / "long")
 

@@ -1,6 +1,5 @@
 """`train(..., num_processes=2)`: what one process learns, in a call that may itself be killed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from dspyc.training import TrainingConfig, TrainingResult, train
 from dspyc.training.events import read_events
 
 from . import small
-from .launched import ROOT
+from .launched import ROOT, environment
+from .test_processes import resumed
 
 COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1, "save_steps": 5}
 SCRIPT = """
@@ -50,8 +50,8 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     base: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "two")]
-    caller = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not any(event["step"] >= 7 for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event):
+    caller = subprocess.Popen(command, env=environment(held=True))
+    while not any(event["step"] >= 8 for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event):
         assert caller.poll() is None
         time.sleep(0.05)
     started = psutil.Process(caller.pid).children(recursive=True)
@@ -59,6 +59,7 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     caller.wait()
     assert len(started) >= 3  # the command, and two that it launched
     assert not psutil.wait_procs(started, timeout=90)[1]
+    assert not (tmp_path / "two" / "result.json").exists()
 
     two, one = (run(base, tmp_path / name, count) for name, count in (("two", 2), ("one", 1)))
     assert two.steps == one.steps == 30
@@ -66,6 +67,7 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     assert two.validation_loss == pytest.approx(one.validation_loss, rel=1e-3)
     events = [event["step"] for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event]
     assert events == list(range(1, 31))
+    assert resumed(tmp_path / "two") == [6]  # the best weights at the kill
 
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}  # no copy of the rows is left

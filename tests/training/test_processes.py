@@ -24,7 +24,7 @@ from dspyc.training import TrainingConfig, TrainingResult, processes, train
 from dspyc.training.events import read_events
 
 from . import small
-from .launched import ROOT, in_two
+from .launched import environment, in_two
 from .test_faults import limit_memory, losses, trainer
 
 PROMPT = "a prompt that all rows share: "
@@ -150,10 +150,10 @@ def command(base: Path, folder: Path, out: Path) -> list[str]:
     return [*given, "--launcher", "accelerate", "--num-processes", "2"]
 
 
-def start(given: list[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def start(given: list[str], folder: Path, *, held: bool = False) -> subprocess.Popen[str]:
+    """`held` after eight steps, where nothing is left to how fast the machine is."""
     return subprocess.Popen(
-        given, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        given, cwd=folder, env=environment(held=held), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -164,13 +164,18 @@ def wait_for(step: int, out: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def resumed(out: Path) -> list[int]:
+    """The steps from which a run went on."""
+    return [e["step"] for e in read_events(out / "events.jsonl") if e.get("event") == "resumed"]
+
+
 def test_a_command_that_is_killed_and_interrupted_ends_as_one_that_was_not(
     base: Path, two: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     given = command(base, tmp_path, out)
 
-    killed = start(given, tmp_path)
+    killed = start(given, tmp_path, held=True)
     wait_for(8, out, killed)
     workers = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()  # the launcher alone: the processes that it started end by themselves
@@ -180,14 +185,14 @@ def test_a_command_that_is_killed_and_interrupted_ends_as_one_that_was_not(
     assert not alive
     assert not (out / "result.json").exists()
 
-    stopped = start(given, tmp_path)
-    resumed_at = max(int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*"))
-    wait_for(resumed_at + 8, out, stopped)
+    stopped = start(given, tmp_path, held=True)
+    wait_for(6 + 8, out, stopped)
     stopped.send_signal(signal.SIGINT)
     _, said = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, said
     assert f"the same command goes on from {out}" in said
     assert "Traceback" not in said, said
+    assert not (out / "result.json").exists()
 
     finished = start(given, tmp_path)
     printed, said = finished.communicate(timeout=300)
@@ -199,6 +204,7 @@ def test_a_command_that_is_killed_and_interrupted_ends_as_one_that_was_not(
     (other,) = Path(uninterrupted["path"]).glob("*.safetensors")
     assert mine.read_bytes() == other.read_bytes()
     assert measured(out) == measured(two / "long")
+    assert resumed(out) == [6, 14]  # of the kill, the last checkpoint before; of Ctrl-C, the step that it kept
 
 
 def test_one_process_exchanges_nothing() -> None:
