@@ -227,11 +227,17 @@ def test_one_that_ends_before_it_is_healthy(started: Started, tmp_path: Path, mo
         assert starts.read_text() == "started " * number
 
 
-def test_one_that_never_becomes_healthy_is_ended(started: Started) -> None:
-    lm = started.lm("--never-healthy", start_timeout=0.6)
+def test_one_that_never_becomes_healthy_is_ended(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = started.lm("--never-healthy", start_timeout=100)
     with ThreadPoolExecutor(4) as pool:
-        failures = [f.exception() for f in [pool.submit(lm, "Hello") for _ in range(4)]]
-    assert all(isinstance(e, dspy.LMConfigurationError) and "not healthy after 0.6 s" in str(e) for e in failures)
+        asked = [pool.submit(lm, "Hello") for _ in range(4)]
+        end = CLOCK() + 60
+        while (process := lm.engine.server._process) is None or "listening on" not in process.tail():
+            assert CLOCK() < end
+            time.sleep(0.01)
+        later(monkeypatch, 100)
+        failures = [future.exception() for future in asked]
+    assert all(isinstance(e, dspy.LMConfigurationError) and "not healthy after 100 s" in str(e) for e in failures)
     assert "listening on" in str(failures[0])  # the tail of its log
     assert lm.engine.pid is None
 

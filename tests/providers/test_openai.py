@@ -425,6 +425,8 @@ def test_a_date_to_wait_for_is_seconds_from_now() -> None:
 
 
 def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
+    usual = Polling()
+    assert (usual.first, usual.most, usual.patience) == (0.5, 60, 15 * 60)  # seconds; docs/providers.md says so
     polling = Polling(first=1, growth=2, most=60, jitter=0.2)
     waits = [polling.wait(n) for n in range(200)]
     assert 0.8 <= waits[0] <= 1
@@ -502,10 +504,8 @@ def test_a_job_is_waited_for_again_after_its_timeout_or_an_outage(server: OpenAI
 
 def test_faults_are_not_borne_beyond_the_timeout(server: OpenAIServer) -> None:
     server.fail(f"GET {JOBS}/", 503, times=1000)
-    began = time.monotonic()
-    with pytest.raises(TransientError, match="503"):
+    with pytest.raises(TransientError, match="503"):  # not the TimeoutError of `result`
         start(server, polling=Polling(first=0.01, most=0.05, patience=60), timeout=0.2).result(30)
-    assert time.monotonic() - began < 10
 
 
 def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) -> None:
