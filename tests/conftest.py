@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 _home = tempfile.mkdtemp(prefix="dspyc-tests-")
 os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
 os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
+os.environ["HF_HOME"] = f"{_home}/huggingface"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # DSPy's prices too; they would be fetched, and waited for
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
