@@ -82,9 +82,14 @@ def test_every_error_can_be_caught_by_its_name_in_dspyc() -> None:
     assert all(getattr(dspyc, kind.__name__) is kind for kind in kinds)
 
 
+HEAVY = (
+    *("torch", "transformers", "litellm", "peft", "openai", "rich"),
+    *("boto3", "databricks", "google", "ray", "sklearn"),
+)
+
+
 def test_importing_dspyc_loads_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "litellm", "peft", "openai", "rich")
-    code = f"import sys, dspyc; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dspyc; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
