@@ -133,21 +133,20 @@ def test_a_score_that_is_enough_ends_the_search_while_candidates_are_being_made(
         time.sleep(0.05)
         return added(inputs)
 
-    def compile() -> None:
-        found.append(
-            search(tmp_path, race=False, stop_at_score=80, num_threads=2).compile(
-                student(dspyc.ScriptedLM(added)),
-                teacher=student(dspyc.ScriptedLM(slow)),
-                trainset=TRAIN,
-                valset=VALIDATION[:4],
-            )
+    def compile(enough: int | None) -> None:
+        teacher = student(dspyc.ScriptedLM(slow if enough else added))
+        compiled = search(tmp_path / str(enough), race=False, stop_at_score=enough, num_threads=2).compile(
+            student(dspyc.ScriptedLM(added)), teacher=teacher, trainset=TRAIN, valset=VALIDATION[:4]
         )
+        found.append((compiled.report.winner, teacher.lm.engine.calls))
 
-    found: list[dspy.Module] = []
-    compiling = threading.Thread(target=compile, daemon=True)
-    compiling.start()
-    compiling.join(timeout=30)
-    assert [program.report.winner for program in found] == [-3]
+    found: list[tuple[int, int]] = []
+    for enough in (80, None):
+        compiling = threading.Thread(target=compile, args=(enough,), daemon=True)
+        compiling.start()
+        compiling.join(timeout=30)
+    assert [winner for winner, _ in found] == [-3, -3]
+    assert found[0][1] < found[1][1]  # the other candidates were not made whole
 
 
 # ------------------------------------------------------------------------------------------------------------------ the race
