@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 _home = tempfile.mkdtemp(prefix="dspyc-tests-")
 os.environ["DSPY_CACHEDIR"] = f"{_home}/dspy"
 os.environ["DSPYC_HOME"] = f"{_home}/dspyc"
+os.environ["HF_HOME"] = f"{_home}/huggingface"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # DSPy's prices too; they would be fetched, and waited for
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,8 +19,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# How long an example takes on a busy machine says nothing about what is tested.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes on a busy machine says nothing about what is tested, and the same examples are drawn every time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("exploring", settings.get_profile("any machine"), derandomize=False, max_examples=1000)
 settings.load_profile("any machine")
 
 

@@ -82,9 +82,14 @@ def test_every_error_can_be_caught_by_its_name_in_dspyc() -> None:
     assert all(getattr(dspyc, kind.__name__) is kind for kind in kinds)
 
 
+HEAVY = (
+    *("torch", "transformers", "litellm", "peft", "openai", "rich"),
+    *("boto3", "databricks", "google", "ray", "sklearn"),
+)
+
+
 def test_importing_dspyc_loads_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "litellm", "peft", "openai", "rich")
-    code = f"import sys, dspyc; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, dspyc; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -138,12 +143,10 @@ def test_searches_run_where_only_dspyc_itself_is_installed(tmp_path: Path) -> No
     assert "dspyc[local]" in done.stdout
 
 
-def test_importing_dspyc_costs_little_more_than_dspy() -> None:
-    """Processor time of both imports in one process, so that a busy machine slows them alike."""
-    code = "from time import process_time as t; a = t(); import dspy; b = t(); import dspyc; print((t() - b) / (b - a))"
-    run = [sys.executable, "-c", code]
-    more = [float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
-    assert sorted(more)[1] <= 0.15
+def test_importing_dspyc_loads_itself_and_no_room() -> None:
+    code = "import sys, dspy; before = set(sys.modules); import dspyc; print(set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'dspyc'}\n"
 
 
 @pytest.mark.parametrize("room", [r for r in ORDER if (PACKAGE / r / "__init__.py").exists()] + ["errors"])

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dspy.utils import exceptions as dspy_errors
 import dspyc
 from dspyc.compiler import Ledger, bootstrap, observe
 from dspyc.compiler.budget import Budget, Meter, Spent, counted_by
+from dspyc.compiler.limiter import limiter_of
 from dspyc.errors import BudgetError, ConfigError
 from dspyc.providers.local import LocalProvider
 from tests.optimizers import desk
@@ -211,12 +213,19 @@ def test_time_stops_models_on_this_machine_too(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_time_stops_retries_and_requests_that_wait_for_their_turn(tmp_path: Path, asynchronous: bool) -> None:
+def test_time_stops_retries_and_requests_that_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
     asked: list[str] = []
+    clock = time.monotonic
+
+    def later(hours: int) -> None:
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + hours * 3600)
 
     def answer(inputs: dict[str, str]) -> dict[str, Any]:
         asked.append(inputs["question"])
         if len(asked) > 1:
+            later(1)
             raise dspy_errors.LMRateLimitError("busy", retry_after=300)
         return {"answer": "yes"}
 
@@ -229,32 +238,46 @@ def test_time_stops_retries_and_requests_that_wait_for_their_turn(tmp_path: Path
             return asyncio.run(self.answer.acall(question=question)) if asynchronous else self.answer(question=question)
 
     program = Asks()
-    program.set_lm(dspyc.ScriptedLM(answer, model=f"scripted/{tmp_path.name}"))
+    program.set_lm(lm := dspyc.ScriptedLM(answer, model=f"scripted/{tmp_path.name}"))
     examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(6)]
-    started = time.monotonic()
+
+    def until_three_wait() -> None:
+        end = clock() + 60
+        while len(limiter_of(lm.model)._queue) < 3 and clock() < end:
+            time.sleep(0.005)
+        later(2)
+
     for within in (False, True):  # a limit of its own, and that of a sequence around it
         with contextlib.ExitStack() as stack:
             if within:
-                stack.enter_context(counted_by(Meter(Budget(seconds=1), Spent())))
-            ledger = stack.enter_context(Ledger(tmp_path, budget=None if within else Budget(seconds=1)))
+                stack.enter_context(counted_by(Meter(Budget(seconds=3600), Spent())))
+                stack.enter_context(ThreadPoolExecutor()).submit(until_three_wait)
+            ledger = stack.enter_context(Ledger(tmp_path, budget=None if within else Budget(seconds=3600)))
             subject = observe(program, "teacher", identity="x")
             traces = bootstrap(subject, examples, metric=None, ledger=ledger, num_threads=3 if within else 1)
             assert [trace.error for trace in traces] == [None]  # who was refused is no bad example
-            assert ledger.meter.exhausted == "1 seconds"
-    assert 2 <= time.monotonic() - started < 30
+            assert ledger.meter.exhausted == "3600 seconds"
     assert asked == ["0", "1"]
 
 
-def test_time_stops_a_call_that_waits_for_room(tmp_path: Path) -> None:
+def test_time_stops_a_call_that_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of `calls` is under way, and asks longer than there is time."""
-    lm = dspyc.ScriptedLM(lambda inputs: time.sleep(3) or {"answer": "yes"}, model=f"scripted/{tmp_path.name}")
+    clock = time.monotonic
+
+    def answer(inputs: dict[str, str]) -> dict[str, Any]:
+        end = clock() + 60
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+        while ledger.meter.exhausted is None and clock() < end:
+            time.sleep(0.005)
+        return {"answer": "yes"}
+
     program = dspy.Predict("question -> answer")
-    program.set_lm(lm)
+    program.set_lm(dspyc.ScriptedLM(answer))
     examples = [dspy.Example(question=str(i)).with_inputs("question") for i in range(2)]
-    with Ledger(tmp_path, budget=Budget(calls=1, seconds=1)) as ledger:
+    with Ledger(tmp_path, budget=Budget(calls=1, seconds=3600)) as ledger:
         subject = observe(program, "teacher", identity="x")
         traces = bootstrap(subject, examples, metric=None, ledger=ledger, num_threads=2)
-    assert (len(traces), ledger.meter.exhausted) == (1, "1 seconds")
+    assert (len(traces), ledger.meter.exhausted) == (1, "3600 seconds")
 
 
 def test_the_time_of_a_sequence_stops_its_steps() -> None:

@@ -1,7 +1,8 @@
 """A small server that speaks the chat-completions protocol, started like vLLM or SGLang: what their clients are tested on.
 
-What it does is in the last message: `die`, `hang`, `too long`, `busy`, `broken`, `garbage`, `tool`, `cut`, `slow`,
-`think`; any other text comes back behind the name of the model. Standard library alone, so that it starts at once.
+What it does is in the last message: `die`, `hang`, `too long`, `busy`, `broken`, `garbage`, `tool`, `cut`,
+`think`; any other text comes back behind the name of the model, `until FILE` once there is that file. Standard library
+alone, so that it starts at once.
 """
 
 import argparse
@@ -75,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         elif body.get("stream"):
             self.stream(body, text)
         else:
-            time.sleep(0.3 if text == "slow" else 0)
+            while text.startswith("until ") and not Path(text[6:]).exists():
+                time.sleep(0.005)
             content = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>' if text == "tool" else text
             content = fixed(text) or f"{body['model']}|{content}"
             self.answer(completion(body, '{"answer": "as asked"}' if "response_format" in body else content))

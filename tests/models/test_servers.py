@@ -149,14 +149,19 @@ def test_an_adapter_of_a_higher_rank_waits_for_running_requests(started: Started
     (high_folder / "adapter_config.json").write_text(json.dumps({**config, "r": 40}))
     low("Hello")
     before = low.engine.pid
-    answers: list[Any] = []
-    slow = threading.Thread(target=lambda: answers.append(low("slow")))
-    slow.start()
-    until_sent(low, "slow", 1)
-    high = started.lm(adapter=high_folder)
-    high("Hello")
-    slow.join()
-    assert answers == [[f"{low.engine.served.worn.name}|slow"]]
+    high, over = started.lm(adapter=high_folder), tmp_path / "over"
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(low, f"until {over}")
+        until_sent(low, f"until {over}", 1)
+        asked = pool.submit(high, "Hello")
+        end = CLOCK() + 60
+        while low.engine.server.enter() is not None:  # None: it lets no other request in
+            low.engine.server.leave()
+            assert CLOCK() < end
+        assert not asked.done()
+        over.touch()
+        assert slow.result() == [f"{low.engine.served.worn.name}|until {over}"]
+        assert asked.result() == [f"{high.engine.served.worn.name}|Hello"]
     assert high.engine.pid != before
     argv = seen(high)["argv"]
     assert argv[argv.index("--max-lora-rank") + 1] == "64"
@@ -174,14 +179,15 @@ def test_a_server_that_dies_is_reported_and_started_again(started: Started) -> N
     assert lm("Hello") == ["llama|Hello"]
 
 
-def test_other_requests_of_a_server_that_dies_are_answered_by_the_next(llama: Path, started: Started) -> None:
-    lm = started.lm()
+def test_other_requests_of_a_server_that_dies_are_answered_by_the_next(started: Started, tmp_path: Path) -> None:
+    lm, text = started.lm(), f"until {tmp_path / 'over'}"
     lm.num_retries = 3
     with ThreadPoolExecutor(8) as pool:
-        slow = [pool.submit(lm, "slow") for _ in range(6)]
-        until_sent(lm, "slow", 6)
-        pool.submit(started.lm(), "die")
-        assert [future.result() for future in slow] == [["llama|slow"]] * 6
+        slow = [pool.submit(lm, text) for _ in range(6)]
+        until_sent(lm, text, 6)
+        assert pool.submit(started.lm(), "die").exception() is not None
+        (tmp_path / "over").touch()
+        assert [future.result() for future in slow] == [[f"llama|{text}"]] * 6
 
 
 def test_one_that_dies_again_and_again_stays_down(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,11 +233,17 @@ def test_one_that_ends_before_it_is_healthy(started: Started, tmp_path: Path, mo
         assert starts.read_text() == "started " * number
 
 
-def test_one_that_never_becomes_healthy_is_ended(started: Started) -> None:
-    lm = started.lm("--never-healthy", start_timeout=0.6)
+def test_one_that_never_becomes_healthy_is_ended(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = started.lm("--never-healthy", start_timeout=100)
     with ThreadPoolExecutor(4) as pool:
-        failures = [f.exception() for f in [pool.submit(lm, "Hello") for _ in range(4)]]
-    assert all(isinstance(e, dspy.LMConfigurationError) and "not healthy after 0.6 s" in str(e) for e in failures)
+        asked = [pool.submit(lm, "Hello") for _ in range(4)]
+        end = CLOCK() + 60
+        while (process := lm.engine.server._process) is None or "listening on" not in process.tail():
+            assert CLOCK() < end
+            time.sleep(0.01)
+        later(monkeypatch, 100)
+        failures = [future.exception() for future in asked]
+    assert all(isinstance(e, dspy.LMConfigurationError) and "not healthy after 100 s" in str(e) for e in failures)
     assert "listening on" in str(failures[0])  # the tail of its log
     assert lm.engine.pid is None
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,9 @@ def test_names_that_are_no_folder(llama: Path) -> None:
         LocalEngine(str(llama / "config.json"))
 
 
-def test_a_hub_id_that_cannot_be_had_fails_fast_and_says_what_is_allowed() -> None:
-    started = time.monotonic()
+def test_a_hub_id_that_cannot_be_had_says_what_is_allowed() -> None:
     with pytest.raises(ModelError, match=r"'nobody/no-such-model' is no folder here and cannot be had") as caught:
         LocalEngine("nobody/no-such-model")
-    assert time.monotonic() - started < 10
     assert "dspyc/tiny" in caught.value.hint
 
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,13 +156,16 @@ def test_examples_may_come_from_a_generator(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [dspyc.BootstrapFewShotWithRandomSearch, dspy.BootstrapFewShotWithRandomSearch])
 def test_steps_run_with_as_many_threads_as_the_compile_was_given(tmp_path: Path, kind: Any) -> None:
     lock, going, most = threading.Lock(), 0, 0
+    meeting = threading.Event()
 
     def slowly(inputs: dict[str, str]) -> dict[str, Any]:
         nonlocal going, most
         with lock:
             going += 1
             most = max(most, going)
-        time.sleep(0.002)
+            if going > 1:
+                meeting.set()
+        meeting.wait(waited)
         with lock:
             going -= 1
         return answer(inputs)
@@ -173,8 +175,10 @@ def test_steps_run_with_as_many_threads_as_the_compile_was_given(tmp_path: Path,
     step = kind(right, max_labeled_demos=2, max_bootstrapped_demos=1, num_candidate_programs=1)
     data: dict[str, Any] = {"trainset": numbers(20), "valset": numbers(4), "strategy": "p"}
     with dspy.context(lm=student.count.lm):
+        waited = 0.002
         together(p=step).compile(student, num_threads=1, run_dir=tmp_path / "one", **data)
         assert most == 1
+        waited = 60  # the first call waits for a second one
         together(p=step).compile(student, num_threads=4, run_dir=tmp_path / "four", **data)
     assert 1 < most <= 4
     assert step.num_threads is None

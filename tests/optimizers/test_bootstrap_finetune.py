@@ -3,16 +3,14 @@
 Every row of the field notes' list of what DSPy 3.4.1's own optimizer gets wrong is a test here or in the room that owns it.
 """
 
-import contextlib
 import inspect
 import json
 import math
-import threading
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import dspy
-import psutil
 import pytest
 
 import dspyc
@@ -697,22 +695,10 @@ def test_a_training_setting_that_is_none_is_found_before_any_call(
 
 
 def test_several_processes_train_what_one_does(tmp_path: Path) -> None:
-    still, over, launched = {**QUICK, "lora_dropout": 0.0, "precision": "fp32"}, threading.Event(), set()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    launched.add(" ".join(child.cmdline()))
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        two = compile_desk(tmp_path / "two", 8, train_kwargs={**still, "num_processes": 2}).report
-    finally:
-        over.set()
-        watching.join()
-    assert any("--num-processes 2" in command for command in launched)
+    still, started = {**QUICK, "lora_dropout": 0.0, "precision": "fp32"}, list[str]()
+    sys.addaudithook(lambda event, given: started.append(str(given[1])) if event == "subprocess.Popen" else None)
+    two = compile_desk(tmp_path / "two", 8, train_kwargs={**still, "num_processes": 2}).report
+    assert any("'--num-processes', '2'" in command for command in started)
     one = compile_desk(tmp_path / "one", 8, train_kwargs=still).report
     (of_two,), (of_one,) = two.training, one.training
     assert two.rows == one.rows

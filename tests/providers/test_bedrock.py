@@ -20,7 +20,6 @@ from dspyc.providers.bedrock import BedrockProvider
 from dspyc.providers.bedrock_settings import base_model, hyperparameters, job_name, model_name, read_settings
 from dspyc.providers.job import RemoteJob
 from dspyc.providers.known import attach, forget
-from dspyc.providers.lm import LM
 from dspyc.providers.polling import Polling
 
 pytest.importorskip("moto.server")
@@ -86,30 +85,6 @@ def test_rows_become_a_model_that_is_called_on_demand(server: BedrockServer) -> 
     assert job["hyperParameters"] == {"epochCount": "2", "learningRate": "0.00001"}  # Nova has no batch size
     assert (job["customizationType"], job["roleArn"]) == ("FINE_TUNING", ROLE)
     assert {"key": "dspyc-job", "value": next(iter(job["jobTags"]))["value"]} in job["customModelTags"]
-
-
-def test_the_guides_arguments_work_as_written_and_the_model_answers(
-    server: BedrockServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DSPYC_BEDROCK_ROLE_ARN", ROLE)
-    monkeypatch.setenv("AWS_BEDROCK_RUNTIME_ENDPOINT", server.url)
-    server.polls = server.ready = 0
-    train_kwargs = {
-        "s3_path": "s3://rows-bucket/fine-tuning-data/",
-        "aws_profile": "default",
-        "hyperparameters": {"epochCount": 3, "batchSize": 4, "learningRate": 1e-5},
-        "job_name": "my-finetune-job",
-        "start_endpoint": True,
-    }
-    with dspy.context(experimental=True):
-        job = LM(NOVA).finetune(train_data=ROWS, train_data_format=TrainDataFormat.CHAT, train_kwargs=train_kwargs)
-    finetuned_lm = job.result(60)
-    (made,) = server.jobs.values()
-    assert made["jobName"].startswith("my-finetune-job-dspyc-")
-    assert "tuned: " in finetuned_lm("What is the capital of Germany?", cache=False)[0]
-    assert job.start_endpoint() == finetuned_lm.model  # it is up
-    job.stop_endpoint()
-    assert server.endpoints == {}
 
 
 def test_the_rows_are_in_s3_as_nova_takes_them(server: BedrockServer) -> None:

@@ -124,9 +124,10 @@ def test_bedrocks_arguments(bedrock: BedrockServer) -> None:
     train_kwargs = run(BEDROCK_KWARGS)["train_kwargs"]
     chats = run(SYSTEM_PROMPT_DATA)["chat_data"] + MORE
     job = dspyc.LM("bedrock/amazon.nova-micro-v1").finetune(chats, TrainDataFormat.CHAT, train_kwargs)
-    assert job.result(60)("What is the capital of Germany?", cache=False)
+    assert "tuned: " in job.result(60)("What is the capital of Germany?", cache=False)[0]
+    assert job.start_endpoint() == job.result(60).model  # it is up
     (made,) = bedrock.jobs.values()
-    assert made["jobName"].startswith("my-finetune-job-")
+    assert made["jobName"].startswith("my-finetune-job-dspyc-")
     key = made["trainingDataConfig"]["s3Uri"].removeprefix("s3://your-bucket/")
     rows = boto3.resource("s3").Object("your-bucket", key).get()["Body"].read().decode()
     assert '"system": [{"text": "You are a helpful assistant specialized in geography."}]' in rows.splitlines()[0]

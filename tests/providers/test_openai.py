@@ -365,29 +365,13 @@ def test_who_followed_a_job_that_failed_leaves_the_next_attempt_alone(server: Op
     assert second.cancel()
 
 
-@pytest.mark.parametrize("how", [500, CUT, LOST, 429])
-def test_a_create_without_an_answer_makes_one_job(server: OpenAIServer, how: int | str) -> None:
-    server.fail(f"POST {JOBS}", how)
-    start(server).result(60)
-    assert created(server) == 1
-
-
-@pytest.mark.parametrize("how", [500, CUT, LOST])
-def test_an_upload_that_fails_is_sent_again(server: OpenAIServer, how: int | str) -> None:
-    server.fail("POST /v1/files", how, times=2)
+def test_a_create_whose_answer_is_cut_short_makes_one_job(server: OpenAIServer) -> None:
+    server.fail(f"POST {JOBS}", CUT)
     start(server).result(60)
     assert created(server) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------------- faults
-
-
-def test_storms_are_waited_out(server: OpenAIServer) -> None:
-    job = start(server)
-    server.fail(f"GET {JOBS}/", 429, times=2)
-    server.fail(f"GET {JOBS}/", 503, times=3)
-    server.fail(f"GET {JOBS}/", CUT)
-    assert job.wait(60) is JobStatus.succeeded
 
 
 def test_nobody_asks_again_sooner_than_the_server_said(server: OpenAIServer) -> None:
@@ -425,6 +409,8 @@ def test_a_date_to_wait_for_is_seconds_from_now() -> None:
 
 
 def test_waits_grow_are_bounded_and_never_shorter_than_asked() -> None:
+    usual = Polling()
+    assert (usual.first, usual.most, usual.patience) == (0.5, 60, 15 * 60)  # seconds; docs/providers.md says so
     polling = Polling(first=1, growth=2, most=60, jitter=0.2)
     waits = [polling.wait(n) for n in range(200)]
     assert 0.8 <= waits[0] <= 1
@@ -502,10 +488,8 @@ def test_a_job_is_waited_for_again_after_its_timeout_or_an_outage(server: OpenAI
 
 def test_faults_are_not_borne_beyond_the_timeout(server: OpenAIServer) -> None:
     server.fail(f"GET {JOBS}/", 503, times=1000)
-    began = time.monotonic()
-    with pytest.raises(TransientError, match="503"):
+    with pytest.raises(TransientError, match="503"):  # not the TimeoutError of `result`
         start(server, polling=Polling(first=0.01, most=0.05, patience=60), timeout=0.2).result(30)
-    assert time.monotonic() - began < 10
 
 
 def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) -> None:

@@ -3,7 +3,6 @@
 import functools
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,9 +183,8 @@ def test_functions_that_share_others_are_described_once() -> None:
     for i, name in enumerate(names):
         after = " + ".join(f"{n}()" for n in names[i + 1 : i + 3]) or "1"
         exec(f"def {name}():\n    return {after}", space)
-    started = time.monotonic()
+    # Described again wherever they are read, they would be 2**40 descriptions.
     assert metric_fingerprint(space["helper_0"]) != metric_fingerprint(space["helper_1"])
-    assert time.monotonic() - started < 5
 
 
 def test_objects_and_what_they_hold_have_no_addresses() -> None:

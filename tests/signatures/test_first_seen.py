@@ -138,6 +138,8 @@ def test_programs_are_not_kept_alive() -> None:
 def test_programs_are_described_while_they_run() -> None:
     program = Program(tool=Search().query)
     program.tool.__self__.cache = {str(i): Search for i in range(2000)}  # holds code, so it is read each time
+    plain = Program(tool=Search().query)
+    still = {program_fingerprint(plain)}
     done = threading.Event()
 
     def run() -> None:
@@ -145,12 +147,15 @@ def test_programs_are_described_while_they_run() -> None:
         while not done.is_set():
             program.tool(str(number := number + 1))
             program.tool.__self__.cache.pop(str(number - 500), None)
+            plain.tool(str(number % 500))
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
         for _ in range(20):
             program_fingerprint(program)
+            still.add(program_fingerprint(plain))
     finally:
         done.set()
         thread.join()
+    assert len(still) == 1
