@@ -17,6 +17,7 @@ from ..errors import ConfigError, TrainingError
 from ..files import sha256_of, whole_folder, write_bytes, write_json
 from ..models import memory
 from ..models.chat import ChatTokenizer
+from ..models.loaded import make_room
 from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
@@ -153,6 +154,7 @@ class _Run:
             self._go_back()
             done = finished(self.folder)
         if done is None:
+            make_room(self.device)
             train_in_processes(
                 count, self.model, rows, validation, self.config, self.folder, self.device, self.show, self.resume_from
             )
@@ -179,6 +181,7 @@ class _Run:
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
+                make_room(self.device)
                 return self._train(tokenizer, encoded, held_out, report, held_report)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
