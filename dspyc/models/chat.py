@@ -9,6 +9,7 @@ or open another.
 import json
 import re
 import threading
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .messages import Message  # which loads DSPy, and training does without
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
+_TODAY = datetime(2024, 7, 26)  # for templates that ask: Llama 3.2's own where there is no clock
 _PROBE = "\ue000"  # a text that no template writes itself
 
 
@@ -173,7 +175,11 @@ class ChatTokenizer:
     def _apply(self, messages: "list[Message]", tools: Any, reply_next: bool) -> str:
         with self._lock:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=reply_next
+                messages,
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=reply_next,
+                strftime_now=_TODAY.strftime,  # stands before transformers' own, which asks the clock
             )
         return str(text)
 

@@ -137,6 +137,14 @@ def test_a_reply_of_which_a_template_leaves_nothing_is_refused() -> None:
         ChatTokenizer(small.tokenizer(template)).row_ids(CHAT)
 
 
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None:
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + small.CHATML
+    chat = ChatTokenizer(small.tokenizer(dated))
+    assert chat.tokenizer.decode(chat.prompt_ids(CHAT[:2])).startswith("26 Jul 2024<|im_start|>")
+    ids, length = chat.row_ids(CHAT)
+    assert ids[:length] == chat.prompt_ids(CHAT[:2])
+
+
 def test_no_template_is_an_error() -> None:
     with pytest.raises(ModelError, match="no chat template"):
         ChatTokenizer(small.tokenizer(None))
