@@ -9,7 +9,6 @@ or open another.
 import json
 import re
 import threading
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,15 @@ if TYPE_CHECKING:
     from .messages import Message  # which loads DSPy, and training does without
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
-_TODAY = datetime(2024, 7, 26)  # for templates that ask: Llama 3.2's own where there is no clock
+_DATE = {"d": "26", "m": "07", "b": "Jul", "B": "July", "Y": "2024", "y": "24", "a": "Fri", "A": "Friday", "j": "208"}
+_TIME = {"H": "00", "I": "12", "M": "00", "S": "00", "p": "AM"}
+# What templates ask for the date, in place of transformers' own, which reads the clock: Llama 3.2's date without one. The
+# line's end is no part of what is written, and leaves the template's first line as it is.
+_CLOCK = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('%{letter}', '{text}')" for letter, text in (_DATE | _TIME).items())
+    + " }}{% endmacro %}\n"
+)
 _PROBE = "\ue000"  # a text that no template writes itself
 
 
@@ -174,12 +181,13 @@ class ChatTokenizer:
 
     def _apply(self, messages: "list[Message]", tools: Any, reply_next: bool) -> str:
         with self._lock:
+            template = self.tokenizer.get_chat_template(None, tools or None)
             text = self.tokenizer.apply_chat_template(
                 messages,
                 tools=tools or None,
+                chat_template=_CLOCK + template if "strftime_now" in template else template,
                 tokenize=False,
                 add_generation_prompt=reply_next,
-                strftime_now=_TODAY.strftime,  # stands before transformers' own, which asks the clock
             )
         return str(text)
 

@@ -132,15 +132,28 @@ def test_special_tokens_that_open_a_reply_do_not_end_it() -> None:
 
 
 def test_a_reply_of_which_a_template_leaves_nothing_is_refused() -> None:
-    template = "{% for m in messages %}{{ '<|im_end|>' if loop.last }}{{ m.content }}<|im_end|>{% endfor %}"
+    template = "{% for m in messages %}{{ '<|im_end|>' if m.role == 'assistant' }}{{ m.content }}<|im_end|>{% endfor %}"
     with pytest.raises(ModelError, match="leaves nothing of the reply 'yes'"):
         ChatTokenizer(small.tokenizer(template)).row_ids(CHAT)
 
 
-def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None:
-    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + small.CHATML
-    chat = ChatTokenizer(small.tokenizer(dated))
-    assert chat.tokenizer.decode(chat.prompt_ids(CHAT[:2])).startswith("26 Jul 2024<|im_start|>")
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("%d %b %Y", "26 Jul 2024"),
+        ("%B %d, %Y", "July 26, 2024"),
+        ("%Y-%m-%d", "2024-07-26"),
+        ("%A %H:%M", "Friday 00:00"),
+    ],
+)
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(form: str, said: str) -> None:
+    asking = "{% macro today() %}{{ strftime_now('FORM') }}{% endmacro %}".replace("FORM", form)
+    dated = "\n  {% if strftime_now is defined %}" + asking + "{{ today() }}{% endif %}" + small.CHATML
+    chat, plain = ChatTokenizer(small.tokenizer(dated)), ChatTokenizer(small.tokenizer("\n  {{ '' }}" + small.CHATML))
+    assert (
+        chat.prompt_ids(CHAT[:2])
+        == chat.text_ids("\n" + said) + plain.prompt_ids(CHAT[:2])[len(plain.text_ids("\n  ")) :]
+    )
     ids, length = chat.row_ids(CHAT)
     assert ids[:length] == chat.prompt_ids(CHAT[:2])
 
