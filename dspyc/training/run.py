@@ -133,7 +133,8 @@ class _Run:
         key = self._key(rows, validation)
         if count > 1 and not processes.several():
             self._hand_over(count, key, rows, validation)
-        processes.join(cpu=self.device.type == "cpu")
+        with division.carried_out_here():
+            processes.join(cpu=self.device.type == "cpu")
         with claimed(self.folder, key):
             if processes.is_main():
                 self._go_back()
