@@ -85,9 +85,25 @@ def train(
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
     config = config or TrainingConfig()
-    check_processes(num_processes, callbacks=callbacks, adapter=adapter)
+    check_processes(num_processes, device_of(device), callbacks=callbacks, adapter=adapter)
     run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress, resume_from)
     return run.carry_out(rows, validation, num_processes)
+
+
+def check_run(config: TrainingConfig, device: torch.device, *, validated: bool) -> None:
+    """Find what needs no model to be found.
+
+    Raises:
+        ConfigError: This machine cannot train with the settings, or they need validation rows that there will not be.
+    """
+    check_method(config, device)
+    check_trackers(config)
+    if config.early_stopping_patience is not None and not validated:
+        raise ConfigError(
+            f"early_stopping_patience is {config.early_stopping_patience}, and there are no validation rows.",
+            hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
+            "early_stopping_patience=None (--set early_stopping_patience=null).",
+        )
 
 
 class _Run:
@@ -118,18 +134,11 @@ class _Run:
                 "method='qlora' and a model that is divided among processes do not go together.",
                 hint="Launch processes that hold whole models: 4 bits are an eighth of the memory. Or use method='lora'.",
             )
-        check_method(config, self.device)
-        check_trackers(config)
 
     def carry_out(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int
     ) -> TrainingResult:
-        if self.config.early_stopping_patience is not None and not validation:
-            raise ConfigError(
-                f"early_stopping_patience is {self.config.early_stopping_patience}, and there are no validation rows.",
-                hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
-                "early_stopping_patience=None (--set early_stopping_patience=null).",
-            )
+        check_run(self.config, self.device, validated=bool(validation))
         key = self._key(rows, validation)
         if count > 1 and not processes.several():
             self._hand_over(count, key, rows, validation)
