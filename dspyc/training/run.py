@@ -41,7 +41,7 @@ from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
 from .sharing import Planner
 from .trackers import check_trackers
-from .trainer import RowTrainer, bad_evaluations
+from .trainer import RowTrainer, bad_evaluations, had_shared
 
 log = logging.getLogger("dspyc.training")
 _FORMAT = 2  # of the output folder
@@ -249,7 +249,7 @@ class _Run:
             callbacks=self.callbacks,
         )
         if not (checkpoint is not None and self._had_stopped(state)):
-            trainer.planner, why = self._planner(trainer)
+            trainer.planner, why = self._planner(trainer, state)
             if not learner.in_place:
                 choose_attention(model, report.max_length)
             self._announce(trainer, state, report, held_report, why)
@@ -262,8 +262,8 @@ class _Run:
         """The model to train; in main memory, where it is yet to be divided."""
         return prepare(self.base, self.config, str(self.device), "cpu" if self.division is not None else None)
 
-    def _planner(self, trainer: RowTrainer) -> tuple[Planner, str | None]:
-        """The planner that the run uses, and why it does not share prompts, if it does not."""
+    def _planner(self, trainer: RowTrainer, state: Any) -> tuple[Planner, str | None]:
+        """The planner that the run uses, and why it does not share prompts, if it does not. `state` is that of a checkpoint."""
         plain, config = trainer.planner, self.config
         if not config.shared_prefix:
             return plain, "`shared_prefix` is False"
@@ -274,6 +274,8 @@ class _Run:
                 plain,
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
+        if state is not None and not had_shared(state):
+            return plain, "the run did not share them before it was stopped"  # for one thing, memory may have run out
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)
