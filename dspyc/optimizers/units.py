@@ -194,8 +194,8 @@ def _config(unit: Unit, seed: int) -> "TrainingConfig":
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
     config = TrainingConfig.from_kwargs({"seed": seed, **settings})
-    worn = unit.lm.engine.serving(unit.lm.model).adapter
-    return config if worn is None else continuing(worn, config)
+    engine = unit.lm.engine.serving(unit.lm.model)
+    return config if engine.adapter is None else continuing(engine.adapter, config, engine.path)
 
 
 def _to_its_end(unit: Unit, config: "TrainingConfig") -> "TrainingConfig":

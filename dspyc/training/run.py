@@ -70,8 +70,8 @@ def train(
 
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
-        adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
-            others is an error.
+        adapter: The folder of a LoRA adapter on `model` to train on, with the rank, scale and modules that it has; a config
+            that names others is an error.
         num_processes: How many processes train together, each on a GPU of its own or on its share of the cores; the weights
             are those that one process gives, except for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
@@ -122,7 +122,7 @@ class _Run:
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
         if self.adapter is not None:
-            config = continuing(self.adapter, config)
+            config = continuing(self.adapter, config, self.base)
         self.model, self.config, self.folder = model, config, folder
         self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / CHECKPOINTS)
