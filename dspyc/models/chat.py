@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from .messages import Message  # which loads DSPy, and training does without
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15: no text means anything by these
+_DATE = {"d": "26", "m": "07", "b": "Jul", "B": "July", "Y": "2024", "y": "24", "a": "Fri", "A": "Friday", "j": "208"}
+_TIME = {"H": "00", "I": "12", "M": "00", "S": "00", "p": "AM"}
+# What templates ask for the date, in place of transformers' own, which reads the clock: Llama 3.2's date without one. The
+# line's end is no part of what is written, and leaves the template's first line as it is.
+_CLOCK = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('%{letter}', '{text}')" for letter, text in (_DATE | _TIME).items())
+    + " }}{% endmacro %}\n"
+)
+_PROBE = "\ue000"  # a text that no template writes itself
 
 
 class ChatTokenizer:
@@ -48,14 +58,20 @@ class ChatTokenizer:
         self._control = self._control_pattern()
 
     def prompt_ids(self, messages: "list[Message]", tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """The ids that the model is given: the turns in `messages`, and the opening of the assistant's next one."""
+        """The ids that the model is given: the turns in `messages`, and the opening of the assistant's next one.
+
+        Where the template opens a reply with special tokens (gpt-oss: `<|channel|>final<|message|>`), no text could spell
+        them, so they are given too; with tools the model chooses them itself.
+        """
         veil = _Veil(self._control, [messages, tools])
-        return self._encode(self._render(veil, messages, tools, reply_next=True), veil)
+        prompt = self._render(veil, messages, tools, reply_next=True)
+        return self._encode(prompt if tools else prompt + self._openings[0], veil)
 
     def row_ids(self, messages: "list[Message]", tools: list[dict[str, Any]] | None = None) -> tuple[list[int], int]:
         """The ids of a whole training row, whose last message is the assistant's, and the length of its prompt.
 
-        `ids[:length]` is `prompt_ids(messages[:-1], tools)`; the rest is the reply, whose last token ends the turn.
+        `ids` begins with `prompt_ids(messages[:-1], tools)`, and `ids[:length]` is that without special tokens that open a
+        reply: these are learned. The rest is the reply, whose last token ends the turn.
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise ModelError("The last message of a training row must be the assistant's reply.")
@@ -64,24 +80,26 @@ class ChatTokenizer:
         prompt_ids = self._encode(prompt, veil)
         whole = self._render(veil, messages, tools, reply_next=False)
         # A template may rewrite earlier turns once they are answered; then the text alone is the reply.
-        reply = whole[len(prompt) :] if whole.startswith(prompt) else veil.hide(_text_of(messages[-1]))
+        text = _text_of(messages[-1])
+        reply = whole[len(prompt) :] if whole.startswith(prompt) else "".join(self._openings) + veil.hide(text)
         reply_ids = self._encode(reply, veil)
         end = self.end_of_turn_id
         reply_ids = reply_ids[: reply_ids.index(end)] if end in reply_ids else reply_ids
+        if not reply_ids and text.strip():
+            raise ModelError(
+                f"The chat template leaves nothing of the reply {text[:40]!r}: its turn ends where it begins.",
+                hint="Mend the template: an assistant's text stands behind the opening of its turn, and its end behind it.",
+            )
         return [*prompt_ids, *reply_ids, end], len(prompt_ids)
 
     def text_ids(self, text: str) -> list[int]:
         """The ids of text that the assistant writes, the template's own tokens in it included."""
         return self._ids(text)
 
-    @cached_property
+    @property
     def reply_opening(self) -> str:
-        """What the template writes before an assistant's text beyond the opening of its turn, such as an empty thought."""
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        veil = _Veil(self._control, chat)
-        prompt = self._render(veil, chat[:1], None, reply_next=True)
-        whole = self._render(veil, chat, None, reply_next=False)
-        return whole[len(prompt) :].partition("b")[0] if whole.startswith(prompt) else ""
+        """What the template writes before an assistant's text beyond what the model is given, such as an empty thought."""
+        return self._openings[1]
 
     @property
     def opening(self) -> Opening:
@@ -101,15 +119,28 @@ class ChatTokenizer:
     @cached_property
     def end_of_turn_id(self) -> int:
         """The token that the template writes after an assistant's text, or else the end-of-sequence token."""
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        _, whole = self._probe
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        behind = self._ids(whole.rpartition(_PROBE)[2])
+        return next((i for i in behind if i in special), int(self.tokenizer.eos_token_id))
+
+    @cached_property
+    def _openings(self) -> tuple[str, str]:
+        """What the template writes before an assistant's text beyond the opening of its turn: up to the last special token,
+        and from there on.
+        """
+        prompt, whole = self._probe
+        opening = whole[len(prompt) :].partition(_PROBE)[0] if whole.startswith(prompt) else ""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        end = max((opening.rfind(text) + len(text) for text in special if text and text in opening), default=0)
+        return opening[:end], opening[end:]
+
+    @cached_property
+    def _probe(self) -> tuple[str, str]:
+        """What the template makes of a question, and of it with the answer `_PROBE`."""
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
         veil = _Veil(self._control, chat)
-        whole = self._encode(self._render(veil, chat, None, reply_next=False), veil)
-        with self._lock:
-            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-            tail = self._encode(self._render(veil, chat[:1], None, reply_next=True), veil)
-        if whole[: len(tail)] == tail and (ends := [i for i in whole[len(tail) :] if i in special]):
-            return ends[0]
-        return int(self.tokenizer.eos_token_id)
+        return self._render(veil, chat[:1], None, reply_next=True), self._render(veil, chat, None, reply_next=False)
 
     @property
     def stop_ids(self) -> set[int]:
@@ -150,8 +181,13 @@ class ChatTokenizer:
 
     def _apply(self, messages: "list[Message]", tools: Any, reply_next: bool) -> str:
         with self._lock:
+            template = self.tokenizer.get_chat_template(None, tools or None)
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=reply_next
+                messages,
+                tools=tools or None,
+                chat_template=_CLOCK + template if "strftime_now" in template else template,
+                tokenize=False,
+                add_generation_prompt=reply_next,
             )
         return str(text)
 

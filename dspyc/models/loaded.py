@@ -14,7 +14,7 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from . import memory, weights
@@ -25,8 +25,12 @@ from .memory import MemoryPlan, MemoryReport
 from .runner import Runner
 from .scheduler import Scheduler, most_rows
 
+if TYPE_CHECKING:
+    import torch
+
 _GATHER = 0.002  # seconds without a new request after which those that wait begin, where others are expected
 _IDLE = 5.0  # seconds without a request after which the thread ends; the weights stay
+_PATIENCE = 10.0  # seconds that a training waits for a model that is answering
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +73,11 @@ class LoadedModel:
         scheduler = self._scheduler
         return scheduler.memory if scheduler is not None else None
 
+    @property
+    def place(self) -> str:
+        """The type of its device: "cpu", "cuda" or "mps"."""
+        return weights.device_of(self._device).type
+
     def submit(self, *jobs: Job) -> "list[Future[Reply]]":
         """Queue prompts that belong together; each future gives its reply, or the error that stopped it.
 
@@ -95,15 +104,21 @@ class LoadedModel:
             self._start()
             self._condition.notify_all()
 
-    def close(self) -> None:
-        """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again."""
+    def close(self, patience: float | None = None) -> None:
+        """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again.
+
+        Args:
+            patience: Seconds to wait for that; None waits until it is done.
+        """
         with self._condition:
+            if self._thread is None and self._scheduler is None:
+                return
             self._release = True
             self._start()
             self._condition.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(patience)
             memory.free_caches()
 
     def leave(self) -> None:
@@ -259,6 +274,23 @@ def loaded(path: Path, device: str, dtype: str) -> LoadedModel:
         if found is None:
             found = _shared[key] = LoadedModel(path, identity, device, kind, instead)
         return found
+
+
+def make_room(device: "torch.device") -> None:
+    """Free what models hold of the memory that a training on `device` needs; their next requests load them again.
+
+    Main memory is left to them. On other devices all models of this process are closed, on whichever of several GPUs: a
+    training may take them all.
+    """
+    if device.type != "cpu":
+        close_all(device.type)
+
+
+def close_all(place: str, patience: float = _PATIENCE) -> None:
+    """Close every model on devices of a type. One that is still answering after `patience` seconds is closed later."""
+    for model in list(_shared.values()):
+        if model.place == place:
+            model.close(patience)
 
 
 @atexit.register

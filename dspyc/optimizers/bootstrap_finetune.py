@@ -161,8 +161,9 @@ class BootstrapFinetune(Teleprompter):
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
         targets = self._targets(student)
         units = plan_units(targets, self.multitask, self.train_kwargs)
+        examples = len(train if recorded is None else recorded)
         for unit in units:
-            check_trainable(unit, self.seed)
+            check_trainable(unit, self.seed, validated=round(examples * self.validation_fraction) > 0)
             check_task_names(unit)
         teachers = self._teachers(student, teacher, train, recorded)
         threads = check_threads(self.num_threads)

@@ -59,12 +59,16 @@ def plan_units(targets: Mapping[str, Target], multitask: bool, train_kwargs: Map
     return units
 
 
-def check_trainable(unit: Unit, seed: int) -> None:
+def check_trainable(unit: Unit, seed: int, validated: bool) -> None:
     """Find before any teacher is called what would stop the training.
+
+    Args:
+        validated: Whether there may be rows that only measure the loss.
 
     Raises:
         ProgramError: Nothing can fine-tune the unit's LM.
-        ConfigError: A setting of its training is unknown, or contradicts another or the adapter that the LM wears.
+        ConfigError: A setting of its training is unknown, contradicts another or the adapter that the LM wears, or is none
+            for this machine or this model.
     """
     provider = getattr(unit.lm, "provider", None)
     if provider is None or not provider.finetunable:
@@ -73,17 +77,22 @@ def check_trainable(unit: Unit, seed: int) -> None:
             hint="Set a student LM that can: program.set_lm(dspyc.LocalLM('dspyc/tiny')).",
         )
     if isinstance(provider, LocalProvider):
-        _check_here(unit, seed)
+        _check_here(unit, seed, validated)
     elif isinstance(provider, RemoteProvider):
         check_order(provider, unit.lm.finetuning_model or unit.lm.model, unit.train_kwargs)
 
 
-def _check_here(unit: Unit, seed: int) -> None:
+def _check_here(unit: Unit, seed: int, validated: bool) -> None:
+    from ..models.weights import device_of
     from ..training.launching import check_processes
+    from ..training.rows import row_limit
+    from ..training.run import check_run
 
-    _config(unit, seed)
-    worn = unit.lm.engine.serving(unit.lm.model).adapter
-    check_processes(unit.train_kwargs.get("num_processes", 1), adapter=worn)
+    config, base = _config(unit, seed), unit.lm.engine.serving(unit.lm.model)
+    device = device_of(base.device)
+    check_processes(unit.train_kwargs.get("num_processes", 1), device, adapter=base.adapter)
+    check_run(config, device, validated=validated)
+    row_limit(base.path, base.chat.tokenizer, config.max_length)
 
 
 def check_task_names(unit: Unit) -> None:
@@ -185,8 +194,8 @@ def _config(unit: Unit, seed: int) -> "TrainingConfig":
     # Training here costs nothing, and gives the same weights in however many processes.
     settings = {k: v for k, v in unit.train_kwargs.items() if k not in ("max_usd", "num_processes")}
     config = TrainingConfig.from_kwargs({"seed": seed, **settings})
-    worn = unit.lm.engine.serving(unit.lm.model).adapter
-    return config if worn is None else continuing(worn, config)
+    engine = unit.lm.engine.serving(unit.lm.model)
+    return config if engine.adapter is None else continuing(engine.adapter, config, engine.path)
 
 
 def _to_its_end(unit: Unit, config: "TrainingConfig") -> "TrainingConfig":

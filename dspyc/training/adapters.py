@@ -1,6 +1,7 @@
 """An adapter that was trained before, trained on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import torch
 from ..errors import ConfigError, ModelError
 from .config import TrainingConfig
 
-_ITS_OWN = "lora_rank, lora_alpha, use_rslora, use_dora"
+_ITS_OWN = "lora_rank, lora_alpha, target_modules, freeze_ratio, use_rslora, use_dora"
+_FROZEN = re.compile(r".*\(([\d|]+)\)\\\.\.\*")  # the layers in what `freeze_ratio` has PEFT exclude
 
 
-def continuing(folder: Path, config: TrainingConfig) -> TrainingConfig:
-    """`config` for training the adapter in `folder` further: with its rank and scale, where `config` names none.
+def continuing(folder: Path, config: TrainingConfig, base: Path) -> TrainingConfig:
+    """`config` for training the adapter in `folder` further: with its rank, scale and modules, where `config` names none.
+
+    Args:
+        base: The folder of the model that the adapter is on.
 
     Raises:
-        ConfigError: The adapter is not of the kind, rank and scale that `config` names.
+        ConfigError: The adapter is not of the kind, rank, scale and modules that `config` names.
         ModelError: The folder holds no adapter.
     """
     if config.method == "full":
@@ -26,9 +31,15 @@ def continuing(folder: Path, config: TrainingConfig) -> TrainingConfig:
         )
     facts = _facts(folder)
     own = {"lora_rank": facts["r"], **{name: facts[name] for name in ("lora_alpha", "use_rslora", "use_dora")}}
+    modules, layers = facts["target_modules"], _layers(base)
+    facts["freeze_ratio"] = frozen = _frozen_share(facts["exclude_modules"], layers)
+    if isinstance(modules, list):
+        own["target_modules"] = _short(modules, layers, frozen)
+    if isinstance(frozen, float):
+        own["freeze_ratio"] = frozen
     kept = {name: value for name, value in own.items() if name not in config.model_fields_set}
     config = TrainingConfig(**(config.model_dump(exclude_unset=True) | kept))
-    asked = {
+    asked: dict[str, Any] = {
         "peft_type": "LORA",
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
@@ -36,15 +47,68 @@ def continuing(folder: Path, config: TrainingConfig) -> TrainingConfig:
         "init_lora_weights": True,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
+        "bias": "none",
+        **dict.fromkeys(("rank_pattern", "layers_to_transform", "modules_to_save")),
+        "freeze_ratio": frozen if _same_layers(frozen, config.freeze_ratio, layers) else config.freeze_ratio,
     }
+    if isinstance(modules, str):  # a pattern; what was "all-linear" is a list in an adapter
+        asked["target_modules"] = config.target_modules
+    elif "target_modules" not in kept and config.target_modules != "all-linear" and (adapted := _adapted(folder)):
+        asked["target_modules"] = named = list(config.target_modules)
+        facts["target_modules"] = named if _are(adapted, named) else sorted({n.rpartition(".")[2] for n in adapted})
     for name, wanted in asked.items():
-        if facts[name] != wanted:
+        if (facts[name] or None) != (wanted or None):
             raise ConfigError(
                 f"The adapter in {folder} has another shape or scale than the one to train: {name} is {facts[name]!r}, not "
                 f"{wanted!r}.",
                 hint=f"Leave these settings out, or name its own: {_ITS_OWN}.",
             )
     return config
+
+
+def _short(modules: list[str], layers: int | None, frozen: Any) -> tuple[str, ...]:
+    """The names of an adapter's modules; only their ends, where these stand for the same in all layers that are not frozen."""
+    ends = {name.rpartition(".")[2] for name in modules}
+    trained = layers - round(frozen * layers) if layers and isinstance(frozen, float) else None
+    return tuple(sorted(ends if len(modules) == len(ends) * (trained or 0) else modules))
+
+
+def _adapted(folder: Path) -> set[str]:
+    """The full names of the modules that the adapter's weights are for."""
+    from safetensors import safe_open
+
+    if not (file := folder / "adapter_model.safetensors").is_file():
+        return set()
+    with safe_open(file, framework="pt") as opened:
+        return {name.partition(".lora_")[0] for name in opened.keys() if ".lora_" in name}  # noqa: SIM118
+
+
+def _are(modules: set[str], named: list[str]) -> bool:
+    """Whether names, which may be ends of full ones, are those of these modules."""
+    return all(any(module.endswith(f".{name}") for name in named) for module in modules) and all(
+        any(module.endswith(f".{name}") for module in modules) for name in named
+    )
+
+
+def _layers(base: Path) -> int | None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    return getattr(config, "num_hidden_layers", None)
+
+
+def _frozen_share(excluded: Any, layers: int | None) -> Any:
+    """The `freeze_ratio` that excludes these modules from an adapter, or `excluded` where none does."""
+    if not excluded:
+        return 0.0
+    found = _FROZEN.fullmatch(excluded) if isinstance(excluded, str) else None
+    return len(found[1].split("|")) / layers if found and layers else excluded
+
+
+def _same_layers(one: Any, other: float, layers: int | None) -> bool:
+    return isinstance(one, float) and (
+        one == other or (layers is not None and round(one * layers) == int(other * layers + 0.5))
+    )
 
 
 def _facts(folder: Path) -> dict[str, Any]:

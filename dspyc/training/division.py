@@ -18,6 +18,7 @@ from .processes import several
 
 log = logging.getLogger("dspyc.training")
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+_PRECISION = "ACCELERATE_MIXED_PRECISION"  # which would be a second autocast, and in fp16 a second scaling of the loss
 _OTHERS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
@@ -63,8 +64,10 @@ def requested() -> Division | None:
 
 @contextmanager
 def carried_out_here() -> Iterator[None]:
-    """Let accelerate and transformers take the processes inside for ones that hold whole models: dividing is left to us."""
-    before = {name: os.environ.pop(name) for name in (_FSDP, _DEEPSPEED) if name in os.environ}
+    """Let accelerate and transformers take the processes inside for ones that hold whole models in float32: dividing them
+    and the precision of products are left to us.
+    """
+    before = {name: os.environ.pop(name) for name in (_FSDP, _DEEPSPEED, _PRECISION) if name in os.environ}
     try:
         yield
     finally:

@@ -65,8 +65,10 @@ def train_in_processes(
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)  # a copy of the rows, which nothing reads any more
 
 
-def check_processes(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:
-    """Raises ConfigError where `count` is no number of processes, or where they could not be given what a call asks for."""
+def check_processes(count: Any, device: "torch.device", *, callbacks: Sequence[Any] = (), adapter: Any = None) -> None:
+    """Raises ConfigError where `count` is no number of processes, where `device` is none of a kind that there are so many of,
+    or where they could not be given what a call asks for.
+    """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(f"num_processes is {count!r}.", hint="Pass a whole number from 1.")
     if count > 1 and (callbacks or adapter is not None):
@@ -74,6 +76,15 @@ def check_processes(count: Any, *, callbacks: Sequence[Any] = (), adapter: Any =
             f"num_processes is {count}, with {'callbacks' if callbacks else 'an adapter'}.",
             hint="Leave them out, or start a script of your own that calls `train` by `accelerate launch`.",
         )
+    if count > 1 and device.type != "cpu":
+        import torch
+
+        present = torch.cuda.device_count() if device.type == "cuda" else 1
+        if present < count:
+            raise ConfigError(
+                f"num_processes is {count}, and this machine has {present} devices of type {device.type!r}.",
+                hint="Use at most one process for each, or device='cpu'.",
+            )
 
 
 def _kept(rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from transformers import set_seed
 from ..errors import ConfigError, TrainingError
 from ..models import memory
 from ..models.chat import ChatTokenizer
+from ..models.loaded import make_room
 from ..models.weights import device_of, load_tokenizer, resolve
 from ..progress import bar
 from .batching import Steps, weight_of
@@ -84,6 +85,7 @@ def find_learning_rate(
     encoded, report = encode_rows(rows, ChatTokenizer(tokenizer), row_limit(base, tokenizer, config.max_length))
     before = RandomState.capture()
     try:
+        make_room(place)
         set_seed(config.seed)
         rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
         return _tried(base, tokenizer, encoded, report.max_length, config, place, rates, show_progress)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -22,6 +23,7 @@ from ..models.memory import is_out_of_memory
 from ..progress import is_main as is_main
 
 _TOGETHER = 1 << 25  # numbers that are exchanged at once: 128 MiB of float32
+_PATIENCE = timedelta(days=1)  # with the others, while the main one writes; NCCL's own 10 minutes end large runs there
 _told = threading.Event()  # that the run is interrupted
 
 
@@ -36,7 +38,7 @@ def join(cpu: bool) -> None:
         from accelerate import PartialState
 
         ours = not distributed.is_initialized()
-        PartialState(cpu=cpu)
+        PartialState(cpu=cpu, timeout=_PATIENCE)
         if ours:
             atexit.register(_leave)
 

@@ -17,6 +17,7 @@ from ..errors import ConfigError, TrainingError
 from ..files import sha256_of, whole_folder, write_bytes, write_json
 from ..models import memory
 from ..models.chat import ChatTokenizer
+from ..models.loaded import make_room
 from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
@@ -40,7 +41,7 @@ from .result import TrainingResult
 from .rows import EncodedRow, TokenReport, encode_rows, row_limit
 from .sharing import Planner
 from .trackers import check_trackers
-from .trainer import RowTrainer, bad_evaluations
+from .trainer import RowTrainer, bad_evaluations, had_shared
 
 log = logging.getLogger("dspyc.training")
 _FORMAT = 2  # of the output folder
@@ -69,8 +70,8 @@ def train(
 
     Args:
         model: A folder, a Hugging Face id or "dspyc/tiny"; None takes `config.model`.
-        adapter: The folder of a LoRA adapter on `model` to train on, with the rank and scale that it has; a config that names
-            others is an error.
+        adapter: The folder of a LoRA adapter on `model` to train on, with the rank, scale and modules that it has; a config
+            that names others is an error.
         num_processes: How many processes train together, each on a GPU of its own or on its share of the cores; the weights
             are those that one process gives, except for the order of sums.
         resume_from: The step of the checkpoint to go on from, instead of the newest whole one. Checkpoints of later steps are
@@ -84,9 +85,25 @@ def train(
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
     config = config or TrainingConfig()
-    check_processes(num_processes, callbacks=callbacks, adapter=adapter)
+    check_processes(num_processes, device_of(device), callbacks=callbacks, adapter=adapter)
     run = _Run(config.base(model), config, Path(output_dir), device, adapter, callbacks, show_progress, resume_from)
     return run.carry_out(rows, validation, num_processes)
+
+
+def check_run(config: TrainingConfig, device: torch.device, *, validated: bool) -> None:
+    """Find what needs no model to be found.
+
+    Raises:
+        ConfigError: This machine cannot train with the settings, or they need validation rows that there will not be.
+    """
+    check_method(config, device)
+    check_trackers(config)
+    if config.early_stopping_patience is not None and not validated:
+        raise ConfigError(
+            f"early_stopping_patience is {config.early_stopping_patience}, and there are no validation rows.",
+            hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
+            "early_stopping_patience=None (--set early_stopping_patience=null).",
+        )
 
 
 class _Run:
@@ -105,7 +122,7 @@ class _Run:
         self.base = resolve(model)
         self.adapter = resolve(adapter) if adapter is not None else None
         if self.adapter is not None:
-            config = continuing(self.adapter, config)
+            config = continuing(self.adapter, config, self.base)
         self.model, self.config, self.folder = model, config, folder
         self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / CHECKPOINTS)
@@ -117,22 +134,16 @@ class _Run:
                 "method='qlora' and a model that is divided among processes do not go together.",
                 hint="Launch processes that hold whole models: 4 bits are an eighth of the memory. Or use method='lora'.",
             )
-        check_method(config, self.device)
-        check_trackers(config)
 
     def carry_out(
         self, rows: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], count: int
     ) -> TrainingResult:
-        if self.config.early_stopping_patience is not None and not validation:
-            raise ConfigError(
-                f"early_stopping_patience is {self.config.early_stopping_patience}, and there are no validation rows.",
-                hint="Pass validation rows, or from 10 rows on a validation_fraction above 0; or turn early stopping off: "
-                "early_stopping_patience=None (--set early_stopping_patience=null).",
-            )
+        check_run(self.config, self.device, validated=bool(validation))
         key = self._key(rows, validation)
         if count > 1 and not processes.several():
             self._hand_over(count, key, rows, validation)
-        processes.join(cpu=self.device.type == "cpu")
+        with division.carried_out_here():
+            processes.join(cpu=self.device.type == "cpu")
         with claimed(self.folder, key):
             if processes.is_main():
                 self._go_back()
@@ -153,6 +164,7 @@ class _Run:
             self._go_back()
             done = finished(self.folder)
         if done is None:
+            make_room(self.device)
             train_in_processes(
                 count, self.model, rows, validation, self.config, self.folder, self.device, self.show, self.resume_from
             )
@@ -179,6 +191,7 @@ class _Run:
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
         try:
             with _one_at_a_time, _undisturbed(), division.carried_out_here():
+                make_room(self.device)
                 return self._train(tokenizer, encoded, held_out, report, held_report)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -236,7 +249,7 @@ class _Run:
             callbacks=self.callbacks,
         )
         if not (checkpoint is not None and self._had_stopped(state)):
-            trainer.planner, why = self._planner(trainer)
+            trainer.planner, why = self._planner(trainer, state)
             if not learner.in_place:
                 choose_attention(model, report.max_length)
             self._announce(trainer, state, report, held_report, why)
@@ -249,8 +262,8 @@ class _Run:
         """The model to train; in main memory, where it is yet to be divided."""
         return prepare(self.base, self.config, str(self.device), "cpu" if self.division is not None else None)
 
-    def _planner(self, trainer: RowTrainer) -> tuple[Planner, str | None]:
-        """The planner that the run uses, and why it does not share prompts, if it does not."""
+    def _planner(self, trainer: RowTrainer, state: Any) -> tuple[Planner, str | None]:
+        """The planner that the run uses, and why it does not share prompts, if it does not. `state` is that of a checkpoint."""
         plain, config = trainer.planner, self.config
         if not config.shared_prefix:
             return plain, "`shared_prefix` is False"
@@ -261,6 +274,8 @@ class _Run:
                 plain,
                 "`gradient_checkpointing` computes activations again, which keys and values of a prompt are not",
             )
+        if state is not None and not had_shared(state):
+            return plain, "the run did not share them before it was stopped"  # for one thing, memory may have run out
         shared = replace(plain, share=True)
         try:
             why = why_not_shared(trainer.learner, [*trainer.rows, *trainer.validation], shared)

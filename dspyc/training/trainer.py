@@ -365,7 +365,7 @@ class RowTrainer(Trainer):
             save_scheduler(self.lr_scheduler, folder)
             save_scaler(self.accelerator.scaler, folder)
             rng.save(folder)
-            self.state.stateful_callbacks = cast(Any, {_OURS: {"bad_evaluations": self.bad_evaluations}})
+            self.state.stateful_callbacks = cast(Any, {_OURS: self._kept()})
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
         if self.accelerator.is_main_process:
@@ -374,6 +374,12 @@ class RowTrainer(Trainer):
                 self.store.keep(self.config.save_total_limit, step, (best, self._last_good()))
             for watcher in self.watchers:
                 watcher.on_save(written)
+
+    def _kept(self) -> dict[str, Any]:
+        """What a resume has to know besides: also what fitted into memory, since sums in other parts are rounded otherwise."""
+        evaluating = None if self._evaluating is None else self._evaluating.budget
+        budgets = {"budget": self.planner.budget, "evaluating": evaluating}
+        return {"bad_evaluations": self.bad_evaluations, "share": self.planner.share, **budgets}
 
     def settle(self) -> None:
         """The step is done and noted: a checkpoint may be taken, unless an evaluation belongs to it."""
@@ -414,7 +420,11 @@ class RowTrainer(Trainer):
             RandomState.load(Path(checkpoint)).restore()
 
     def _load_callback_state(self) -> None:
-        self.bad_evaluations = bad_evaluations(self.state)
+        self.bad_evaluations, kept = bad_evaluations(self.state), _kept_in(self.state)
+        # Where less fits by now, less it is; and another device has other measures.
+        self.planner = replace(self.planner, budget=min(self.planner.budget, kept.get("budget", self.planner.budget)))
+        if kept.get("evaluating") is not None:
+            self._evaluating = replace(self.planner, budget=kept["evaluating"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -423,4 +433,13 @@ class RowTrainer(Trainer):
 
 def bad_evaluations(state: Any) -> int:
     """Evaluations without an improvement, of a saved TrainerState."""
-    return int((state.stateful_callbacks.get(_OURS) or {}).get("bad_evaluations", 0))
+    return int(_kept_in(state).get("bad_evaluations", 0))
+
+
+def had_shared(state: Any) -> bool:
+    """Whether the run of a saved TrainerState shared prompts, or may have: checkpoints of old do not say."""
+    return bool(_kept_in(state).get("share", True))
+
+
+def _kept_in(state: Any) -> dict[str, Any]:
+    return state.stateful_callbacks.get(_OURS) or {}

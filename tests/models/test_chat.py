@@ -113,6 +113,51 @@ def test_the_turn_may_end_with_another_token_than_the_text() -> None:
     assert chat.stop_ids == {end, chat.tokenizer.eos_token_id}
 
 
+HARMONY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<|pad|>final{% endif %}<|endoftext|>"
+    "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)  # gpt-oss writes <|start|>assistant<|channel|>final<|message|>TEXT<|return|>
+
+
+def test_special_tokens_that_open_a_reply_do_not_end_it() -> None:
+    chat = ChatTokenizer(small.tokenizer(HARMONY))
+    ids, length = chat.row_ids(CHAT)
+    given = chat.prompt_ids(CHAT[:-1])
+    assert chat.end_of_turn_id == chat.tokenizer.eos_token_id
+    assert chat.tokenizer.decode(ids[length:]) == "<|pad|>final<|endoftext|>yes<|im_end|>"
+    assert chat.tokenizer.decode(ids[len(given) :]) == "yes<|im_end|>"
+    assert ids[: len(given)] == given
+    assert chat.reply_opening == ""  # nothing is left that the reply would have to spell
+    assert chat.tokenizer.decode(chat.prompt_ids(CHAT[:-1], TOOLS)).endswith("<|im_start|>assistant")
+
+
+def test_a_reply_of_which_a_template_leaves_nothing_is_refused() -> None:
+    template = "{% for m in messages %}{{ '<|im_end|>' if m.role == 'assistant' }}{{ m.content }}<|im_end|>{% endfor %}"
+    with pytest.raises(ModelError, match="leaves nothing of the reply 'yes'"):
+        ChatTokenizer(small.tokenizer(template)).row_ids(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("%d %b %Y", "26 Jul 2024"),
+        ("%B %d, %Y", "July 26, 2024"),
+        ("%Y-%m-%d", "2024-07-26"),
+        ("%A %H:%M", "Friday 00:00"),
+    ],
+)
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(form: str, said: str) -> None:
+    asking = "{% macro today() %}{{ strftime_now('FORM') }}{% endmacro %}".replace("FORM", form)
+    dated = "\n  {% if strftime_now is defined %}" + asking + "{{ today() }}{% endif %}" + small.CHATML
+    chat, plain = ChatTokenizer(small.tokenizer(dated)), ChatTokenizer(small.tokenizer("\n  {{ '' }}" + small.CHATML))
+    assert (
+        chat.prompt_ids(CHAT[:2])
+        == chat.text_ids("\n" + said) + plain.prompt_ids(CHAT[:2])[len(plain.text_ids("\n  ")) :]
+    )
+    ids, length = chat.row_ids(CHAT)
+    assert ids[:length] == chat.prompt_ids(CHAT[:2])
+
+
 def test_no_template_is_an_error() -> None:
     with pytest.raises(ModelError, match="no chat template"):
         ChatTokenizer(small.tokenizer(None))

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from transformers import AutoModelForCausalLM
 from dspyc.errors import ModelError
 from dspyc.models import AsyncLocalEngine, ChatTokenizer, LocalEngine, find_engine, load_tokenizer
 from dspyc.models.limits import room
+from dspyc.models.loaded import close_all, make_room
 from dspyc.models.replies import reply_message
 from dspyc.signatures.terse import TerseAdapter
-from tests.models import small
+from tests.models import single, small
 
 ROOT = Path(__file__).parent.parent.parent
 QUESTIONS = ["Hello", "How are you today?" * 3, "0123456789", "x", "yes or no, " * 20, "Hello there, how are you?"]
@@ -287,6 +289,38 @@ def test_a_closed_engine_loads_again(engine: LocalEngine) -> None:
     engine.close()
     assert engine._loaded._model is None
     assert lm("Hello") == before
+
+
+def test_a_training_closes_the_models_on_its_kind_of_device_and_leaves_main_memory_alone(
+    llama: Path, gpt2: Path
+) -> None:
+    engines = [LocalEngine(llama), LocalEngine(gpt2)]
+    before = [lm_of(engine)("Hello") for engine in engines]
+    make_room(torch.device("cpu"))
+    close_all("cuda")  # they are not there
+    assert all(engine.memory for engine in engines)
+    close_all("cpu")
+    assert not any(engine.memory for engine in engines)
+    assert [lm_of(engine)("Hello") for engine in engines] == before
+
+
+def test_a_model_that_is_answering_is_closed_when_it_has_answered(llama: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def tokens(ids: list[int]) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    job = single.greedy([5, 6, 7], 12, on_tokens=tokens)
+    model = single.model(llama)
+    model.submit(job)
+    begun.wait(60)
+    close_all("cpu", patience=0)
+    assert model.memory
+    go_on.set()
+    assert job.reply.result(60).text == single.answer(llama, [5, 6, 7], 12)
+    model.close()
+    assert not model.memory
 
 
 def test_settings_that_a_local_model_lacks_are_refused(lm: dspy.LM) -> None:

@@ -681,6 +681,10 @@ def test_a_training_that_would_lose_the_students_adapter_is_refused_before_any_c
         ({"learning_rat": 1}, "learning_rat"),
         ({"num_processes": 0}, "num_processes is 0"),
         ({"num_processes": "2"}, "num_processes is '2'"),
+        ({"method": "qlora"}, "needs a CUDA GPU"),
+        ({"report_to": ["mlflow"]}, "mlflow is not installed"),
+        ({"max_length": 1_000_000}, "`max_length` is 1000000, and tiny takes"),
+        ({"early_stopping_patience": 2}, "there are no validation rows"),  # of 4 examples none is held out
     ],
 )
 def test_a_training_setting_that_is_none_is_found_before_any_call(

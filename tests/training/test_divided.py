@@ -326,3 +326,12 @@ def test_dividing_is_left_to_us_inside_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert asdict(division.requested() or Division(False)) == {"reshard": True}
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert division.requested() is None  # a process alone holds all of it
+
+
+def test_the_precision_of_a_configuration_is_left_to_us_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with division.carried_out_here():
+        assert not trainer(small.model(), tmp_path / "inside").accelerator.native_amp
+    assert trainer(small.model(), tmp_path / "outside").accelerator.native_amp
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert not trainer(small.model(), tmp_path / "without").accelerator.native_amp

@@ -137,6 +137,39 @@ def test_a_run_whose_largest_batch_does_not_fit_goes_on_in_smaller_parts(tmp_pat
         assert said[0]["step"] == 0  # before the first step, where the largest batch is measured
 
 
+class Stop(Callback):
+    """An error that ends the run behind the checkpoint of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, checkpoint: Path) -> None:
+        if int(checkpoint.name.split("-")[1]) == self.step:
+            raise RuntimeError("stopped here")
+
+
+@pytest.mark.parametrize("limits", [{"training": 130}, {"evaluation": 44}])
+def test_a_resume_computes_no_more_at_once_than_fitted_before(tmp_path: Path, limits: Any) -> None:
+    """Where memory ran out of training's rows, or of those that sharing prompts is tried on, which is then not done."""
+    base, rows = small.folder(tmp_path / "model"), small.rows(20, "the question is ")
+    config = TrainingConfig(**(SETTINGS | {"save_steps": 1}))
+
+    def run(device: SmallDevice, out: str, *callbacks: Callback) -> bytes:
+        hook = register_module_forward_hook(device)
+        try:
+            train(str(base), rows, config=config, output_dir=tmp_path / out, callbacks=callbacks, device="cpu")
+        finally:
+            hook.remove()
+        return (tmp_path / out / "final_model" / "model.safetensors").read_bytes()
+
+    whole = SmallDevice(**limits)
+    expected = run(whole, "whole")
+    assert whole.refused
+    with pytest.raises(RuntimeError, match="stopped here"):
+        run(SmallDevice(**limits), "out", Stop(5))
+    assert run(SmallDevice(), "out") == expected
+
+
 @pytest.mark.parametrize("limits", [{"training": 10}, {"evaluation": 70}])
 def test_a_row_that_does_not_fit_says_so_wherever_it_is_computed(tmp_path: Path, limits: Any) -> None:
     base = small.folder(tmp_path / "model")

@@ -9,11 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 import dspyc
 from dspyc.errors import ConfigError, TrainingError
 from dspyc.training import TrainingConfig, TrainingResult, train
 from dspyc.training.events import read_events
+from dspyc.training.launching import check_processes
 
 from . import small
 from .launched import ROOT, environment
@@ -94,6 +96,16 @@ def test_a_number_of_processes_is_a_whole_one(count: Any, base: Path, tmp_path: 
     with pytest.raises(ConfigError, match="num_processes"):
         run(base, tmp_path, count)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_process_needs_a_device_of_its_own() -> None:
+    check_processes(8, torch.device("cpu"))
+    for kind, present in (("mps", 1), ("cuda", torch.cuda.device_count())):
+        check_processes(1, torch.device(kind))
+        with pytest.raises(
+            ConfigError, match=f"num_processes is {present + 2}, and this machine has {present} devices"
+        ):
+            check_processes(present + 2, torch.device(kind))
 
 
 def test_what_processes_could_not_be_given_is_refused(base: Path, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def together(base: Path, out: Path) -> None:
     torch.set_num_threads(1)
     results = {name: run(base, out, name).to_dict() for name in [*RUNS, "long"]}
     rank = int(os.environ["RANK"])
+    group = torch.distributed.group.WORLD
+    (out / f"patience-{rank}").write_text(str(group._get_backend(torch.device("cpu")).options._timeout.total_seconds()))
     (out / f"results-{rank}.json").write_text(json.dumps(results))
     made = small.model()
     short = trainer(made, out / f"memory-{rank}")
@@ -116,6 +118,10 @@ def test_the_files_of_a_run_are_written_once(two: Path) -> None:
     steps = [e["step"] for e in read_events(two / "full" / "events.jsonl") if "loss" in e]
     assert steps == list(range(1, 10))
     assert sum("event" in e for e in read_events(two / "full" / "events.jsonl")) == 1
+
+
+def test_processes_wait_for_each_other_for_a_day(two: Path) -> None:
+    assert [float((two / f"patience-{rank}").read_text()) for rank in (0, 1)] == [86_400.0] * 2
 
 
 def test_a_process_that_runs_out_of_memory_makes_its_own_share_smaller(two: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
     [
         ({"lora_rank": 8}, r"r is 4, not 8.*lora_rank"),
         ({"lora_alpha": 8.0}, r"lora_alpha is 32.0, not 8.0.*lora_alpha"),
-        ({"target_modules": ("q_proj",)}, r"lora_A.*differs.*target_modules"),
+        ({"target_modules": ("q_proj",)}, r"target_modules is \['down_proj', .*'v_proj'\], not \['q_proj'\]"),
     ],
 )
 def test_an_adapter_of_another_shape_or_scale_cannot_be_trained_on(
@@ -86,12 +86,40 @@ def test_an_adapter_is_trained_further_with_its_own_rank_and_scale_unless_others
         train(str(base), small.rows(4), config=named, output_dir=tmp_path / "c", adapter=first.path)
 
 
+@pytest.mark.parametrize(
+    ("own", "named", "said"),
+    [
+        (
+            {"target_modules": ("v_proj", "q_proj")},
+            {"target_modules": ("q_proj",)},
+            r"target_modules is .*, not \['q_proj'\]",
+        ),
+        ({"freeze_ratio": 0.4}, {"freeze_ratio": 0.0}, "freeze_ratio is 0.5, not 0.0"),
+        ({"freeze_ratio": 0.5, "target_modules": ("q_proj",)}, {"freeze_ratio": 0.2}, "freeze_ratio is 0.5, not 0.2"),
+        ({}, {"freeze_ratio": 0.5}, "freeze_ratio is 0.0, not 0.5"),
+    ],
+)
+def test_an_adapter_is_trained_further_on_the_modules_that_it_has(
+    tmp_path: Path, own: dict[str, Any], named: dict[str, Any], said: str
+) -> None:
+    base = small.folder(tmp_path / "model")
+    first = train(str(base), small.rows(4), config=TrainingConfig(**SETTINGS, **own), output_dir=tmp_path / "a")
+    config = TrainingConfig(**SETTINGS)
+    second = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b", adapter=first.path)
+    begun, gone_on = (load_file(Path(path) / "adapter_model.safetensors") for path in (first.path, second.path))
+    assert begun.keys() == gone_on.keys()
+    assert continuing(Path(first.path), TrainingConfig(**own), base).freeze_ratio == own.get("freeze_ratio", 0.0)
+    with pytest.raises(ConfigError, match=said):
+        continuing(Path(first.path), TrainingConfig(**named), base)
+
+
 def test_what_an_adapter_does_not_say_is_pefts_default(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
-    config = continuing(tmp_path, TrainingConfig())
+    base = small.folder(tmp_path / "model")
+    config = continuing(tmp_path, TrainingConfig(), base)
     assert (config.lora_rank, config.lora_alpha, config.use_rslora) == (4, 8.0, False)
     with pytest.raises(ConfigError, match="use_rslora is False, not True"):
-        continuing(tmp_path, TrainingConfig(use_rslora=True))
+        continuing(tmp_path, TrainingConfig(use_rslora=True), base)
 
 
 def test_a_folder_without_an_adapter_is_named_and_so_is_the_one_within_an_output_folder(tmp_path: Path) -> None:
@@ -111,7 +139,7 @@ def test_another_adapter_is_another_run(tmp_path: Path) -> None:
     base, config = small.folder(tmp_path / "model"), TrainingConfig(**SETTINGS)
     first = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "a")
     train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b", adapter=first.path)
-    with pytest.raises(ConfigError, match="holds another training run: its adapter differ"):
+    with pytest.raises(ConfigError, match=r"holds another training run: its adapter, config\.target_modules differ"):
         train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b")
     begun, gone_on = (load_file(tmp_path / n / "final_model" / "adapter_model.safetensors") for n in ("a", "b"))
     assert any(not torch.equal(begun[name], gone_on[name]) for name in begun)
