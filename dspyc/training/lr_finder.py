@@ -15,6 +15,7 @@ from ..errors import ConfigError, TrainingError
 from ..models import memory
 from ..models.chat import ChatTokenizer
 from ..models.loaded import make_room
+from ..models.longrope import short_length
 from ..models.weights import device_of, load_tokenizer, resolve
 from ..progress import bar
 from .batching import Steps, weight_of
@@ -118,7 +119,8 @@ def _tried(
 
 
 def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any) -> LearningRates:
-    planner = Planner.of(learner.device.type, config.micro_batch_tokens, share=False)
+    short = short_length(learner.model.config)
+    planner = Planner.of(learner.device.type, config.micro_batch_tokens, share=False, short=short)
     trained = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay)
     dtype = autocast_dtype(config.precision, learner.device)

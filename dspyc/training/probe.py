@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -37,7 +38,7 @@ def why_not_shared(learner: Learner, rows: Sequence[EncodedRow], planner: Planne
     learner.eval()  # dropout would draw other numbers on either path
     try:
         expected = [_gradients(learner, Planner(1, share=False)(sample)) for sample in samples]
-        trees = [Planner(planner.budget, worth=0)(sample) for sample in samples]
+        trees = [replace(planner, share=True, worth=0)(sample) for sample in samples]
         for way in (True, False) if in_place else (False,):
             why = _why_not(learner, trees, expected, way)
             if why is None:

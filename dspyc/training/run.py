@@ -18,6 +18,7 @@ from ..files import sha256_of, whole_folder, write_bytes, write_json
 from ..models import memory
 from ..models.chat import ChatTokenizer
 from ..models.loaded import make_room
+from ..models.longrope import short_length
 from ..models.threads import let_go_of_threads
 from ..models.weights import device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
@@ -243,7 +244,9 @@ class _Run:
             config=self.config,
             store=self.store,
             events=events,
-            planner=Planner.of(self.device.type, self.config.micro_batch_tokens, share=False),
+            planner=Planner.of(
+                self.device.type, self.config.micro_batch_tokens, share=False, short=short_length(model.config)
+            ),
             validation=held_out,
             autocast=autocast_dtype(self.config.precision, self.device),
             callbacks=self.callbacks,

@@ -55,25 +55,28 @@ class Planner:
         share: False computes every row whole.
         worth: Tokens that one more call of the model has to save.
         copied: Every row behind a prompt holds a copy of its keys and values, which counts against the budget.
+        short: Rows of more tokens share no call with shorter ones, nor a prompt: the model turns their positions by other
+            factors, all those of a call by the same (`models.longrope.short_length`).
     """
 
     budget: int
     share: bool = True
     worth: int = 64
     copied: bool = False
+    short: int | None = None
 
     @classmethod
-    def of(cls, device: str, budget: int | None, *, share: bool) -> "Planner":
+    def of(cls, device: str, budget: int | None, *, share: bool, short: int | None = None) -> "Planner":
         """With what measured well on this type of device."""
-        return cls(budget or _BUDGET[device], share, _WORTH[device])
+        return cls(budget or _BUDGET[device], share, _WORTH[device], short=short)
 
     def __call__(self, rows: Sequence[EncodedRow]) -> list[Tree]:
         """Trees that hold every row once."""
-        if self.share:
-            trees, alone = self._forest(sorted(rows, key=lambda row: row.ids), 0)
-        else:
-            trees, alone = [], list(rows)
-        return [self._divided(tree) for tree in trees] + [Tree([], batch) for batch in self._batches(alone, 0)]
+        long = [row for row in rows if self.short is not None and len(row) > self.short]
+        short = [row for row in rows if self.short is None or len(row) <= self.short]
+        trees, alone = self._forest(sorted(short, key=lambda row: row.ids), 0) if self.share else ([], short)
+        batches = [*self._batches(alone, 0), *self._batches(long, 0)]
+        return [self._divided(tree) for tree in trees] + [Tree([], batch) for batch in batches]
 
     def largest(self, trees: Sequence[Tree]) -> int:
         """What the largest call of some trees counts against the budget."""

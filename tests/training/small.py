@@ -66,6 +66,7 @@ def architecture(kind: str = "llama", **changes: Any) -> Any:
         "granite": transformers.GraniteConfig,
         "mistral": transformers.MistralConfig,
         "qwen3_moe": transformers.Qwen3MoeConfig,
+        "phi3": transformers.Phi3Config,
     }
     return kinds[kind](**(shape | common | changes))
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from dspyc.models.longrope import short_length
 from dspyc.training import attention
 from dspyc.training.config import TrainingConfig
 from dspyc.training.loss import Learner
@@ -80,6 +81,24 @@ def test_the_plain_forward_pass_has_the_same_gradients() -> None:
     torch.stack([learner(tree)[0] for tree in Planner(BIG, worth=4)(rows())]).sum().backward()
     for name, parameter in learner.named_parameters():
         assert (parameter.grad - learned[name]).norm() <= 1e-5 * learned[name].norm(), name
+
+
+def test_rows_beyond_the_short_factors_of_longrope_are_computed_apart() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "rope_theta": 10_000.0}
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 80, **factors}
+    model = small.model("phi3", rope_parameters=rope, original_max_position_embeddings=80, initializer_range=0.3)
+    lengths = [len(row) for row in rows()]
+    assert min(lengths) < 80 < max(lengths)
+    short = short_length(model.config)
+    learner = Learner(model, [5, 6, 7])
+    expected, alone = gradients(learner, Planner(1, share=False)(rows()))
+    together, _ = gradients(learner, Planner(BIG, share=False)(rows()))
+    assert together != pytest.approx(expected, rel=1e-3)
+    for planner in (Planner(BIG, share=False, short=short), Planner(BIG, worth=4, short=short)):
+        loss, found = gradients(learner, planner(rows()))
+        assert loss == pytest.approx(expected, rel=1e-6)
+        for name, gradient in alone.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapters_gradients_are_those_of_whole_rows() -> None:
