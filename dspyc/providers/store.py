@@ -27,6 +27,7 @@ State = Literal["new", "creating", "created", "forgotten"]
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, record TEXT NOT NULL, created_at REAL NOT NULL)"
 _LOCK_POLL = 0.1  # seconds
+_opening = threading.Lock()
 
 
 @dataclass
@@ -66,7 +67,8 @@ class JobRecord:
 
 def job_store() -> "JobStore":
     """The store in dspyc's own folder: one, with one connection, for all of a process."""
-    return _opened(home() / "jobs", os.getpid())
+    with _opening:  # several connections that make one file at the same time may wait for each other in vain
+        return _opened(home() / "jobs", os.getpid())
 
 
 @cache

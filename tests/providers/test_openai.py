@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -333,6 +334,16 @@ def test_threads_that_order_the_same_start_one_job_and_say_that_they_wait(
         thread.join()
     assert caplog.text.count("is being started by another process or thread") == 3
     assert created(server) == 1
+
+
+def test_threads_that_ask_for_the_store_first_get_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for turn in range(20):
+        monkeypatch.setenv("DSPYC_HOME", str(tmp_path / str(turn)))
+        together = threading.Barrier(8, timeout=60)
+        with ThreadPoolExecutor(8) as pool:
+            stores = list(pool.map(lambda _: (together.wait(), job_store())[1], range(8)))  # noqa: B023
+        assert len(set(map(id, stores))) == 1
+        assert stores[0].all() == []
 
 
 def test_files_of_another_account_are_sent_anew_after_a_refusal(server: OpenAIServer) -> None:
