@@ -73,9 +73,9 @@ class Batches:
         return sorted(fitting, key=len, reverse=True)  # the fullest, so that the others come to their end
 
     def beside(self, batch: CascadeBatch, generation: Generation, shared: int) -> CascadeBatch | None:
-        """Another batch that a row of `batch` had better be in, were it to stand behind `shared` tokens."""
-        alike = [other for other in self._alike(generation, shared, batch.worn) if other is not batch and len(other)]
-        return next((other for other in alike if self.fits(other, generation, shared)), None)
+        """A batch of as many rows or more that one of `batch` had better be in, were it to stand behind `shared` tokens."""
+        alike = [other for other in self._alike(generation, shared, batch.worn) if other is not batch]
+        return next((b for b in alike if len(b) >= len(batch) and self.fits(b, generation, shared)), None)
 
     def fits(self, batch: CascadeBatch, generation: Generation, shared: int) -> bool:
         """Whether a row that joins `batch` keeps to the memory that is planned."""
@@ -94,7 +94,8 @@ class Batches:
 
     def make_room(self) -> None:
         """Have the batches give back what they hold for later, where others need it now."""
-        for batch in self._open:
-            self.bound(batch)
-            if batch.bytes > batch.limit * self._token_bytes:
+        needed = {batch: batch.room() for batch in self._open}
+        if sum(max(batch.bytes, room * self._token_bytes) for batch, room in needed.items()) > self._limit:
+            for batch, room in needed.items():
+                batch.limit = self._limit / max(1, self._token_bytes) - sum(needed.values()) + room
                 batch.reserve()

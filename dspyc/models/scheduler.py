@@ -30,6 +30,7 @@ from .starts import Starts
 
 MAX_TOKENS = 65_536  # of a padded batch's prompts, padding included
 _ADAPTERS = 64  # that stay loaded
+_SMALL = 4  # rows of a batch that is worth dissolving
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,7 @@ class Scheduler:
         tokens = [as_array(generation.job.ids + generation.written) for generation in joining]
         overlaps = Overlaps([(each.adapter, ids) for each, ids in zip(joining, tokens, strict=True)])
         first: dict[tuple[str | None, bytes], tuple[Generation, Start, CascadeBatch]] = {}
+        self._narrow()
         for at, (generation, ids) in enumerate(zip(joining, tokens, strict=True)):
             key = (generation.adapter, ids.tobytes())
             try:
@@ -195,17 +197,27 @@ class Scheduler:
             first.setdefault(key, (generation, start, found))  # only what has joined can have twins
 
     def _gather(self) -> None:
-        """Have a row that is alone in its batch stand behind what was kept of it, among the others: that is a pass less."""
-        if len(self._slotted) < 2:
+        """Have the rows of the smallest batch go on in larger ones, if they are few: a batch less is a pass less."""
+        batch = min(self._slotted, key=len) if len(self._slotted) > 1 else None
+        if batch is None or len(batch) > _SMALL:
             return
+        for generation in batch.generations:
+            for shared, begin in self._starts.again(generation, batch):
+                other = self._slotted.beside(batch, generation, shared)
+                if other is not None:
+                    start = begin()
+                    batch.drop([generation])
+                    other.add(generation, start)
+                    break
+
+    def _narrow(self) -> None:
+        """Have a row that is alone stand behind what was kept of it, so that those who join find narrow slots."""
         for batch in self._slotted:
-            if len(batch) != 1:
-                continue
-            (generation,) = batch.generations
-            start = self._starts.kept_of(generation)
-            if start is not None and (other := self._slotted.beside(batch, generation, start.shared)) is not None:
-                batch.drop([generation])
-                other.add(generation, start)
+            for generation in batch.generations if len(batch) == 1 else []:
+                start = self._starts.kept_of(generation)
+                if start is not None and batch.idle(generation, start.shared) > start.shared // 2:
+                    batch.drop([generation])
+                    batch.add(generation, start)
 
     def _apart(self, adapter: str | None) -> str | None:
         """The adapter, if it cannot share a step with others."""

@@ -5,7 +5,7 @@ that would stand behind one with few others, while more stand elsewhere, has it 
 with them. A long prompt is computed in its slot, and a copy of it kept: the next one often begins like it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, takewhile
 
 import numpy as np
@@ -39,14 +39,25 @@ class Starts:
         if length and (made := self._kept(length, lambda: runner.prefix(ids[:length].tolist(), adapter, base, before))):
             found, known, made.several = made, length, True
         generation.keep = is_long(most, known)
-        alone = not self._in_use and next(overlaps.of(at), None) is None
-        if found is None or alone or self._together(found, known, overlaps.of(at)):
+        if found is None or self._together(found, known, overlaps.of(at)):
             return Start(found, known)
         base, shared = self.kept.standing(adapter, ids)
+        if 2 * shared < known and not self._in_use:
+            return Start(found, known)
         return Start(base, shared, found, known) if shared < known else Start(base, shared)
 
+    def again(self, generation: Generation, batch: CascadeBatch) -> Iterator[tuple[int, Callable[[], Start]]]:
+        """Where a row of `batch` may go on in another: how many tokens it would share there, and the start that does it."""
+        ids = as_array(generation.job.ids + generation.written)
+        if len(ids) != generation.computed + 1:
+            return  # it has yet to read more than the token that was chosen last
+        base, shared = self.kept.standing(generation.adapter, ids)
+        yield shared, lambda: Start(base, shared, batch.taken(generation), generation.computed)
+        if (start := self.kept_of(generation)) is not None:
+            yield start.shared, lambda: start
+
     def kept_of(self, generation: Generation) -> Start | None:
-        """Where a row may go on behind what was kept of it; None where that is not nearly all, or many stand elsewhere."""
+        """What a row may stand behind of what was kept of it; None where that is not nearly all, or many stand elsewhere."""
         ids = as_array(generation.job.ids + generation.written)
         found, known = self.kept.match(generation.adapter, ids)
         return Start(found, known) if len(ids) - known <= _AGAIN and self._in_use <= _FEW else None
