@@ -42,10 +42,12 @@ def check_examples(examples: Any, name: str, *, allow_empty: bool = False, input
 
 def example_keys(examples: Sequence[dspy.Example]) -> list[str]:
     """One stable key an example, by content; repeats of an example are numbered, so each has its own run."""
-    return numbered(
-        fingerprint([sorted((k, stable(v)) for k, v in example.items()), sorted(example.inputs().keys())])
-        for example in examples
-    )
+    return numbered(contents_of(examples))
+
+
+def contents_of(examples: Iterable[dspy.Example]) -> list[str]:
+    """What each example is known by, whatever its place: the part of its key that equal ones share."""
+    return [fingerprint([sorted((k, stable(v)) for k, v in e.items()), sorted(e.inputs().keys())]) for e in examples]
 
 
 def numbered(contents: Iterable[str]) -> list[str]:
@@ -60,8 +62,10 @@ def numbered(contents: Iterable[str]) -> list[str]:
 
 def others_than(examples: Sequence[dspy.Example], known: Sequence[dspy.Example]) -> list[dspy.Example]:
     """Those of `examples` whose content none of the `known` ones has."""
-    contents = set(map(content_of, example_keys(known)))
-    return [e for e, key in zip(examples, example_keys(examples), strict=True) if content_of(key) not in contents]
+    if not examples or not known:
+        return list(examples)
+    contents = set(contents_of(known))
+    return [e for e, content in zip(examples, contents_of(examples), strict=True) if content not in contents]
 
 
 def parts_of(key: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from pydantic.errors import PydanticUserError
 from ..errors import DataError
 from ..evaluation import call_metric
 from ..evaluation.metrics import Metric
-from .examples import content_of, example_keys
+from .examples import contents_of
 from .trace import Step, Trace, described
 
 
@@ -50,7 +50,7 @@ def current(
     fitted = fitted_to(traces, predictors)
     if metric is None:
         return fitted
-    known = {content_of(key): example for key, example in zip(example_keys(examples), examples, strict=True)}
+    known = dict(zip(contents_of(examples), examples, strict=True))
     return [_rescored(trace, known.get(trace.example), metric, predictors) for trace in fitted]
 
 

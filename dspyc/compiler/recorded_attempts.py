@@ -8,7 +8,7 @@ import dspy
 from ..errors import DataError
 from ..evaluation.metrics import Metric
 from .attempts import Attempt
-from .examples import content_of, example_keys
+from .examples import contents_of
 from .fitted_traces import current
 from .trace import DSPyTrace, PredictorNames, Trace
 
@@ -29,7 +29,7 @@ def recorded_attempts(
     Raises:
         DataError: No trace is of one of the examples, or one gave a predictor what it does not take.
     """
-    keys = [content_of(key) for key in example_keys(examples)]
+    keys = contents_of(examples)
     known = set(keys)
     of_these = [trace for trace in traces if trace.example in known]
     if not of_these:

@@ -33,9 +33,9 @@ class SearchReport(RunReport):
     """Figures of one search, besides those of its run.
 
     `validation` says which examples chose; the winner's score on them is flattered, as the best of many is. `final` is its
-    score on examples that the search did not use, which `final_on` names, or why there is none; a
-    budget that is spent in that score alone leaves it of a part of them, and the search was not `stopped`. `replayed` and
-    `cost` are as in a CompileReport.
+    score on examples that the search did not use, which `final_on` names, or why there is none; a budget that is spent in
+    that score alone leaves it of a part of them, and the search was not `stopped`. `replayed` and `cost` are as in a
+    CompileReport.
     """
 
     winner: int

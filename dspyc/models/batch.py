@@ -293,9 +293,8 @@ class CascadeBatch:
             everyone = len(members) == 1
             shared, mask = max(self._rows[at].start.shared for at in rows), None
             rows = list(range(len(self._rows))) if everyone else rows
-            lengths = [
-                min(self._rows[at].start.shared, shared) for at in rows
-            ]  # rows of a span may stand behind another
+            # Rows of a span may stand behind another.
+            lengths = [min(self._rows[at].start.shared, shared) for at in rows]
             if prefix is not None and min(lengths) < shared:
                 ends = torch.tensor(lengths, device=self._device)
                 hidden = torch.arange(shared, device=self._device) >= ends[:, None]

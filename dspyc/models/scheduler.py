@@ -230,9 +230,8 @@ class Scheduler:
         return self._runners[worn]
 
     def _wearing(self, adapter: str | None) -> Wearing:
-        if adapter is None or adapter in self._adapters:
-            return self._adapters.routed
-        return lambda owners: self._special.wearing(adapter)
+        worn = self._apart(adapter)
+        return self._adapters.routed if worn is None else lambda owners: self._special.wearing(worn)
 
     def _join_long(self, joining: list[Generation]) -> list[Generation]:
         """Begin what may outgrow the model's short texts, each by itself; the others are left."""

@@ -13,7 +13,7 @@ import dspy
 
 from ..compiler.bootstrap import observe
 from ..compiler.demos import spread
-from ..compiler.examples import content_of, example_keys, numbered
+from ..compiler.examples import contents_of, numbered
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
 from ..compiler.recording import Subject
@@ -48,7 +48,7 @@ class CandidateMaker:
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.train, self.labeled_sample = train, labeled_sample
-        self._contents = {id(e): content_of(key) for e, key in zip(train, example_keys(train), strict=True)}
+        self._contents = dict(zip(map(id, train), contents_of(train), strict=True))
         self._likeness = Likenesses()
         self.max_errors = errors_allowed(options.max_errors)
         self.ahead = True

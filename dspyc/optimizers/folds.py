@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import dspy
 
@@ -26,7 +27,7 @@ class Folds:
     final: list[dspy.Example]
     final_name: str
 
-    @property
+    @cached_property
     def spare(self) -> list[dspy.Example]:
         """The training examples that do not choose: without a final fold, those that may say what the choice is worth."""
         return others_than(self.train, self.validation)

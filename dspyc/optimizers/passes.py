@@ -9,7 +9,7 @@ import dspy
 from ..compiler.bootstrap import bootstrap, observe
 from ..compiler.calls import Workers
 from ..compiler.dataset import Dataset, Target, from_labels, from_traces
-from ..compiler.examples import content_of, example_keys
+from ..compiler.examples import contents_of, example_keys
 from ..compiler.fitted_traces import current
 from ..compiler.ledger import Ledger
 from ..compiler.trace import Trace
@@ -55,7 +55,7 @@ class Passes:
     ) -> Dataset:
         """Rows of runs that were recorded before."""
         o, self.taught = self.options, True
-        kept_aside = set(map(content_of, example_keys(held_out)))
+        kept_aside = set(contents_of(held_out))
         named = {name: target.predictor for name, target in targets.items()}
         usable = [trace for trace in traces if trace.example not in kept_aside]
         return self._rows(current(usable, train, named, o.metric), targets)

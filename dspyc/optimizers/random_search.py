@@ -80,8 +80,8 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         executor: "threads", or "ray" for requests by the workers of a Ray cluster, as in BootstrapFewShot.
         run_dir: The folder of the ledger; the same compile in the same folder resumes with no call repeated, and one that
             was finished takes its scores from there unless the metric's source, or DSPy's language model or adapter, which a
-            metric may judge with, has changed. Default: a folder named after
-            the compile under `$DSPYC_HOME`, else `~/.cache/dspyc`.
+            metric may judge with, has changed. Default: a folder named after the compile under `$DSPYC_HOME`, else
+            `~/.cache/dspyc`.
         seed: Of the race's order and of the examples that are kept aside. Candidates are numbered, and shuffled, as DSPy's.
         show_progress: Whether a live view is drawn on a terminal or notebook.
     """
@@ -366,8 +366,8 @@ def _told(lane: Lane, maker: CandidateMaker, winner: Lane) -> CandidateReport:
 
 def _final_name(folds: Folds, final: list[Trace], refused: BudgetError | None, *, raced: bool) -> str:
     if final:
-        part = f"{len(final)} of {folds.final_name}, before the budget was spent"
-        return folds.final_name if refused is None else part
+        name = folds.final_name
+        return name if refused is None else f"{len(final)} of {name}, before the budget was spent"
     if refused is not None:
         return "the budget was spent"
     return "every training example had a part in it; pass a `testset`" if raced else "pass a `testset`"
