@@ -492,18 +492,20 @@ def test_a_budget_that_ends_in_the_final_score_leaves_that_of_the_runs_before(tm
         return report, lm.engine.asked
 
     whole, asked = compiled("whole")
-    needed = len(asked) - len(TEST)
-    part, first = compiled("part", Budget(calls=needed + 3))
+    # Which runs of the race are under way when it is decided differs by some from one search to another.
+    budget = Budget(calls=len(asked) - len(TEST) // 2)
+    part, first = compiled("part", budget)
     assert part.candidates == whole.candidates
-    assert part.final.examples == 3
-    assert part.final_on == "3 of 50 examples of `testset`, before the budget was spent"
+    assert 10 < part.final.examples < 40
+    assert part.final_on == f"{part.final.examples} of 50 examples of `testset`, before the budget was spent"
     assert part.stopped is None
     assert "not finished" not in part.conclusion
-    again, nothing = compiled("part", Budget(calls=needed + 3))
+    again, nothing = compiled("part", budget)
     assert nothing == []
     assert (again.final, again.final_on, again.stopped) == (part.final, part.final_on, None)
     finished, rest = compiled("part")
-    assert sorted(first[needed:] + rest) == sorted(e.question for e in TEST)  # no run of the race among them
+    tested = [e.question for e in TEST]
+    assert sorted([q for q in first if q in tested] + rest) == sorted(tested)  # no run of the race among them
     assert finished.final == whole.final
 
 
