@@ -54,6 +54,10 @@ class Flaky(BaseHTTPRequestHandler):
             fault = ""
         if fault == "timeout" and number != TIMED_OUT:
             fault = "500"
+        with self.lock:  # before the answer, behind which a test may look
+            self.faults[fault] += 1
+            self.answered[str(body["messages"][-1]["content"])] += fault == ""
+            Flaky.by_fallback += fault in ("", "garbage") and again
         if fault == "429":
             self.answer("busy", 429, {"Retry-After": "0.02"})
         elif fault == "500":
@@ -78,11 +82,6 @@ class Flaky(BaseHTTPRequestHandler):
                     "usage": usage,
                 }
             )
-            with self.lock:
-                self.answered[str(body["messages"][-1]["content"])] += fault == ""
-                Flaky.by_fallback += again
-        with self.lock:
-            self.faults[fault] += 1
 
     def answer(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body if status == 200 else {"error": {"message": body}}).encode()

@@ -73,7 +73,7 @@ def test_time_that_is_over_leaves_what_was_learned_to_be_compared_in_the_next_si
     clock = time.monotonic
 
     def slow(inputs: dict[str, str]) -> dict[str, Any]:
-        if teacher_lm.engine.calls == 12:
+        if teacher_lm.engine.calls >= 12:
             monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)  # an hour later
         return desk.expert(inputs)
 

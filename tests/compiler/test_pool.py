@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -250,7 +251,8 @@ def answer(inputs):
     if mine > 9:
         os.write(1, b"asked\\n")
         interrupted.wait()
-        time.sleep(0.3 if mine == 10 else 60)  # a provider that takes its time
+        while mine > 10 or not ledger.stopped:  # one answers while the run is being left, the others never
+            time.sleep(0.001)
     return desk.expert(inputs)
 
 def interrupt(*_):
@@ -292,10 +294,12 @@ def test_threads_run_what_is_submitted_in_order_and_forget_what_has_not_begun() 
     assert gate.done()
     with pytest.raises(json.JSONDecodeError):
         failing.result()
-    slow = threads.submit(time.sleep, 0.05)
+    over = threading.Event()
+    slow = threads.submit(over.wait, 60)
     while not slow.running():
         time.sleep(0.001)
     waiting = threads.submit(json.dumps, 1)
+    waiting.add_done_callback(lambda _: over.set())
     threads.end(abandon=False)
     assert slow.done()
     assert waiting.cancelled()

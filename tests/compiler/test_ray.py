@@ -1,5 +1,6 @@
 """Ray: a local cluster of two workers asks a real server, and the result is that of threads."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -54,6 +54,8 @@ class Server(BaseHTTPRequestHandler):
         text = f"[[ ## answer ## ]]\n{share(asked) < 0.5}\n\n[[ ## completed ## ]]"
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        with self.lock:  # before the answer, behind which a test may look
+            self.answered[asked] += status == 200
         told = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
         data = json.dumps(told if status == 200 else {"error": {"message": f"refused for {KEY}"}}).encode()
         self.send_response(status)
@@ -61,8 +63,6 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-        with self.lock:
-            self.answered[asked] += status == 200
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +134,26 @@ def test_a_search_finds_the_same_with_the_same_ledger(cluster: str, address: str
     assert Server.answered == answered
 
 
+def workers() -> set[int]:
+    """The process ids of the actors that ask."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "_Worker" in " ".join([process.name(), *process.cmdline()]):
+                found.add(process.pid)
+    return found
+
+
 def test_a_worker_that_is_killed_is_an_event_and_its_requests_are_made_again(
     cluster: str, address: str, tmp_path: Path
 ) -> None:
     def kill_one(number: int) -> int:
         if number == 9:
-            asking = [p for p in psutil.Process().children(recursive=True) if "ray::_Worker" in p.name()]
-            asking = asking or [
-                p for p in psutil.Process().children(recursive=True) if "_Worker" in " ".join(p.cmdline())
-            ]
-            os.kill(asking[0].pid, signal.SIGKILL)
+            os.kill(min(workers() - before), signal.SIGKILL)
         return 200
 
     with_threads = search(tmp_path / "threads", "threads").compile(program(address), **DATA)
+    before = workers()  # some of an earlier test may not have ended yet
     Server.count, Server.meet = itertools.count(1), staticmethod(kill_one)
     with_ray = search(tmp_path / "ray", "ray").compile(program(address), **DATA)
     assert found(tmp_path / "ray", with_ray) == found(tmp_path / "threads", with_threads)
@@ -192,15 +199,16 @@ def test_a_compile_that_was_ended_asks_nothing_again(cluster: str, address: str,
         "search(Path(sys.argv[1]), 'ray').compile(program(sys.argv[2]), **DATA)"
     )
     recorded = 0
-    for kind, requests in ((signal.SIGINT, 15), (signal.SIGKILL, 30)):
-        reached = threading.Event()
-        Server.meet = staticmethod(lambda number, requests=requests, reached=reached: hold(number >= requests, reached))
+    for kind in (signal.SIGINT, signal.SIGKILL):
+        Server.count, reached, ended = itertools.count(1), threading.Event(), threading.Event()
+        Server.meet = staticmethod(lambda number, reached=reached, ended=ended: hold(number >= 15, reached, ended))
         asking = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path), address], env={**os.environ, "RAY_ADDRESS": cluster}
         )
-        assert reached.wait(60)
+        assert reached.wait(300)
         asking.send_signal(kind)
-        asking.wait(10)
+        asking.wait(120)
+        ended.set()
         before, recorded = recorded, len(read_run(tmp_path).call_keys())
         assert recorded > before
     Server.meet = staticmethod(lambda number: 200)
@@ -209,10 +217,10 @@ def test_a_compile_that_was_ended_asks_nothing_again(cluster: str, address: str,
     assert sum(Server.answered.values()) - len(Server.answered) <= 2 * 4  # those under way at each end
 
 
-def hold(late: bool, reached: threading.Event) -> int:
+def hold(late: bool, reached: threading.Event, ended: threading.Event) -> int:
     if late:
         reached.set()
-        time.sleep(0.1)
+        ended.wait(300)
     return 200
 
 

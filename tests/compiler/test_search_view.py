@@ -43,7 +43,7 @@ def drawn(shown: Picture, width: int = 120) -> str:
 def test_a_picture_has_candidates_calls_and_the_time_that_remains(tmp_path: Path) -> None:
     pictures: list[str] = []
     run(tmp_path, [0.2, 0.9, 0.5], watch=lambda race: pictures.append(drawn(picture(race, 10.0))))
-    assert "s more" in pictures[10]
+    assert any("s more" in shown for shown in pictures[:-1])
     assert "calls" in pictures[10]
     assert "2 out" in pictures[-1]
     assert "100 of 100" in pictures[-1]

@@ -562,7 +562,7 @@ def test_memory_can_be_asked_while_requests_run(tmp_path: Path, quick_turns: Non
             assert 0 < prefixes <= model.memory.plan.prefixes
             assert adapters == adapter > 0
             assert 0 < batch <= model.memory.plan.batch
+    single.replies(folder, single.greedy([5], 1))  # after which what was to be forgotten is
     held, scheduler = model.memory, model._scheduler
     assert held.prefixes == sum(prefix.bytes for prefix in scheduler._starts.kept)
-    single.replies(folder, single.greedy([5], 1))
     assert model.memory.adapters == 0

@@ -136,7 +136,8 @@ def test_a_score_that_is_enough_ends_the_search_while_candidates_are_being_made(
 
     def compile(enough: int | None) -> None:
         teacher = student(dspyc.ScriptedLM(slow if enough else added))
-        compiled = search(tmp_path / str(enough), race=False, stop_at_score=enough, num_threads=2).compile(
+        settings = {"race": False, "stop_at_score": enough, "num_threads": 2, "num_candidate_programs": 40}
+        compiled = search(tmp_path / str(enough), **settings).compile(
             student(dspyc.ScriptedLM(added)), teacher=teacher, trainset=TRAIN, valset=VALIDATION[:4]
         )
         found.append((compiled.report.winner, teacher.lm.engine.calls))
@@ -145,7 +146,7 @@ def test_a_score_that_is_enough_ends_the_search_while_candidates_are_being_made(
     for enough in (80, None):
         compiling = threading.Thread(target=compile, args=(enough,), daemon=True)
         compiling.start()
-        compiling.join(timeout=30)
+        compiling.join(timeout=120)
     assert [winner for winner, _ in found] == [-3, -3]
     assert found[0][1] < found[1][1]  # the other candidates were not made whole
 
@@ -159,7 +160,9 @@ def test_the_race_finds_the_same_winner_with_fewer_calls(tmp_path: Path) -> None
     compiled = search(tmp_path / "b").compile(student(raced), trainset=TRAIN, valset=VALIDATION, testset=TEST)
     assert compiled.report.winner == all_of_them.candidate_programs[0]["seed"]
     assert [dict(demo) for demo in compiled.demos] == [dict(demo) for demo in all_of_them.demos]
-    assert len(raced.engine.asked) - len(TEST) < len(full.engine.asked) / 2
+    judged = sum(candidate.score.examples for candidate in compiled.report.candidates)
+    assert judged < len(all_of_them.candidate_programs) * len(VALIDATION) / 2
+    assert len(raced.engine.asked) - len(TEST) < len(full.engine.asked)  # with what was begun ahead of a look
     best = compiled.report.best
     assert (best.ended, best.score.examples) == ("won", len(VALIDATION))
     assert compiled.candidate_programs[0]["score"] == all_of_them.candidate_programs[0]["score"]
@@ -405,13 +408,14 @@ def test_a_search_that_was_killed_goes_on_with_the_answers_that_it_had(tmp_path:
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     here = Path(__file__).parent.parent.parent
     assert subprocess.run(command, check=False, cwd=here).returncode == -signal.SIGKILL
+    before = len(read_run(tmp_path).call_keys())
+    assert before > 60
     resumed, fresh = simulated_lm(), simulated_lm()
     one = search(tmp_path).compile(student(resumed), trainset=TRAIN, valset=VALIDATION)
     two = search(tmp_path / "fresh").compile(student(fresh), trainset=TRAIN, valset=VALIDATION)
     assert one.report.candidates == two.report.candidates
-    # The kill loses the calls that were under way; what is begun ahead of a look may be other runs than the first time.
-    looks, threads = 4, 8
-    assert len(resumed.engine.asked) <= len(fresh.engine.asked) - 120 + threads * (1 + looks)
+    new = len(read_run(tmp_path).call_keys()) - before
+    assert new <= len(resumed.engine.asked) <= new + 8  # threads, of which two may ask the same at once
 
 
 INTERRUPTED = """
