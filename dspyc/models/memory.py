@@ -1,7 +1,6 @@
 """What a model takes of a device's memory: planned before its weights are read, and reported while it runs."""
 
 import gc
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,17 +68,9 @@ def plan(path: Path, device: str, dtype: str) -> MemoryPlan:
 
 def weight_bytes(path: Path, dtype: torch.dtype) -> int:
     """The bytes of all tensors of the model in a folder as `dtype`, from its files' headers."""
-    numbers = 0
-    for file in weights.weight_files(path):
-        numbers += sum(math.prod(tensor["shape"]) for name, tensor in _header(file).items() if name != "__metadata__")
+    files = weights.weight_files(path)
+    numbers: int = sum(math.prod(tensor["shape"]) for file in files for tensor in weights.tensors_in(file).values())
     return numbers * dtype.itemsize
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors; the file itself, which may be larger than memory, is not mapped."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        return dict(json.loads(opened.read(length)))
 
 
 def free_caches() -> None:

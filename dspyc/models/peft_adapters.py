@@ -15,6 +15,7 @@ import torch
 
 from ..errors import ModelError
 from .lora import KEY, PLAIN_STARTS
+from .weights import tensors_in
 
 _PREFIX = "base_model.model."
 _REFUSED = {
@@ -41,7 +42,6 @@ class PeftAdapters:
             ModelError: It does not fit the base, or is of a kind that cannot share one; nothing has changed then.
         """
         from peft import LoraConfig, PeftModel
-        from safetensors import safe_open
 
         try:
             config = LoraConfig.from_pretrained(str(folder))
@@ -52,8 +52,7 @@ class PeftAdapters:
                         hint="Train one without that setting.",
                     )
             config.inference_mode = True
-            with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-                keys = list(opened.keys())
+            keys = list(tensors_in(folder / "adapter_model.safetensors"))
             twin = self._twin(config, keys)
             worn = PeftModel(twin, config)
             tensors = dict(twin.named_parameters(remove_duplicate=False))

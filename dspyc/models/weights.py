@@ -109,6 +109,17 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     return [folder / name for name in sorted(set(shards.values()))]
 
 
+def tensors_in(file: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of each tensor: `dtype`, such as "F32", and `shape`. The file, which may be larger than
+    memory, is not mapped.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        found: dict[str, dict[str, Any]] = json.loads(opened.read(length))
+    found.pop("__metadata__", None)
+    return found
+
+
 def check(model: str | Path, adapter: str | Path | None = None) -> None:
     """Read the headers of all files of a model, and of the adapter on it, without loading the weights.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ModelError
+from ..models.weights import tensors_in
 from .config import TrainingConfig
 
 _ITS_OWN = "lora_rank, lora_alpha, target_modules, freeze_ratio, use_rslora, use_dora"
@@ -75,12 +76,9 @@ def _short(modules: list[str], layers: int | None, frozen: Any) -> tuple[str, ..
 
 def _adapted(folder: Path) -> set[str]:
     """The full names of the modules that the adapter's weights are for."""
-    from safetensors import safe_open
-
     if not (file := folder / "adapter_model.safetensors").is_file():
         return set()
-    with safe_open(file, framework="pt") as opened:
-        return {name.partition(".lora_")[0] for name in opened.keys() if ".lora_" in name}  # noqa: SIM118
+    return {name.partition(".lora_")[0] for name in tensors_in(file) if ".lora_" in name}
 
 
 def _are(modules: set[str], named: list[str]) -> bool:

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 
 from ..errors import ConfigError, ModelError
 from ..files import write_json
-from ..models.weights import device_of, identity, load_model, weight_files
+from ..models.weights import device_of, identity, load_model, tensors_in, weight_files
 from .config import TrainingConfig
 from .precision import frozen_dtype
 
@@ -246,15 +246,11 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of most of the numbers in the safetensors files that loading reads."""
-    from safetensors import safe_open
-
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     counts = dict.fromkeys(names, 0)
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 (an opened file is no dict)
-                part = opened.get_slice(key)
-                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + math.prod(part.get_shape())
+        for tensor in tensors_in(file).values():
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     kind = max(names, key=lambda name: counts[name])
     if not counts[kind]:
         raise ModelError(f"The weights in {folder} are in none of {', '.join(names)}; they cannot be trained.")
