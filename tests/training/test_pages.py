@@ -1,4 +1,4 @@
-"""A step on a CPU finds its memory where the step before left it."""
+"""A step on a CPU finds its memory where the step before left it, and a process that only trains never loads DSPy."""
 
 import itertools
 import json
@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # In a process of its own: what glibc gives back depends on what was freed before.
 STEPS = """
 import json, resource, sys
+sys.modules["dspy"] = None  # it cannot be imported: without it such a process starts a second sooner, and is smaller
+import dspyc.cli.train, dspyc.training.merging
 from dspyc.training import Callback, TrainingConfig, train
 
 class Pages(Callback):
@@ -28,11 +28,11 @@ print(json.dumps(Pages.counted))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other heaps give pages back by other rules")
-def test_a_step_asks_the_system_for_hardly_any_page(tmp_path: Path) -> None:
+def test_a_process_that_only_trains_needs_no_dspy_and_a_step_hardly_any_page(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STEPS, str(tmp_path / "run")]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300)
     counted = json.loads(done.stdout)
     asked = [after - before for before, after in itertools.pairwise(counted)]
     assert len(asked) == 7
-    assert statistics.median(asked) < 200  # 1,500 where glibc is left alone
+    if platform.libc_ver()[0] == "glibc":  # other heaps give pages back by other rules
+        assert statistics.median(asked) < 200  # 1,500 where glibc is left alone
