@@ -25,9 +25,10 @@ settings.register_profile("exploring", settings.get_profile("any machine"), dera
 settings.load_profile("any machine")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _libraries_are_no_garbage() -> None:
-    """Every training collects garbage, which took a third of a second for what the libraries hold.
+    """Every training collects garbage, which took a third of a second for what the libraries hold; more of them are loaded
+    with each module.
 
     In workers alone, which come to import all of them.
     """
