@@ -443,7 +443,7 @@ def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
 
 def test_a_server_that_hangs_is_asked_again(server: OpenAIServer) -> None:
     class Impatient(OpenAIProvider):
-        timeout = 0.2
+        timeout = 1.0  # in which the server makes the job, at the least
 
     provider = Impatient({"api_base": server.url}, {"api_key": KEY}, polling=QUICK)
     creating, create = server.hold(f"POST {JOBS}", after=True)
@@ -458,6 +458,7 @@ def test_a_server_that_hangs_is_asked_again(server: OpenAIServer) -> None:
 
 
 def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServer) -> None:
+    server.polls = None
     job = start(server)
     server.key = "sk-canary-another-key"
     for ask in (job.status, job.events, job.metrics, job.cancel, lambda: job.result(60)):
@@ -469,12 +470,14 @@ def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServe
 
 def test_a_job_that_never_ends(server: OpenAIServer) -> None:
     server.polls = None
-    job = start(server, timeout=0.2)
+    job = start(server)
     with pytest.raises(TimeoutError, match="after 0 s; it goes on"):
         job.result(timeout=0)
+    limited = start(server, timeout=0.2)
     with pytest.raises(TrainingError, match="after its timeout"):
-        job.result(60)
-    assert start(server).remote_id == job.remote_id
+        limited.result(60)
+    assert start(server).remote_id == limited.remote_id == job.remote_id
+    assert job.cancel()
 
 
 def test_a_job_is_waited_for_again_after_its_timeout_or_an_outage(server: OpenAIServer) -> None:
@@ -517,6 +520,7 @@ def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) 
 
 
 def test_an_unknown_job_and_an_unsupported_model(server: OpenAIServer) -> None:
+    server.polls = None
     with pytest.raises(ProviderError, match="not available for fine-tuning"):
         start(server, model="openai/unknown")
     job = start(server)
