@@ -80,6 +80,7 @@ def created(server: OpenAIServer) -> int:
 def test_a_job_ends_in_a_model_that_answers(server: OpenAIServer) -> None:
     lm = dspyc.LM(BASE, api_base=server.url, api_key=KEY, cache=False)
     assert isinstance(lm, dspy.LM)
+    lm.provider.polling = QUICK
     data = rows()
     job = lm.finetune(train_data=data, train_data_format=TrainDataFormat.CHAT, train_kwargs={"n_epochs": 2})
     tuned = job.result(timeout=60)
@@ -145,6 +146,7 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     base = server.url.removesuffix("/v1")
     lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=base, api_version="2024-10-21", cache=False)
+    lm.provider.polling = QUICK
     with pytest.raises(ConfigError, match="deployment"):
         lm.finetune(rows(), TrainDataFormat.CHAT, {})
     job = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"})
@@ -177,6 +179,7 @@ def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     server.polls = 0
     lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    lm.provider.polling = QUICK
     for seed, metadata in enumerate(({"team": "a"}, {})):
         given = {"deployment": "desk", "metadata": metadata, "seed": seed}
         lm.finetune(rows(), TrainDataFormat.CHAT, given).wait(60)
