@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,21 @@ class Started:
 
 @pytest.fixture
 def started(llama: Path, program: Path) -> Iterator[Started]:
-    found = Started(llama, program)
+    found, before = Started(llama, program), threading.enumerate()
     yield found
     for engine in found.engines:
         engine.close()
-    children = [p for p in psutil.Process().children(recursive=True) if str(SCRIPT.name) in " ".join(p.cmdline())]
-    assert children == []
-    assert not any(thread.name == "dspyc-server-log" for thread in threading.enumerate())
+    assert not any(is_server(process) for process in psutil.Process().children(recursive=True))
+    logs = [thread for thread in threading.enumerate() if thread.name == "dspyc-child-log" and thread not in before]
+    for thread in logs:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in logs)
+
+
+def is_server(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # it is gone meanwhile
+        return SCRIPT.name in " ".join(process.cmdline())
+    return False
 
 
 def seen(lm: dspy.LM) -> dict[str, Any]:
@@ -223,11 +232,12 @@ def test_one_that_ends_before_it_is_healthy(started: Started, tmp_path: Path, mo
     note = f"with open({str(starts)!r}, 'a') as file:\n    file.write('started ')\n"
     counted.write_text(started.program.read_text().replace("import runpy\n", f"import runpy\n{note}"))
     counted.chmod(started.program.stat().st_mode)
-    lm = started.lm("--die-at-start", program=counted)
+    lm, now = started.lm("--die-at-start", program=counted), int(CLOCK())  # whole, so that sums are exact
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with pytest.raises(ModelError, match="no room for the KV cache"):
         lm.engine.start()
-    for seconds, number in ((0, 1), (15, 1), (30, 2)):  # nobody waits for the same again while the failure is fresh
-        later(monkeypatch, seconds)
+    for seconds, number in ((0, 1), (29, 1), (30, 2)):  # nobody waits for the same again while the failure is fresh
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
         with pytest.raises(dspy.LMConfigurationError, match="before it was healthy"):
             lm("Hello")
         assert starts.read_text() == "started " * number

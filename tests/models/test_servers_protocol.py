@@ -46,7 +46,7 @@ def request_of(lm: dspy.LM, text: str, **config: Any) -> lm15.Request:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -184,24 +184,24 @@ def test_only_what_may_succeed_is_tried_again(server: Running) -> None:
 
 
 def test_a_server_that_does_not_answer_in_time(server: Running) -> None:
-    lm = LocalLM("base", server=server.address, cache=False, num_retries=0, server_options={"request_timeout": 0.3})
+    lm = LocalLM("base", server=server.address, cache=False, num_retries=0, server_options={"request_timeout": 1})
     before = server.seen()["gone"]
-    with pytest.raises(dspy.LMTimeoutError, match=r"within 0\.3 s"):
+    with pytest.raises(dspy.LMTimeoutError, match="within 1 s"):
         lm("hang")
     until(lambda: len(server.seen()["gone"]) > len(before))  # the server was told, and can stop
 
 
 def test_a_cancelled_task_cancels_its_request(lm: dspy.LM, server: Running) -> None:
-    before = len(server.seen()["gone"])
+    before = server.seen()
 
     async def impatient() -> None:
         task = asyncio.create_task(lm.acall("hang"))
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(until, lambda: len(server.seen()["seen"]) > len(before["seen"]))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(impatient())
-    until(lambda: len(server.seen()["gone"]) > before)
+    until(lambda: len(server.seen()["gone"]) > len(before["gone"]))
 
 
 def test_a_stream_arrives_piece_by_piece(lm: dspy.LM) -> None:

@@ -14,6 +14,7 @@ import dspy
 
 import dspyc
 from dspyc.providers import attach
+from dspyc.providers.polling import Polling
 from tests.forks import FORKS
 
 for name in ("litellm", "boto3", "databricks.sdk", "google.genai", "openai"):  # before processes are forked
@@ -24,7 +25,9 @@ for name in ("litellm", "boto3", "databricks.sdk", "google.genai", "openai"):  #
 def compile_program(model: str, settings: dict[str, Any], train_kwargs: dict[str, Any], run_dir: str) -> dspy.Module:
     """A program that answers "yes", once its model is tuned."""
     program = dspy.Predict("question -> answer")
-    program.set_lm(dspyc.LM(model, cache=False, num_retries=0, **settings))
+    lm = dspyc.LM(model, cache=False, num_retries=0, **settings)
+    lm.provider.polling = Polling(first=0.01, most=0.05)
+    program.set_lm(lm)
     examples = [dspy.Example(question=f"Is {i} a number?", answer="yes").with_inputs("question") for i in range(14)]
     optimizer = dspyc.BootstrapFinetune(
         metric=lambda example, prediction, trace=None: prediction.answer == example.answer,

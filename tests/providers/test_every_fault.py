@@ -190,6 +190,7 @@ def test_a_job_that_never_ends(case: Case, server: HttpServer) -> None:
 
 @every_provider
 def test_a_job_that_the_provider_does_not_know(case: Case, server: HttpServer) -> None:
+    server.polls = None
     job = finetune(case, server)
     server.jobs.clear()
     for ask in (job.status, job.cancel, lambda: job.result(60)):

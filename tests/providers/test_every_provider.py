@@ -77,7 +77,7 @@ def test_an_order_at_another_address_is_another_job_and_each_is_asked_at_its_own
         address, version = server.url.removesuffix("/v1"), "/v1" if case.name in ("openai", "together") else ""
         monkeypatch.setenv(PLACES[case.name], address + version)
         lm = dspyc.LM(case.model)
-        lm.provider.polling = Polling(first=0.2, most=0.2)
+        lm.provider.polling = Polling(first=0.02, most=0.02)
         job = lm.finetune(ROWS, TrainDataFormat.CHAT, case.train_kwargs)
         assert isinstance(job, RemoteJob)
         return job

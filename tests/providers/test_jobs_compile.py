@@ -18,6 +18,7 @@ from dspyc.compiler import Ledger
 from dspyc.errors import ConfigError, LedgerError, ModelError, TrainingError
 from dspyc.providers import forget
 from dspyc.providers.openai import OpenAIProvider
+from dspyc.providers.polling import Polling
 
 from .openai_server import KEY, OpenAIServer
 
@@ -39,6 +40,7 @@ class TrainingServer(OpenAIServer):
 
         rows = [json.loads(line) for line in content.splitlines()]
         settings = {"num_train_epochs": 20, "learning_rate": 3e-3, "batch_size": 16, "show_progress": False}
+        settings |= {"validation_fraction": 0, "save_steps": 1000}
         job = self.models["dspyc-tiny"].finetune(
             rows, TrainDataFormat.CHAT, {**settings, "output_dir": str(self.folder / "weights")}
         )
@@ -70,7 +72,9 @@ class Sort(dspy.Signature):  # type: ignore[misc]
 
 def student(server: OpenAIServer) -> dspy.Module:
     program = dspy.Predict(Sort)
-    program.set_lm(dspyc.LM("openai/dspyc-tiny", api_base=server.url, cache=False, num_retries=0))
+    lm = dspyc.LM("openai/dspyc-tiny", api_base=server.url, cache=False, num_retries=0)
+    lm.provider.polling = Polling(first=0.01, most=0.05)
+    program.set_lm(lm)
     return program
 
 

@@ -80,6 +80,7 @@ def created(server: OpenAIServer) -> int:
 def test_a_job_ends_in_a_model_that_answers(server: OpenAIServer) -> None:
     lm = dspyc.LM(BASE, api_base=server.url, api_key=KEY, cache=False)
     assert isinstance(lm, dspy.LM)
+    lm.provider.polling = QUICK
     data = rows()
     job = lm.finetune(train_data=data, train_data_format=TrainDataFormat.CHAT, train_kwargs={"n_epochs": 2})
     tuned = job.result(timeout=60)
@@ -145,6 +146,7 @@ def test_azure_speaks_it_at_its_own_address(server: OpenAIServer, monkeypatch: p
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     base = server.url.removesuffix("/v1")
     lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=base, api_version="2024-10-21", cache=False)
+    lm.provider.polling = QUICK
     with pytest.raises(ConfigError, match="deployment"):
         lm.finetune(rows(), TrainDataFormat.CHAT, {})
     job = lm.finetune(rows(), TrainDataFormat.CHAT, {"deployment": "desk"})
@@ -177,6 +179,7 @@ def test_the_callers_metadata_is_sent_to_azure(server: OpenAIServer, monkeypatch
     monkeypatch.setenv("AZURE_API_KEY", KEY)
     server.polls = 0
     lm = dspyc.LM("azure/gpt-4.1-mini-2025-04-14", api_base=server.url.removesuffix("/v1"))
+    lm.provider.polling = QUICK
     for seed, metadata in enumerate(({"team": "a"}, {})):
         given = {"deployment": "desk", "metadata": metadata, "seed": seed}
         lm.finetune(rows(), TrainDataFormat.CHAT, given).wait(60)
@@ -443,7 +446,7 @@ def test_a_server_that_dies_is_said_to_be_gone(server: OpenAIServer) -> None:
 
 def test_a_server_that_hangs_is_asked_again(server: OpenAIServer) -> None:
     class Impatient(OpenAIProvider):
-        timeout = 0.2
+        timeout = 1.0  # in which the server makes the job, at the least
 
     provider = Impatient({"api_base": server.url}, {"api_key": KEY}, polling=QUICK)
     creating, create = server.hold(f"POST {JOBS}", after=True)
@@ -458,6 +461,7 @@ def test_a_server_that_hangs_is_asked_again(server: OpenAIServer) -> None:
 
 
 def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServer) -> None:
+    server.polls = None
     job = start(server)
     server.key = "sk-canary-another-key"
     for ask in (job.status, job.events, job.metrics, job.cancel, lambda: job.result(60)):
@@ -469,12 +473,14 @@ def test_expired_credentials_are_not_taken_for_a_missing_job(server: OpenAIServe
 
 def test_a_job_that_never_ends(server: OpenAIServer) -> None:
     server.polls = None
-    job = start(server, timeout=0.2)
+    job = start(server)
     with pytest.raises(TimeoutError, match="after 0 s; it goes on"):
         job.result(timeout=0)
+    limited = start(server, timeout=0.2)
     with pytest.raises(TrainingError, match="after its timeout"):
-        job.result(60)
-    assert start(server).remote_id == job.remote_id
+        limited.result(60)
+    assert start(server).remote_id == limited.remote_id == job.remote_id
+    assert job.cancel()
 
 
 def test_a_job_is_waited_for_again_after_its_timeout_or_an_outage(server: OpenAIServer) -> None:
@@ -517,6 +523,7 @@ def test_a_job_cancelled_here_and_one_cancelled_elsewhere(server: OpenAIServer) 
 
 
 def test_an_unknown_job_and_an_unsupported_model(server: OpenAIServer) -> None:
+    server.polls = None
     with pytest.raises(ProviderError, match="not available for fine-tuning"):
         start(server, model="openai/unknown")
     job = start(server)

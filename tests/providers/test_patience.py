@@ -62,6 +62,7 @@ def test_what_the_caller_waits_for_is_asked_a_few_times() -> None:
         calls.append("asked")
         raise TransientError("busy")
 
+    patient = FireworksProvider(polling=Polling(first=0.01, most=0.02))
     with pytest.raises(TransientError, match="busy"):
-        patiently(PROVIDER, stop, retries=2)
+        patiently(patient, stop, retries=2)
     assert len(calls) == 3

@@ -1,9 +1,13 @@
 """examples/training_server.py as a provider; a whole compile through it is tutorials/03_providers.ipynb."""
 
+import os
+import runpy
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -13,16 +17,18 @@ from dspy.clients.utils_finetune import TrainDataFormat
 import dspyc
 from dspyc.errors import ProviderError
 from dspyc.providers import RemoteJob
+from dspyc.providers.polling import Polling
 from dspyc.providers.store import job_store
+
+from .compiling import Elsewhere
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "training_server.py"
 ROWS = [{"prompt": f"{i} plus {i}", "completion": str(2 * i)} for i in range(20)]
 
 
-@contextmanager
-def serving(*options: str) -> Iterator[str]:
-    """The address of a server of its own."""
-    command = [sys.executable, str(SCRIPT), "--with-parent", *options]
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    command = [sys.executable, str(SCRIPT), "--with-parent"]
     running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     yield running.stdout.readline().strip()
@@ -30,10 +36,33 @@ def serving(*options: str) -> Iterator[str]:
     assert running.returncode == 0
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving() as found:
-        yield found
+def serve(said: Path, *options: str) -> None:
+    with said.open("w") as sys.stdout:
+        sys.argv = [str(SCRIPT), *options]
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+@contextmanager
+def serving(said: Path, *options: str) -> Iterator[str]:
+    """The address of a server that is killed in the end; its process has imported everything when it begins."""
+    running = Elsewhere(serve, said, *options)
+    try:
+        while not (said.exists() and said.read_text().endswith("\n")):
+            assert running.process.is_alive()
+            time.sleep(0.02)
+        yield said.read_text().strip()
+    finally:
+        running.process.kill()
+        running.process.join()
+
+
+def free_port() -> int:
+    """One that stays free between two servers: who asks for any port gets one above 32,768."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_768):
+        with suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +73,9 @@ def environment(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def finetune(model: str = "openai/dspyc/tiny", times: int = 1, **kwargs: int | str) -> RemoteJob:
-    job = dspyc.LM(model, max_tokens=4).finetune(ROWS * times, TrainDataFormat.COMPLETION, kwargs)
+    lm = dspyc.LM(model, max_tokens=4)
+    lm.provider.polling = Polling(first=0.02, most=0.1)
+    job = lm.finetune(ROWS * times, TrainDataFormat.COMPLETION, kwargs)
     assert isinstance(job, RemoteJob)
     return job
 
@@ -68,12 +99,13 @@ def test_what_it_does_not_have_is_said() -> None:
 
 
 def test_a_server_that_was_started_again_gives_no_id_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with serving("--out", str(tmp_path / "out")) as first:
+    options = ("--out", str(tmp_path / "out"), "--port", str(free_port()))
+    with serving(tmp_path / "first", *options) as first:
         monkeypatch.setenv("OPENAI_BASE_URL", first)
         old = finetune(n_epochs=1, suffix="sums")
         old.result(60)
         old_file = old.record.facts["train"]
-    with serving("--out", str(tmp_path / "out"), "--port", first.rpartition(":")[2].removesuffix("/v1")) as second:
+    with serving(tmp_path / "second", *options) as second:
         assert second == first
         job = finetune(times=2, n_epochs=1, suffix="sums")
         tuned = job.result(60)

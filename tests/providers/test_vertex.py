@@ -62,7 +62,7 @@ def test_rows_become_a_model_at_its_endpoint(server: VertexServer) -> None:
 
 def test_an_answer_that_does_not_come_is_asked_for_again(server: VertexServer) -> None:
     class Impatient(VertexProvider):
-        timeout = 0.3
+        timeout = 1.0  # in which the server makes the job, at the least
 
     provider = Impatient({"vertex_project": "p", "vertex_location": "us-central1"}, polling=QUICK)
     creating, create = server.hold(CREATE, after=True)

@@ -21,7 +21,8 @@ from . import small
 from .launched import ROOT, environment
 from .test_processes import resumed
 
-COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1, "save_steps": 5}
+COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1}
+COMMON |= {"save_steps": 5, "save_total_limit": 3}  # at the kill of steps 3, 5 and 6: 5 needs its best one, which is 3
 SCRIPT = """
 import sys; from pathlib import Path; from tests.training import test_launching as t
 if __name__ == "__main__": t.run(Path(sys.argv[1]), Path(sys.argv[2]), 2)
@@ -63,13 +64,14 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     assert not psutil.wait_procs(started, timeout=90)[1]
     assert not (tmp_path / "two" / "result.json").exists()
 
-    two, one = (run(base, tmp_path / name, count) for name, count in (("two", 2), ("one", 1)))
+    two, one = run(base, tmp_path / "two", 2, resume_from=5), run(base, tmp_path / "one", 1)
     assert two.steps == one.steps == 30
     assert two.train_loss == pytest.approx(one.train_loss, rel=1e-3)
     assert two.validation_loss == pytest.approx(one.validation_loss, rel=1e-3)
     events = [event["step"] for event in read_events(tmp_path / "two" / "events.jsonl") if "loss" in event]
     assert events == list(range(1, 31))
-    assert resumed(tmp_path / "two") == [6]  # the best weights at the kill
+    assert resumed(tmp_path / "two") == [5]
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").glob("later-*")] == ["later-6"]
 
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}  # no copy of the rows is left
@@ -78,12 +80,8 @@ def test_a_killed_call_ends_its_processes_and_the_next_one_ends_where_one_proces
     started_now: list[Any] = []
     sys.addaudithook(lambda event, given: started_now.append(given[1]) if event == "subprocess.Popen" else None)
     subprocess.run([sys.executable, "-S", "-c", ""], check=True)
-    assert run(base, tmp_path / "two", 2) == two
+    assert run(base, tmp_path / "two", 2, resume_from=5) == two  # a run that went back there, and is finished
     assert started_now == [[sys.executable, "-S", "-c", ""]]  # what was started here, and nothing else
-
-    for _ in range(2):  # the second call finds a run that went back and is finished
-        assert run(base, tmp_path / "two", 2, resume_from=27).steps == 30
-    assert [path.name for path in (tmp_path / "two" / "checkpoints").glob("later-*")] == ["later-30"]
 
 
 def test_what_goes_wrong_in_the_processes_is_told(base: Path, tmp_path: Path) -> None:
