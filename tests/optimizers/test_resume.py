@@ -1,11 +1,8 @@
 """Real processes, really killed, and the same compile in another process: nothing is paid for twice."""
 
 import functools
-import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import dspyc
 from dspyc.training.events import read_events
+from tests.providers.compiling import Elsewhere
 
 from . import desk
 from .simulated import questions, right, simulated_lm
 
-COMPILE = """
-import json, sys
-from pathlib import Path
-from tests.optimizers.test_resume import compiled
-compiled(Path(sys.argv[1]), *json.loads(sys.argv[2]))
-"""
 CALLS = 30  # ten examples, three predictor calls each
 
 
@@ -56,10 +48,11 @@ def compiled(
     return {**facts, "model": program.name.lm.model, "rows": report.rows}
 
 
-def start(folder: Path, *arguments: Any) -> "subprocess.Popen[str]":
-    """The same compile in a process of its own, which is to be killed."""
-    command = [sys.executable, "-c", COMPILE, str(folder), json.dumps(arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def kill(folder: Path, *arguments: Any) -> None:
+    """The same compile in a process of its own, until it is killed."""
+    process = Elsewhere(compiled, folder, *arguments).process
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def answers(folder: Path) -> list[str]:
@@ -68,9 +61,7 @@ def answers(folder: Path) -> list[str]:
 
 def test_killed_while_bootstrapping_in_the_middle_of_an_example(tmp_path: Path) -> None:
     """The 18th call is the last of the sixth example: its first two calls are paid for and must not be made again."""
-    killed = start(tmp_path, 17)
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    kill(tmp_path, 17)
     assert len(answers(tmp_path)) == 17
     resumed = compiled(tmp_path)
     assert resumed["answered"] == CALLS - 17
@@ -87,9 +78,7 @@ def test_killed_while_training(tmp_path: Path) -> None:
     whole, folder, steps = tmp_path / "whole", tmp_path / "cut", 8
     whole.mkdir()
     folder.mkdir()
-    killed = start(folder, None, steps, 1, 5)
-    said = killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL, said
+    kill(folder, None, steps, 1, 5)
     assert not list((folder / "run").glob("training/*/result.json"))
     resumed = compiled(folder, steps=steps)
     assert resumed["answered"] == 0
@@ -101,9 +90,7 @@ def test_killed_while_training(tmp_path: Path) -> None:
 
 def test_killed_with_many_threads(tmp_path: Path) -> None:
     """What was in flight at the kill may be asked again, and nothing else."""
-    killed = start(tmp_path, 9, 2, 4)
-    said = killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL, said
+    kill(tmp_path, 9, 2, 4)
     assert len(answers(tmp_path)) == 9
     resumed = compiled(tmp_path, threads=4)
     assert resumed["paid"] == {"teacher": CALLS}
