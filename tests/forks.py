@@ -6,4 +6,6 @@ A session has one, and what is named to it last is all that it imports, so every
 import multiprocessing
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["dspyc.training.run", "tests.training.test_resume", "tests.providers.compiling"])
+FORKS.set_forkserver_preload(
+    ["dspyc.training.run", "dspyc.optimizers", "dspyc.cli", "tests.training.test_resume", "tests.providers.compiling"]
+)

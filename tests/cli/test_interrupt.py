@@ -1,12 +1,13 @@
 """Ctrl-C leaves a run that the same command resumes."""
 
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from .commands import dspyc, last_object
+from tests.providers.compiling import Elsewhere
+
+from .commands import SAID, dspyc, last_object, run_apart
 
 TEACHER = """
 import time
@@ -34,13 +35,13 @@ def test_ctrl_c_says_where_the_run_is_and_the_same_command_asks_nothing_twice(sh
     given += ["--train-kwargs", '{"method": "full", "max_steps": 1, "batch_size": 4}']
     asked = shop / "asked.txt"
 
-    command = [sys.executable, "-c", "from dspyc.cli import app; app()", *given]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=shop)
-    while first.poll() is None and (not asked.exists() or len(asked.read_text().splitlines()) < 3):
+    first = Elsewhere(run_apart, shop, *given).process
+    while first.is_alive() and (not asked.exists() or len(asked.read_text().splitlines()) < 3):
         time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=300)
-    assert first.returncode == 130, err
+    os.kill(first.pid, signal.SIGINT)
+    first.join(300)
+    out, err = ((shop / name).read_text() for name in SAID)
+    assert first.exitcode == 130, err
     assert "the same command goes on from built.run" in err
     assert "Traceback" not in err
     assert out == ""

@@ -3,18 +3,22 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from typer.testing import CliRunner, Result
 
 from dspyc.cli import app
 from dspyc.training.events import read_events
+from tests.providers.compiling import Elsewhere
 
 from ..training import small
+from .commands import SAID, run_apart
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--max-steps", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
@@ -195,30 +199,31 @@ def test_one_process_needs_no_launcher(work: Path) -> None:
     assert facts_of(train(*QUICK, "--launcher", "accelerate", "--num-processes", "1", "--json"))["steps"] == 2
 
 
-INTERRUPTED = """
-import os, runpy, signal
-from torch.optim.optimizer import register_optimizer_step_post_hook
-steps = []
-def interrupt(*_):
-    steps.append(1)
-    if len(steps) == 3:
-        os.kill(os.getpid(), signal.SIGINT)
-register_optimizer_step_post_hook(interrupt)
-runpy.run_module("dspyc", run_name="__main__", alter_sys=True)
-"""
+def interrupted(folder: Path, *arguments: str) -> None:
+    """The command, which gets Ctrl-C within its third step."""
+    steps: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    register_optimizer_step_post_hook(interrupt)
+    run_apart(folder, *arguments)
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(work: Path) -> None:
-    """The command gets Ctrl-C within its third step, and keeps that step."""
+    """It keeps the step that it was stopped in."""
     given = ["--max-steps", "8", "--batch-size", "1", "--precision", "fp32", "--device", "cpu", "--json"]
     given += ["--set", "save_steps=8", "--validation-fraction", "0"]
-    command = [sys.executable, "-c", INTERRUPTED, "train", "--data", "rows.jsonl", "--model", "base", "--out", "out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    stopped = subprocess.run([*command, *given], cwd=work, env=environment, capture_output=True, text=True)
-    assert stopped.returncode == 130, stopped.stderr
-    assert "the same command goes on from out" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert stopped.stdout == ""
+    command = ["train", "--data", "rows.jsonl", "--model", "base", "--out", "out", *given]
+    stopped = Elsewhere(interrupted, work, *command).process
+    stopped.join(300)
+    out, err = ((work / name).read_text() for name in SAID)
+    assert stopped.exitcode == 130, err
+    assert "the same command goes on from out" in err
+    assert "Traceback" not in err
+    assert out == ""
     assert not (work / "out" / "result.json").exists()
 
     assert facts_of(train(*given))["steps"] == 8

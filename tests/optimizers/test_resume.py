@@ -12,8 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import dspyc
 from dspyc.training.events import read_events
+from tests.providers.compiling import Elsewhere
 
-from ..providers.compiling import Elsewhere
 from . import desk
 from .simulated import questions, right, simulated_lm
 
@@ -48,11 +48,11 @@ def compiled(
     return {**facts, "model": program.name.lm.model, "rows": report.rows}
 
 
-def killed(folder: Path, *arguments: Any) -> bool:
-    """Whether the same compile was killed, in a process of its own."""
+def kill(folder: Path, *arguments: Any) -> None:
+    """The same compile in a process of its own, until it is killed."""
     process = Elsewhere(compiled, folder, *arguments).process
     process.join(300)
-    return process.exitcode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
 
 
 def answers(folder: Path) -> list[str]:
@@ -61,7 +61,7 @@ def answers(folder: Path) -> list[str]:
 
 def test_killed_while_bootstrapping_in_the_middle_of_an_example(tmp_path: Path) -> None:
     """The 18th call is the last of the sixth example: its first two calls are paid for and must not be made again."""
-    assert killed(tmp_path, 17)
+    kill(tmp_path, 17)
     assert len(answers(tmp_path)) == 17
     resumed = compiled(tmp_path)
     assert resumed["answered"] == CALLS - 17
@@ -78,7 +78,7 @@ def test_killed_while_training(tmp_path: Path) -> None:
     whole, folder, steps = tmp_path / "whole", tmp_path / "cut", 8
     whole.mkdir()
     folder.mkdir()
-    assert killed(folder, None, steps, 1, 5)
+    kill(folder, None, steps, 1, 5)
     assert not list((folder / "run").glob("training/*/result.json"))
     resumed = compiled(folder, steps=steps)
     assert resumed["answered"] == 0
@@ -90,7 +90,7 @@ def test_killed_while_training(tmp_path: Path) -> None:
 
 def test_killed_with_many_threads(tmp_path: Path) -> None:
     """What was in flight at the kill may be asked again, and nothing else."""
-    assert killed(tmp_path, 9, 2, 4)
+    kill(tmp_path, 9, 2, 4)
     assert len(answers(tmp_path)) == 9
     resumed = compiled(tmp_path, threads=4)
     assert resumed["paid"] == {"teacher": CALLS}
