@@ -35,6 +35,6 @@ def call(model: str, writing: Event) -> int:
 def test_an_interrupted_call_ends_its_work(llama: Path) -> None:
     writing = FORKS.Event()
     called = Elsewhere(call, str(llama), writing)
-    assert writing.wait(60)
+    assert writing.wait(300)
     os.kill(called.process.pid, signal.SIGINT)
     assert called.result() == 0
