@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -238,14 +238,29 @@ class CheckpointStore:
         return next(path for path in chain([self.folder / name], others) if not path.exists())
 
     def keep(self, limit: int, step: int, others: Collection[int | None]) -> None:
-        """Remove all but the `limit` newest up to `step`, and `others`. Newer ones are damaged and get replaced."""
-        for old in [s for s in self.steps() if s <= step][:-limit]:
-            if old not in others:
+        """Remove all but the `limit` newest up to `step`, `others`, and the best ones that these need to be whole. Newer ones
+        are damaged and get replaced.
+        """
+        older = [s for s in self.steps() if s <= step]
+        kept, wanted = set[int](), [*older[-limit:], *others]
+        while wanted:
+            if (each := wanted.pop()) is not None and each not in kept:
+                kept.add(each)
+                wanted.append(self._best_of(each))
+        for old in older:
+            if old not in kept:
                 shutil.rmtree(self.path(old), ignore_errors=True)
 
     def steps(self) -> list[int]:
         names = (p.name.removeprefix(_PREFIX) for p in self.folder.glob(f"{_PREFIX}*") if p.is_dir())
         return sorted(int(name) for name in names if name.isdigit())
+
+    def _best_of(self, step: int) -> int | None:
+        """The step of the best weights when that of `step` was written."""
+        try:
+            return cast("int | None", _read(self.path(step) / MANIFEST)["best_step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _damage(self, step: int) -> str | None:
         """The file that is missing, cut or changed. A checkpoint needs its best one too: a run ends by going back to it."""

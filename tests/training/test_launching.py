@@ -21,8 +21,7 @@ from . import small
 from .launched import ROOT, environment
 from .test_processes import resumed
 
-COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1}
-COMMON |= {"save_steps": 5, "save_total_limit": 3}  # at the kill of steps 3, 5 and 6: 5 needs its best one, which is 3
+COMMON: dict[str, Any] = {"method": "full", "batch_size": 8, "precision": "fp32", "logging_steps": 1, "save_steps": 5}
 SCRIPT = """
 import sys; from pathlib import Path; from tests.training import test_launching as t
 if __name__ == "__main__": t.run(Path(sys.argv[1]), Path(sys.argv[2]), 2)

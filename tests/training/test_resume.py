@@ -301,6 +301,16 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_asked_for(
     assert "final_model" in (out / "result.json").read_text()
 
 
+def test_every_checkpoint_that_is_kept_can_be_gone_on_from(base: Path, tmp_path: Path) -> None:
+    """Step 8 is kept beside 9, whose evaluation was better than that of 6: but the best that 8 knew is 6."""
+    config = TrainingConfig(method="full", max_steps=9, eval_steps=3, save_steps=4, early_stopping_patience=50)
+    rows, out = small.rows(20, "a prompt that all rows share: "), tmp_path / "out"
+    for resume_from in (None, 8, 6):
+        train(str(base), rows, config=config, output_dir=out, validation=rows[:4], resume_from=resume_from)
+        assert CheckpointStore(out / "checkpoints").steps() == [6, 8, 9]
+    assert {path.name for path in (out / "checkpoints").glob("later-*")} == {"later-9", "later-8", "later-9-2"}
+
+
 def test_a_run_that_went_back_goes_on_from_where_it_got_to_by_the_same_call(
     base: Path, uninterrupted: dict[str, bytes], stopped: Path, tmp_path: Path
 ) -> None:
