@@ -94,13 +94,6 @@ def test_importing_dspyc_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_training_loads_no_dspy() -> None:
-    """A process that only trains starts two seconds sooner, and smaller, without it."""
-    code = "import sys; sys.modules['dspy'] = None; import dspyc.cli.train, dspyc.training.run, dspyc.training.merging"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 OF_EXTRAS = (
     "torch",
     "transformers",

@@ -1,6 +1,8 @@
 """What a callable does: each way in which one can change changes its key, and nothing else does."""
 
 import functools
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,27 +116,46 @@ CHANGES = {
 }
 
 
-def prints(folder: Path, **changed: Any) -> dict[str, str]:
-    file = folder / "metrics.py"
-    file.write_text(METRICS.format(**{**AS_IT_IS, **changed}))
-    shown = "import json, metrics; from dspyc.evaluation import metric_fingerprint as f"
-    code = f"{shown}; print(json.dumps({{k: f(v) for k, v in metrics.MADE.items()}}))"
-    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    found: dict[str, str] = __import__("json").loads(done.stdout)
-    return found
+# Each folder's metrics in a process of their own, forked from one that has imported DSPy.
+PRINT = """
+import json, os, sys
+import dspy
+from dspyc.evaluation import metric_fingerprint
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.path.insert(0, folder)
+        import metrics
+        print(json.dumps({name: metric_fingerprint(made) for name, made in metrics.MADE.items()}), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def prints(seed: str, *folders: Path) -> list[dict[str, str]]:
+    command = [sys.executable, "-B", "-c", PRINT, *map(str, folders)]
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    folder.mkdir()
+    (folder / "metrics.py").write_text(METRICS.format(**{**AS_IT_IS, **changed}))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def as_it_is(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return prints(tmp_path_factory.mktemp("before"))
+def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Which metrics each change changed."""
+    folder = tmp_path_factory.mktemp("metrics")
+    (before,) = prints("1", write(folder / "as_it_is"))
+    after = prints("2", *(write(folder / name, **{name: 1234}) for name in CHANGES))
+    return {name: {key for key in before if now[key] != before[key]} for name, now in zip(CHANGES, after, strict=True)}
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_counts_where_it_is_read_in_another_process(
-    name: str, as_it_is: dict[str, str], tmp_path: Path
-) -> None:
-    now = prints(tmp_path, **{name: 1234})
-    assert {key for key in now if now[key] != as_it_is[key]} == CHANGES[name]
+def test_a_change_counts_where_it_is_read_in_another_process(name: str, changed: dict[str, set[str]]) -> None:
+    assert changed[name] == CHANGES[name]
 
 
 def test_functions_that_read_each_other_end() -> None:
