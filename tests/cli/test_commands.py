@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dspy
 import pytest
 from typer.testing import Result
 
 from dspyc.cli.loading import load_program, read_records
-from dspyc.compiler import load
+from dspyc.compiler import load, save
 from dspyc.errors import ArtifactError
 
 from ..providers.openai_server import KEY, OpenAIServer
@@ -230,9 +231,12 @@ def test_what_a_program_raises_is_explained(built: Path) -> None:
     assert isinstance(ran.exception, SystemExit)
 
 
-def test_eval_says_why_examples_failed_and_nothing_else_where_nobody_looks(built: Path) -> None:
+def test_eval_says_why_examples_failed_and_nothing_else_where_nobody_looks(shop: Path) -> None:
+    program = load_program("shop.py:Strict")
+    program.set_lm(dspy.LM("openai/never-asked"))
+    save(program, "built")
     command = [sys.executable, "-m", "dspyc", "eval", "built", "--devset", "train.jsonl", "--program", "shop.py:Strict"]
-    piped = {"capture_output": True, "text": True, "cwd": built.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    piped = {"capture_output": True, "text": True, "cwd": shop, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     ran = subprocess.run([*command, "--metric", "shop.py:metric"], **piped)  # type: ignore[call-overload]
     assert ran.stderr == "1 × program raised ValueError: a thing too many\n"
     assert re.fullmatch(r"Score: 0\.917 on 12 examples, 1 of them failed, in \d+\.\d s\.\n", ran.stdout)

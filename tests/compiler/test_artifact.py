@@ -1,7 +1,9 @@
 """Artifacts: what is saved, what comes back in another process, and what a changed byte does."""
 
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from dspyc.models import ConstrainedLM
 from dspyc.signatures import adapt
 from dspyc.training import TrainingConfig, train
 from tests.optimizers import desk
+from tests.providers.compiling import Elsewhere
 from tests.training import small
 
 ANSWER = """
@@ -269,21 +272,16 @@ def test_half_a_surrogate_pair_in_a_demo_is_kept(tmp_path: Path) -> None:
     assert dspyc.load(tmp_path / "half").demos[0]["thing"] == half
 
 
+def save_without_room(artifact: Path, out: Path) -> None:
+    program = dspyc.load(artifact)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    program.save(out)
+
+
 def test_no_room_for_an_artifact_leaves_none(artifact: tuple[Any, Path], tmp_path: Path) -> None:
-    code = """
-import resource, signal, sys
-import dspyc
-program = dspyc.load(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    program.save(sys.argv[2])
-except dspyc.ArtifactError as error:
-    print("refused:", error)
-"""
-    command = [sys.executable, "-c", code, str(artifact[1]), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "refused: Could not write the artifact" in done.stdout
+    with pytest.raises(ArtifactError, match="Could not write the artifact"):
+        Elsewhere(save_without_room, artifact[1], tmp_path / "out").result()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """What code holds: each way in which it can differ gives another fingerprint, in a metric and in a program."""
 
+import ast
 import functools
 import operator
 import os
@@ -25,6 +26,7 @@ from dspyc.signatures import adapt, copy_program, program_fingerprint
 
 from .programs import Spicy
 from .test_code import Program
+from .test_first_seen import RUNS
 
 
 @dataclass
@@ -128,28 +130,22 @@ def test_values_that_differ_are_seen_wherever_code_holds_them(pair: tuple[Any, A
     assert one == same != other
 
 
-EVERYWHERE = """
-from dspyc.signatures import program_fingerprint
-from tests.signatures.test_code import Program
-from tests.signatures.test_code_held import DIFFERENT
-from tests.signatures.test_first_seen import RUNS
-print([program_fingerprint(Program(value)) for pair in DIFFERENT.values() for value in pair])
-print([program_fingerprint(make()) for make, run in RUNS.values()])
-"""
+def everywhere() -> list[str]:
+    """The fingerprints of programs that hold each of these values, and of those that runs change."""
+    programs = [Program(value) for pair in DIFFERENT.values() for value in pair]
+    return [program_fingerprint(program) for program in (*programs, *(make() for make, _ in RUNS.values()))]
 
 
 def test_they_are_the_same_in_every_process() -> None:
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", EVERYWHERE],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert runs[0] == runs[1]
+    there = subprocess.run(
+        [sys.executable, "-c", "from tests.signatures.test_code_held import everywhere; print(everywhere())"],
+        env={**os.environ, "PYTHONHASHSEED": "2"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert ast.literal_eval(there) == everywhere()
 
 
 class Private(Program):
