@@ -110,16 +110,22 @@ class LoadedModel:
         Args:
             patience: Seconds to wait for that; None waits until it is done.
         """
+        if self._close(patience):
+            memory.free_caches()
+
+    def _close(self, patience: float | None) -> bool:
+        """`close` without freeing what only cycles hold; whether there may be any."""
         with self._condition:
             if self._thread is None and self._scheduler is None:
-                return
+                return False
             self._release = True
             self._start()
             self._condition.notify_all()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(patience)
-            memory.free_caches()
+        if thread is None or thread is threading.current_thread():
+            return False
+        thread.join(patience)
+        return True
 
     def leave(self) -> None:
         """End the thread after the step that it is computing; what is queued gets no answer. For the end of the process."""
@@ -288,9 +294,9 @@ def make_room(device: "torch.device") -> None:
 
 def close_all(place: str, patience: float = _PATIENCE) -> None:
     """Close every model on devices of a type. One that is still answering after `patience` seconds is closed later."""
-    for model in list(_shared.values()):
-        if model.place == place:
-            model.close(patience)
+    closed = [model._close(patience) for model in list(_shared.values()) if model.place == place]
+    if any(closed):
+        memory.free_caches()  # once: a collection takes as long for one as for all
 
 
 @atexit.register
