@@ -2,9 +2,11 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -114,39 +116,46 @@ CHANGES = {
 }
 
 
-# Each folder's metrics are read in a process of their own, forked where what they import is there already.
-READ = """
+# Each folder's metrics in a process of their own, forked from one that has imported DSPy.
+PRINT = """
 import json, os, sys
-from pathlib import Path
 import dspy
 from dspyc.evaluation import metric_fingerprint
-
 for folder in sys.argv[1:]:
-    if not os.fork():
+    if os.fork() == 0:
         sys.path.insert(0, folder)
         import metrics
-        found = {name: metric_fingerprint(metric) for name, metric in metrics.MADE.items()}
-        Path(folder, "found.json").write_text(json.dumps(found))
+        print(json.dumps({name: metric_fingerprint(made) for name, made in metrics.MADE.items()}), flush=True)
         os._exit(0)
-    os.wait()
+    assert os.wait()[1] == 0
 """
 
 
+def prints(seed: str, *folders: Path) -> list[dict[str, str]]:
+    command = [sys.executable, "-B", "-c", PRINT, *map(str, folders)]
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    folder.mkdir()
+    (folder / "metrics.py").write_text(METRICS.format(**{**AS_IT_IS, **changed}))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def prints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """The fingerprints of all metrics, by what was changed; those without a change by ""."""
-    folders = {name: tmp_path_factory.mktemp(name or "before") for name in ("", *CHANGES)}
-    for name, folder in folders.items():
-        changed = {**AS_IT_IS, **({name: 1234} if name else {})}
-        (folder / "metrics.py").write_text(METRICS.format(**changed))
-    subprocess.run([sys.executable, "-B", "-c", READ, *folders.values()], check=True)
-    return {name: json.loads((folder / "found.json").read_text()) for name, folder in folders.items()}
+def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Which metrics each change changed."""
+    folder = tmp_path_factory.mktemp("metrics")
+    (before,) = prints("1", write(folder / "as_it_is"))
+    after = prints("2", *(write(folder / name, **{name: 1234}) for name in CHANGES))
+    return {name: {key for key in before if now[key] != before[key]} for name, now in zip(CHANGES, after, strict=True)}
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_counts_where_it_is_read_in_another_process(name: str, prints: dict[str, dict[str, str]]) -> None:
-    before, now = prints[""], prints[name]
-    assert {key for key in now if now[key] != before[key]} == CHANGES[name]
+def test_a_change_counts_where_it_is_read_in_another_process(name: str, changed: dict[str, set[str]]) -> None:
+    assert changed[name] == CHANGES[name]
 
 
 def test_functions_that_read_each_other_end() -> None:
