@@ -78,8 +78,22 @@ def calls(shape: str, count: int) -> list[tuple[dict[str, str], dict[str, str]]]
     return made
 
 
-def predictor(shape: str) -> dspy.Predict:
-    """The predictor of a shape, without demos."""
+def program(shape: str, count: int) -> tuple[dspy.Predict, list[tuple[dict[str, str], dict[str, str]]]]:
+    """The predictor of a shape, and so many of its calls; that of `demos` has four others as demos."""
+    asked, made = _without_demos(shape), calls(shape, count + 4)
+    if shape == "demos":
+        asked.demos = [dspy.Example(**inputs, **outputs) for inputs, outputs in made[count:]]
+    return asked, made[:count]
+
+
+def render(shape: str, count: int) -> list[dict[str, Any]]:
+    """So many chat rows of a shape, as DSPy writes them; the same ones every time."""
+    asked, made = program(shape, count)
+    how: Any = {"adapter": dspy.ChatAdapter(), "lm": dspyc.LocalLM("dspyc/tiny")}
+    return [{"messages": row(asked, *call, **how)["messages"]} for call in made]
+
+
+def _without_demos(shape: str) -> dspy.Predict:
     intent = Literal[tuple(INTENTS)]  # type: ignore[valid-type]
     fields = {"message": (str, dspy.InputField()), "intent": (intent, dspy.OutputField())}
     if shape == "classify":
@@ -87,12 +101,3 @@ def predictor(shape: str) -> dspy.Predict:
     meanings = [f"`{name}`: {meaning}." for name, meaning in INTENTS.items()]
     long = "\n".join(["Decide what a customer of our shop wants. There are ten intents.", *meanings, *RULES])
     return dspy.ChainOfThought(dspy.Signature(fields, long)).predict
-
-
-def render(shape: str, count: int) -> list[dict[str, Any]]:
-    """So many chat rows of a shape, as DSPy writes them; the same ones every time."""
-    asked, made = predictor(shape), calls(shape, count + 4)
-    if shape == "demos":
-        asked.demos = [dspy.Example(**inputs, **outputs) for inputs, outputs in made[count:]]
-    how: Any = {"adapter": dspy.ChatAdapter(), "lm": dspyc.LocalLM("dspyc/tiny")}
-    return [{"messages": row(asked, *call, **how)["messages"]} for call in made[:count]]

@@ -11,7 +11,7 @@ model is a Llama shape of 10.5 M random weights with the bundled tokenizer, in f
 each has as many tokens as the row's own reply. All sides are engines of the same `dspy.LM`, get the same prompts, and have to
 give the same greedy texts:
 
-- `ours`: `dspyc.LocalLM`, unconstrained
+- `ours`: `dspyc.LocalLM`, here without its constraints
 - `single`: `generate`, once for each request
 - `static`: padded batches of `generate`: what the threads ask at the same time, up to 32 rows
 - `continuous`: transformers' continuous batching
@@ -20,12 +20,16 @@ give the same greedy texts:
 Turns alternate (ours, the others, ours, ...), each in a fresh process. Timed is the evaluation after a first request of another
 text, which loads the weights. In the JSON, `ratios` are rows/s of ours over each side's, medians over the repeats of two
 turns beside each other; `same_text` is the share of greedy replies that equal ours (a side that pads, or multiplies in
-another order, may take the other of two tokens that score alike). `idle` is the time of one request to an idle engine over
-that of a bare `generate`, and `candidates` the time of n = 8 over n = 1 for a prompt of 500 tokens and 60 new ones.
+another order, may take the other of two tokens that score alike). `idle` is the time of one request to an idle engine over that
+of a bare `generate`, and `candidates` the time of n = 8 over n = 1 for a prompt of 500 tokens and 60 new ones.
 
-`constrained` compares ours with itself: seconds without constraints over seconds with them, in turns in one process. Students
-that were trained to know the replies to `classify` and `cot`, so that both ways write the same, are asked by 32 threads and by
-one; and `free_text` by random weights, where nothing is fixed (TerseAdapter, one text output).
+`programs` is the comparison as a user has it: the predictors of these prompts run whole, with students that were trained to
+know the replies and end them by themselves, and `ours` as it is by default, constrained to the signature. The first request is
+the predictor's too, so that its grammar is made before the time runs; `same_text` is of the predictors' outputs.
+
+`constrained` compares ours with itself: seconds without constraints over seconds with them, in turns in one process, for the
+students of `classify` and `cot`, which both ways write the same, asked by 32 threads and by one; and for `free_text` by random
+weights, where nothing is fixed (TerseAdapter, one text output).
 
 With `--device cuda` the model is Qwen3-0.6B's shape in bfloat16, and the load is `shared`: 512 requests at once, each a line of
 its own behind a system message of 1,000 tokens, with replies of 128 tokens; ours, `static` (batches of 128), `continuous`. The
@@ -34,36 +38,31 @@ the prompts for nothing, at the speed at which the device copies (`copy_gb_per_s
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import queue
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import TurnError, Turns, options, publish, run_turn, say, some_of
+from inference_sides import END, NEW_TOKENS, SIDES, Generate, lm_of
 from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "local_inference.json"
 SHAPES = ("classify", "cot", "demos")  # of dspy_rows, which imports too much for the process that only starts others
 SHARED = "shared"  # the shape that is made here
-SIDES = ("ours", "single", "static", "continuous", "serve")
 MODES: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 1.0, "n": 8}}
-PARTS = ("speed", "idle", "candidates", "constrained")
-THREADS, STATIC_ROWS, NEW_TOKENS = 32, 32, 48  # NEW_TOKENS of `idle` and `free_text`
+PARTS = ("speed", "programs", "idle", "candidates", "constrained")
+THREADS, STATIC_ROWS = 32, 32
 SHARED_PREFIX, SHARED_REPLY = 1000, 128  # tokens
-GATHER = 0.01  # seconds without a new request after which a static batch starts
 LONG_PROMPT, LONG_REPLY = 500, 60  # tokens, of what `candidates` times
 IDLE_TURNS = 15
-TAUGHT_STEPS = 150
+TAUGHT_STEPS, TAUGHT_REPLY = 150, 200  # tokens of the longest reply, at most
 COPIED = 2**30  # bytes; 2**24 where a run is only tried out
 
 # What every turn is told of its load.
@@ -136,7 +135,7 @@ def student(name: str) -> Any:
     """The configuration of a model; its vocabulary is larger than the tokenizer's, so that the projection has a usual size."""
     from transformers import LlamaConfig, Qwen3Config
 
-    ids = {"bos_token_id": None, "eos_token_id": 3, "pad_token_id": 0, "tie_word_embeddings": True}
+    ids = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": 0, "tie_word_embeddings": True}
     if name == "llama":
         layers = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
         return LlamaConfig(**layers, **ids, vocab_size=16_384, max_position_embeddings=4096)  # type: ignore[arg-type]
@@ -241,56 +240,8 @@ def candidates(turn: dict[str, Any]) -> dict[str, Any]:
     return {f"n={n}": statistics.median(seconds[1:]) for n, seconds in found.items()}
 
 
-def constrained(turn: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of one `dspy.Evaluate` with and without constraints, and whether the replies were the same."""
-    import logging
-
-    import dspy
-    from dspy_rows import calls, predictor
-
-    import dspyc
-
-    logging.getLogger("dspy").setLevel(logging.ERROR)
-    free_text = turn["shape"] == "free_text"
-    model = turn["model"] if free_text else _taught(turn)
-    made = calls("classify" if free_text else turn["shape"], turn["prompts"])
-    rows = [dspy.Example(**inputs).with_inputs("message") for inputs, _ in made]
-    program = dspy.Predict("message -> answer") if free_text else predictor(turn["shape"])
-    # On random weights every text is cut at the same length; a student's texts end by themselves.
-    most, adapter = (NEW_TOKENS, dspyc.TerseAdapter()) if free_text else (200, dspy.ChatAdapter())
-    local = {"device": turn["device"], "dtype": turn["dtype"], "cache": False, "max_tokens": most}
-    lms = [dspyc.LocalLM(model, constrained=each, **local) for each in (False, True)]  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
-    for threads in (turn["threads"], 1):
-        asked = rows if threads > 1 else rows[: max(1, len(rows) // 8)]
-        ratios = []
-        for _ in range(turn["repeats"] + 1):  # the first one compiles grammars and computes prefixes
-            seconds, said = [], []
-            for lm in lms:
-                texts: dict[str, str] = {}
-
-                def keep(row: Any, answer: Any, trace: Any = None, texts: dict[str, str] = texts) -> float:
-                    texts[row.message] = str(answer.toDict())
-                    return 1.0
-
-                program.set_lm(lm)
-                run = dspy.Evaluate(
-                    devset=asked, metric=keep, num_threads=threads, display_progress=False, max_errors=len(asked)
-                )
-                start = time.monotonic()
-                with dspy.context(adapter=adapter):
-                    run(program)
-                seconds.append(time.monotonic() - start)
-                said.append(texts)
-            ratios.append(seconds[0] / seconds[1])
-        same = sum(said[0].get(row.message) == said[1].get(row.message) for row in asked) / len(asked)
-        name = "many_threads" if threads > 1 else "one_thread"
-        found[name] = {"ratio": round(statistics.median(ratios[1:]), 3), "same_text": round(same, 4)}
-    return found
-
-
-def _taught(turn: dict[str, Any]) -> str:
-    """A model that knows the replies to a shape's prompts by heart."""
+def teach(turn: dict[str, Any]) -> dict[str, Any]:
+    """A model that knows the replies to a shape's prompts by heart: it ends them by itself, and they can be read."""
     from dspy_rows import render
 
     from dspyc.training import TrainingConfig, train
@@ -305,157 +256,90 @@ def _taught(turn: dict[str, Any]) -> str:
     )
     out = f"{turn['folder']}/{turn['shape']}"
     rows = render(turn["shape"], turn["prompts"])
-    return train(turn["model"], rows, config=config, output_dir=out, device=turn["device"], show_progress=False).path
+    return {
+        "path": train(
+            turn["model"], rows, config=config, output_dir=out, device=turn["device"], show_progress=False
+        ).path
+    }
 
 
-TURNS = {turn.__name__: turn for turn in (prepare, copy, evaluate, idle, candidates, constrained)}
+def programs(turn: dict[str, Any]) -> dict[str, Any]:
+    """Rows/s of one side as the language model of a predictor, and what the predictor made of its replies."""
+    from dspy_rows import program
 
-# ------------------------------------------------------------------------------------------- sides, as engines of a dspy.LM
+    asked, made = program(turn["shape"], turn["prompts"])
+    lm = lm_of(turn["side"], turn, constrained=True, max_tokens=TAUGHT_REPLY)
+    asked.set_lm(lm)
+    asked(message="Hello")
+    seconds, said = _answers(asked, [inputs["message"] for inputs, _ in made], turn["threads"])
+    lm.engine.close()
+    return {"rows_per_s": len(made) / seconds, "texts": said}
 
 
-def lm_of(side: str, turn: dict[str, Any]) -> Any:
+def constrained(turn: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one `dspy.Evaluate` with and without constraints, and whether the replies were the same."""
     import dspy
+    from dspy_rows import program
 
     import dspyc
 
-    model, local = turn["model"], {"device": turn["device"], "dtype": turn["dtype"], "cache": False}
-    if side == "ours":
-        return dspyc.LocalLM(model, constrained=False, **local)
-    if side == "serve":
-        return dspyc.LocalLM(model, server="transformers", constrained=False, **local)
-    engine = {"single": Single, "static": Static, "continuous": Continuous}[side](turn)
-    return dspy.LM(f"{side}/model", engine=engine, cache=False)
+    free_text = turn["shape"] == "free_text"
+    asked, made = program("classify" if free_text else turn["shape"], turn["prompts"])
+    messages = [inputs["message"] for inputs, _ in made]
+    # On random weights every text is cut at the same length; a student's texts end by themselves.
+    most, adapter = (NEW_TOKENS, dspyc.TerseAdapter()) if free_text else (TAUGHT_REPLY, dspy.ChatAdapter())
+    if free_text:
+        asked = dspy.Predict("message -> answer")
+    lms = [lm_of("ours", turn, constrained=each, max_tokens=most) for each in (False, True)]
+    found: dict[str, Any] = {}
+    for threads in (turn["threads"], 1):
+        some = messages if threads > 1 else messages[: max(1, len(messages) // 8)]
+        ratios = []
+        for _ in range(turn["repeats"] + 1):  # the first one compiles grammars and computes prefixes
+            seconds, said = [], []
+            for lm in lms:
+                asked.set_lm(lm)
+                with dspy.context(adapter=adapter):
+                    took, texts = _answers(asked, some, threads)
+                seconds.append(took)
+                said.append(texts)
+            ratios.append(seconds[0] / seconds[1])
+        same = _same(*said)
+        name = "many_threads" if threads > 1 else "one_thread"
+        found[name] = {"ratio": round(statistics.median(ratios[1:]), 3), "same_text": same}
+    return found
 
 
-class Generate:
-    """A model and its tokenizer behind DSPy's engine contract; `answer` gives the new ids of one prompt."""
+def _answers(program: Any, messages: list[str], threads: int) -> tuple[float, list[str | None]]:
+    """Seconds of one `dspy.Evaluate`, and each message's outputs; None where the reply could not be read."""
+    import logging
 
-    supported_params = frozenset({"temperature", "max_tokens", "n"})
+    import dspy
 
-    def __init__(self, turn: dict[str, Any]) -> None:
-        from transformers import AutoModelForCausalLM
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    said: dict[str, str] = {}
 
-        from dspyc.models import ChatTokenizer
-        from dspyc.models.weights import load_tokenizer
+    def keep(row: Any, answer: Any, trace: Any = None) -> float:
+        said[row.message] = str(answer.toDict())
+        return 1.0
 
-        loaded: Any = AutoModelForCausalLM.from_pretrained(turn["model"], dtype=turn["dtype"])
-        self.model = loaded.to(turn["device"]).eval()
-        self.chat = ChatTokenizer(load_tokenizer(turn["model"]))
-
-    def complete(self, request: Any) -> Any:
-        from dspy import lm15
-
-        from dspyc.models import messages_of
-
-        messages, _ = messages_of(request)
-        ids = self.chat.prompt_ids(messages)
-        new = self.answer(ids, request.config.max_tokens or NEW_TOKENS, request.config.temperature or 0.0)
-        return lm15.Response(
-            id=None,
-            model=request.model,
-            message=lm15.Message.assistant(self.chat.decode(new)),
-            finish_reason="length",
-            usage=lm15.Usage(input_tokens=len(ids), output_tokens=len(new)),
-        )
-
-    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
-        raise NotImplementedError
-
-    def generate(self, prompts: Sequence[list[int]], most: int, temperature: float) -> list[list[int]]:
-        """New ids for each prompt, by one call of `generate` over the padded prompts."""
-        import torch
-
-        width = max(map(len, prompts))
-        at = self.model.device
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=at)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=at)
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        with torch.inference_mode():
-            found = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, **how)
-        return [row[width:].tolist() for row in found]
-
-    def close(self) -> None:
-        pass
+    rows = [dspy.Example(message=message).with_inputs("message") for message in messages]
+    how = {"num_threads": threads, "display_progress": False, "max_errors": len(rows) + 1}
+    run = dspy.Evaluate(devset=rows, metric=keep, **how)
+    start = time.monotonic()
+    run(program)
+    return time.monotonic() - start, [said.get(message) for message in messages]
 
 
-class Single(Generate):
-    """`generate` for each request, one after another."""
-
-    def __init__(self, turn: dict[str, Any]) -> None:
-        super().__init__(turn)
-        self._lock = threading.Lock()
-
-    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
-        with self._lock:
-            return self.generate([ids], most, temperature)[0]
-
-
-class Static(Generate):
-    """Padded batches of `generate`, up to the longest reply: whoever asks while one runs is in the next."""
-
-    def __init__(self, turn: dict[str, Any]) -> None:
-        super().__init__(turn)
-        self._rows = turn["static_rows"]
-        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
-        found: Future[list[int]] = Future()
-        self._asked.put((ids, most, temperature, found))
-        return found.result()
-
-    def _run(self) -> None:
-        while True:
-            batch = [self._asked.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < self._rows:
-                    batch.append(self._asked.get(timeout=GATHER))
-            most, temperature = max(row[1] for row in batch), batch[0][2]
-            for row, new in zip(batch, self.generate([row[0] for row in batch], most, temperature), strict=True):
-                row[3].set_result(new[: row[1]])
-
-
-class Continuous(Generate):
-    """transformers' continuous batching; a thread hands out its results."""
-
-    def __init__(self, turn: dict[str, Any]) -> None:
-        super().__init__(turn)
-        self._managers: dict[float, Any] = {}
-        self._waiting: dict[str, Future[list[int]]] = {}
-        self._lock = threading.Lock()
-
-    def answer(self, ids: list[int], most: int, temperature: float) -> list[int]:
-        found: Future[list[int]] = Future()
-        with self._lock:
-            manager = self._manager(temperature)
-            name = f"request {len(self._waiting)}"
-            self._waiting[name] = found
-            manager.add_request(ids, request_id=name, max_new_tokens=most)
-        return found.result()
-
-    def _manager(self, temperature: float) -> Any:
-        if temperature not in self._managers:
-            from transformers import GenerationConfig
-
-            how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-            config = GenerationConfig(max_new_tokens=NEW_TOKENS, eos_token_id=3, pad_token_id=0, **how)
-            self._managers[temperature] = manager = self.model.init_continuous_batching(generation_config=config)
-            manager.start()
-            threading.Thread(target=self._hand_out, args=(manager,), daemon=True).start()
-        return self._managers[temperature]
-
-    def _hand_out(self, manager: Any) -> None:
-        while True:
-            result = manager.get_result(timeout=0.2)
-            if result is not None and result.is_finished():
-                self._waiting[result.request_id].set_result(list(result.generated_tokens))
-
-    def close(self) -> None:
-        for manager in self._managers.values():
-            manager.stop(block=False)
-
+TURNS = {turn.__name__: turn for turn in (prepare, copy, evaluate, idle, candidates, teach, programs, constrained)}
 
 # ---------------------------------------------------------------------------------------------------- the comparison
+
+
+def _same(texts: Sequence[Any], others: Sequence[Any]) -> float:
+    """The share of the texts that are equal, and could be read at all."""
+    same = [text is not None and text == other for text, other in zip(texts, others, strict=True)]
+    return round(sum(same) / len(same), 4)
 
 
 class Bench:
@@ -463,13 +347,14 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, folder: str) -> None:
         self.args, self.folder = args, folder
-        self.run = Turns(__file__, folder=folder, model=f"{folder}/model", **LOADS[args.load])
+        self.students: dict[str, dict[str, Any]] = {}
+        self.load = LOADS[args.load] | ({"dtype": args.dtype} if args.dtype else {})
+        self.run = Turns(__file__, folder=folder, model=f"{folder}/model", **self.load)
         prepared = self.run("prepare", shapes=args.shapes, prompts=args.prompts)
         self.prepared, self.bytes = prepared["shapes"], prepared["bytes"]
 
-    def compare(self, shape: str, mode: str) -> dict[str, Any]:
-        """Rows/s of every side, in turns."""
-        where = {"prompts_file": f"{self.folder}/{shape}.json", "threads": self.args.threads}
+    def compare(self, name: str, turn: str, **settings: Any) -> dict[str, Any]:
+        """Rows/s of every side, in turns, and the share of its texts that equal ours."""
         turns: dict[str, list[dict[str, Any]]] = {side: [] for side in self.args.sides}
         failed: dict[str, str] = {}
         for _ in range(self.args.repeats):
@@ -477,19 +362,15 @@ class Bench:
                 if side in failed:
                     continue
                 try:
-                    found = self.run("evaluate", side=side, mode=MODES[mode], **where)
+                    found = self.run(turn, side=side, threads=self.args.threads, **settings)
                 except TurnError as error:
                     if side == "ours":
                         raise
                     failed[side] = str(error).splitlines()[-1]
-                    say(f"{shape:9}{mode:8}{side:11} cannot be had here: {failed[side]}")
+                    say(f"{name:17}{side:11} cannot be had here: {failed[side]}")
                     continue
                 turns[side].append(found)
-                say(f"{shape:9}{mode:8}{side:11}{found['rows_per_s']:8.2f} rows/s")
-        return {**self.summary(turns, mode), "failed": failed}
-
-    @staticmethod
-    def summary(turns: dict[str, list[dict[str, Any]]], mode: str) -> dict[str, Any]:
+                say(f"{name:17}{side:11}{found['rows_per_s']:8.2f} rows/s")
         ours = turns["ours"]
         rates = {side: round(statistics.median(t["rows_per_s"] for t in own), 3) for side, own in turns.items() if own}
         ratios, same = {}, {}
@@ -498,9 +379,26 @@ class Bench:
                 continue
             pairs = list(zip(ours, own, strict=False))
             ratios[side] = round(statistics.median(our["rows_per_s"] / their["rows_per_s"] for our, their in pairs), 2)
-            texts = [our == their for our, their in zip(ours[0]["texts"], own[0]["texts"], strict=True)]
-            same[side] = round(sum(texts) / len(texts), 4)
-        return {"rows_per_s": rates, "ratios": ratios, **({"same_text": same} if mode == "greedy" else {})}
+            same[side] = _same(ours[0]["texts"], own[0]["texts"])
+        return {"rows_per_s": rates, "ratios": ratios, "same_text": same, "failed": failed}
+
+    def speed(self, shape: str) -> dict[str, Any]:
+        """The comparison in each mode, with random weights."""
+        asked, found = f"{self.folder}/{shape}.json", {}
+        for mode in self.args.modes:
+            found[mode] = self.compare(f"{shape} {mode}", "evaluate", prompts_file=asked, mode=MODES[mode])
+            if mode != "greedy":  # what is drawn differs
+                del found[mode]["same_text"]
+        if self.args.load != "cpu" and "greedy" in found:
+            found |= self.within(shape, found["greedy"]["rows_per_s"])
+        return {**self.prepared[shape], **found}
+
+    def taught(self, shape: str) -> dict[str, Any]:
+        """What turns about a student of a shape are told; it learns once."""
+        if shape not in self.students:
+            asked = {"shape": shape, "prompts": self.args.prompts}
+            self.students[shape] = {**asked, "model": self.run("teach", **asked)["path"]}
+        return self.students[shape]
 
     def within(self, shape: str, rows_per_s: dict[str, float]) -> dict[str, Any]:
         """The sides' tokens/s beside what the device's memory allows."""
@@ -530,12 +428,11 @@ class Bench:
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if "speed" in self.args.parts:
-            found["shapes"] = {}
-            for shape in self.args.shapes:
-                modes = {mode: self.compare(shape, mode) for mode in self.args.modes}
-                found["shapes"][shape] = {**self.prepared[shape], **modes}
-                if self.args.load != "cpu" and "greedy" in modes:
-                    found["shapes"][shape] |= self.within(shape, modes["greedy"]["rows_per_s"])
+            found["shapes"] = {shape: self.speed(shape) for shape in self.args.shapes}
+        if "programs" in self.args.parts:
+            found["programs"] = {
+                shape: self.compare(f"{shape} programs", "programs", **self.taught(shape)) for shape in self.args.shapes
+            }
         if "idle" in self.args.parts:
             found["idle"] = self.idle()
             say(f"idle             {found['idle']['ratio']:.2f}")
@@ -546,11 +443,12 @@ class Bench:
         if "constrained" in self.args.parts:
             found["constrained"] = {}
             for shape in ("classify", "cot", "free_text"):
-                asked = {"prompts": self.args.prompts, "threads": self.args.threads, "repeats": self.args.repeats}
-                found["constrained"][shape] = self.run("constrained", shape=shape, **asked)
+                told = {"shape": shape, "prompts": self.args.prompts} if shape == "free_text" else self.taught(shape)
+                again = {"threads": self.args.threads, "repeats": self.args.repeats}
+                found["constrained"][shape] = self.run("constrained", **told, **again)
                 say(f"constrained {shape}: {found['constrained'][shape]}")
         settings = {"prompts": self.args.prompts, "threads": self.args.threads, "new_tokens": NEW_TOKENS}
-        settings |= LOADS[self.args.load]
+        settings |= self.load
         return {**found, **settings, "repeats": self.args.repeats, "machine": machine()}
 
 
@@ -563,6 +461,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help=f"{THREADS}, on a GPU 512")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # try the load of "cuda" out on a CPU
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all sides: float32, on a GPU bfloat16")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-HELPERS = {"dspy_rows", "harness", "machine"}  # what they share
+HELPERS = {"dspy_rows", "harness", "inference_sides", "machine"}  # what they share
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in HELPERS)
 PROMISED = {
     "banking77": ("accuracy", "training_seconds", "train_rows", "epochs", "seed"),
     "local_inference": (
         "shapes.classify.greedy",
         "shapes.cot.greedy",
+        "programs.cot.ratios",
         "idle.ratio",
         "candidates.ratio",
         "constrained.cot",
