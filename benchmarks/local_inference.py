@@ -38,6 +38,7 @@ the prompts for nothing, at the speed at which the device copies (`copy_gb_per_s
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -62,7 +63,7 @@ THREADS, STATIC_ROWS = 32, 32
 SHARED_PREFIX, SHARED_REPLY = 1000, 128  # tokens
 LONG_PROMPT, LONG_REPLY = 500, 60  # tokens, of what `candidates` times
 IDLE_TURNS = 15
-TAUGHT_STEPS, TAUGHT_REPLY = 150, 200  # tokens of the longest reply, at most
+TAUGHT_STEPS, TAUGHT_REPLY = 300, 200  # tokens of the longest reply, at most
 COPIED = 2**30  # bytes; 2**24 where a run is only tried out
 
 # What every turn is told of its load.
@@ -249,7 +250,7 @@ def teach(turn: dict[str, Any]) -> dict[str, Any]:
     config = TrainingConfig(
         method="full",
         max_steps=TAUGHT_STEPS,
-        batch_size=16,
+        batch_size=8,
         learning_rate=2e-3,
         scheduler="one_cycle",
         save_steps=100_000,
@@ -265,12 +266,14 @@ def teach(turn: dict[str, Any]) -> dict[str, Any]:
 
 def programs(turn: dict[str, Any]) -> dict[str, Any]:
     """Rows/s of one side as the language model of a predictor, and what the predictor made of its replies."""
+    from dspy.utils.exceptions import AdapterParseError
     from dspy_rows import program
 
     asked, made = program(turn["shape"], turn["prompts"])
     lm = lm_of(turn["side"], turn, constrained=True, max_tokens=TAUGHT_REPLY)
     asked.set_lm(lm)
-    asked(message="Hello")
+    with contextlib.suppress(AdapterParseError):  # it did not learn to answer this
+        asked(message="Hello")
     seconds, said = _answers(asked, [inputs["message"] for inputs, _ in made], turn["threads"])
     lm.engine.close()
     return {"rows_per_s": len(made) / seconds, "texts": said}
