@@ -92,23 +92,10 @@ class ChatTokenizer:
             )
         return [*prompt_ids, *reply_ids, end], len(prompt_ids)
 
-    def text_ids(self, text: str) -> list[int]:
-        """The ids of text that the assistant writes, the template's own tokens in it included."""
-        return self._ids(text)
-
-    @property
-    def reply_opening(self) -> str:
-        """What the template writes before an assistant's text beyond what the model is given, such as an empty thought."""
-        return self._openings[1]
-
     @property
     def opening(self) -> Opening:
-        """`reply_opening` as `without_opening` removes it from replies."""
-        return Opening(self.reply_opening)
-
-    def without_opening(self, text: str) -> str:
-        """A reply's own text, behind what the template opens it with; a thought may hold more than the template's."""
-        return self.opening.without(text)
+        """What the template writes before an assistant's text beyond what the model is given, such as an empty thought."""
+        return Opening(self._openings[1])
 
     def decode(self, ids: list[int]) -> str:
         """The text of a reply, without control tokens."""
@@ -121,7 +108,7 @@ class ChatTokenizer:
         """The token that the template writes after an assistant's text, or else the end-of-sequence token."""
         _, whole = self._probe
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        behind = self._ids(whole.rpartition(_PROBE)[2])
+        behind = self.text_ids(whole.rpartition(_PROBE)[2])
         return next((i for i in behind if i in special), int(self.tokenizer.eos_token_id))
 
     @cached_property
@@ -195,10 +182,11 @@ class ChatTokenizer:
         ids: list[int] = []
         for piece in veil.split(text):
             hidden = veil.hidden(piece)
-            ids += self._plain_ids(hidden) if hidden is not None else self._ids(piece)
+            ids += self._plain_ids(hidden) if hidden is not None else self.text_ids(piece)
         return ids
 
-    def _ids(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of text that the assistant writes, the template's own tokens in it included."""
         with self._lock:
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -211,7 +199,7 @@ class ChatTokenizer:
         for part in (text[:1], text[1:]):
             for piece in re.split(f"({self._control.pattern})", part):
                 if piece:
-                    ids += self._plain_ids(piece) if self._control.fullmatch(piece) else self._ids(piece)
+                    ids += self._plain_ids(piece) if self._control.fullmatch(piece) else self.text_ids(piece)
         return ids
 
 

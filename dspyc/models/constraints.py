@@ -344,7 +344,7 @@ class _Shelf:
         encode = weakref.WeakMethod(chat.text_ids)  # the shelf's key is the tokenizer, so it must not keep it alive
         self.vocabulary = Vocabulary(chat.tokenizer, lambda text: encode()(text), size)  # type: ignore[misc]
         self._stop_ids = frozenset(chat.stop_ids)
-        self.opening = " " * self.vocabulary.leads + chat.reply_opening
+        self.opening = " " * self.vocabulary.leads + chat.opening.text
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._masks = Masks(MASK_BYTES // self.vocabulary.size)
         self._lock = threading.Lock()

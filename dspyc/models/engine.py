@@ -155,9 +155,8 @@ class LocalEngine:
 
     def close(self) -> None:
         """Free the weights. Engines over the same base load them again when they are next asked."""
-        self._loaded.close()
-        for engine in self._served.values():
-            engine.close()
+        for engine in self._answering():
+            engine._loaded.close()
 
     def serving(self, model_string: str) -> "LocalEngine":
         """The engine that answers for `model_string`, kept from now on.
@@ -175,8 +174,8 @@ class LocalEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What `load_state` needs, as JSON: where the weights lie and what they were."""
-        served = [engine.dump_state() for engine in self._served.values()]
-        return {**_recipe(self), "identity": self.identity, **({"serves": served} if served else {})}
+        own, *served = [{**_recipe(engine), "identity": engine.identity} for engine in self._answering()]
+        return {**own, **({"serves": served} if served else {})}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LocalEngine":
@@ -200,6 +199,13 @@ class LocalEngine:
 
     def __repr__(self) -> str:
         return f"LocalEngine({self.model_string!r})"
+
+    def _answering(self) -> "list[LocalEngine]":
+        """This engine and those that it serves, directly or through others: two may serve each other."""
+        found = [self]
+        for engine in found:  # which grows meanwhile
+            found += [other for other in list(engine._served.values()) if other not in found]
+        return found
 
     def _take(self, request: lm15.Request) -> Job:
         """The answer to a request that is under way: one of the candidates that the call expects, or one of its own."""
@@ -280,7 +286,7 @@ class LocalEngine:
         return room(prompt, self.max_length, self.model_string)
 
     def _response(self, request: lm15.Request, job: Job, reply: Reply) -> lm15.Response:
-        message, called = reply_message(self.chat.without_opening(reply.text), tools=bool(request.tools))
+        message, called = reply_message(self.chat.opening.without(reply.text), tools=bool(request.tools))
         return lm15.Response(
             id=None,
             model=request.model,

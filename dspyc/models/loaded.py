@@ -12,7 +12,6 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from .chat import ChatTokenizer
 from .generation import Ending, Job, Reply
 from .linear import use_few_rows
 from .memory import MemoryPlan, MemoryReport
-from .runner import Runner
+from .runner import overflows
 from .scheduler import Scheduler, most_rows
 
 if TYPE_CHECKING:
@@ -104,17 +103,13 @@ class LoadedModel:
             self._start()
             self._condition.notify_all()
 
-    def close(self, patience: float | None = None) -> None:
-        """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again.
-
-        Args:
-            patience: Seconds to wait for that; None waits until it is done.
-        """
-        if self._close(patience):
+    def close(self) -> None:
+        """Free the weights, prefixes and adapters once what is queued is answered; the next request loads them again."""
+        if self._close():
             memory.free_caches()
 
-    def _close(self, patience: float | None) -> bool:
-        """`close` without freeing what only cycles hold; whether there may be any."""
+    def _close(self, patience: float | None = None) -> bool:
+        """`close` without freeing what only cycles hold; whether there may be any. It waits `patience` seconds, or for ever."""
         with self._condition:
             if self._thread is None and self._scheduler is None:
                 return False
@@ -241,7 +236,7 @@ class LoadedModel:
     def _read(self) -> MemoryPlan:
         plan = memory.plan(self.path, self._device, self._dtype)
         self._model = weights.load_model(self.path, self._device, self._dtype)
-        if not Runner(self._model, lambda owners: nullcontext()).overflows():
+        if not overflows(self._model):
             return plan
         self._model = None
         what = f"The activations of {self.path.name} are larger than {self._dtype} holds"
@@ -256,7 +251,7 @@ class LoadedModel:
 
     def _check_adapter(self, identity: str, folder: Path) -> None:
         self._refuse_changed(identity, folder)
-        weights.check(self.path, folder)
+        weights.check_adapter(folder)
 
     def _refuse_changed(self, identity: str, adapter: Path | None = None) -> None:
         if (found := weights.identity(self.path, adapter)) != identity:

@@ -2,9 +2,8 @@
 
 import gc
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,9 +40,6 @@ class MemoryReport:
     prefixes: int
     batch: int
     plan: MemoryPlan
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan(path: Path, device: str, dtype: str) -> MemoryPlan:

@@ -89,7 +89,7 @@ class Runner:
             return 0
         plain = self._model.config._attn_implementation
         try:
-            expected = self._unstepped()
+            expected = _unstepped(self._model)
             self._model.set_attn_implementation(cascade.NAME)
             found, size = self._stepped()
             same = bool((found - expected).abs().max() <= _TOLERANCE[self._model.dtype] * expected.abs().max())
@@ -101,26 +101,8 @@ class Runner:
             self._model.set_attn_implementation(plain)
         return size if same else 0
 
-    @torch.inference_mode()
-    def overflows(self) -> bool:
-        """Whether a model in float16, whose largest number is 65504, scores a few tokens with what is no number."""
-        if self._model.dtype != torch.float16:
-            return False
-        try:
-            scores = self._unstepped()
-        except Exception as error:  # of an architecture that cannot be asked so
-            if is_out_of_memory(error):
-                raise
-            return False
-        return not bool((scores < torch.inf).all())
-
-    def _prompts(self) -> list[list[int]]:
-        size = int(self._model.get_input_embeddings().weight.shape[0])
-        prompts = [[(7 * place + 3 * row + 1) % size for place in range(n)] for row, n in enumerate(_PROBED)]
-        return [prompts[0][:_PREFIX] + prompt[_PREFIX:] for prompt in prompts]
-
     def _stepped(self) -> tuple[torch.Tensor, int]:
-        batch, prompts = CascadeBatch(self.read, self.device), self._prompts()
+        batch, prompts = CascadeBatch(self.read, self.device), _prompts(self._model)
         prefix = self.prefix(prompts[0][:_PREFIX], None, None, 0)
         rows = [Generation(Job(ids, Sampling(max_tokens=9)), Ending(set(), lambda _: "")) for ids in prompts]
         for row in rows[:-1]:
@@ -134,14 +116,36 @@ class Runner:
                 row.take(row.job.ids[len(row.written)])
         return torch.cat(found), batch.token_bytes
 
-    def _unstepped(self) -> torch.Tensor:
-        takes = inspect.signature(self._model.forward).parameters
-        found = []
-        for ids in self._prompts():
-            whole = torch.tensor([ids + ids[: _STEPS - 1]], device=self.device)
-            extra = {"use_cache": False} if "use_cache" in takes else {}
-            found.append(self._model(input_ids=whole, **extra).logits[0, -_STEPS:].float())
-        return torch.stack(found, 1).flatten(0, 1)
+
+@torch.inference_mode()
+def overflows(model: Any) -> bool:
+    """Whether a model in float16, whose largest number is 65504, scores a few tokens with what is no number."""
+    if model.dtype != torch.float16:
+        return False
+    try:
+        scores = _unstepped(model)
+    except Exception as error:  # of an architecture that cannot be asked so
+        if is_out_of_memory(error):
+            raise
+        return False
+    return not bool((scores < torch.inf).all())
+
+
+def _prompts(model: Any) -> list[list[int]]:
+    size = int(model.get_input_embeddings().weight.shape[0])
+    prompts = [[(7 * place + 3 * row + 1) % size for place in range(n)] for row, n in enumerate(_PROBED)]
+    return [prompts[0][:_PREFIX] + prompt[_PREFIX:] for prompt in prompts]
+
+
+def _unstepped(model: Any) -> torch.Tensor:
+    """A model's own scores behind the last tokens of a few prompts."""
+    takes = inspect.signature(model.forward).parameters
+    found = []
+    for ids in _prompts(model):
+        whole = torch.tensor([ids + ids[: _STEPS - 1]], device=model.device)
+        extra = {"use_cache": False} if "use_cache" in takes else {}
+        found.append(model(input_ids=whole, **extra).logits[0, -_STEPS:].float())
+    return torch.stack(found, 1).flatten(0, 1)
 
 
 def most_columns(model: Any) -> float:

@@ -139,7 +139,20 @@ def check(model: str | Path, adapter: str | Path | None = None) -> None:
     for file in weight_files(folder):
         _check_safetensors(file)
     if adapter is not None:
-        _check_adapter(resolve(adapter))
+        check_adapter(resolve(adapter))
+
+
+def check_adapter(folder: Path) -> None:
+    """Find what is wrong with the LoRA adapter in `folder`, without its base.
+
+    Raises:
+        ModelError: It is of another type, or a file is missing or truncated.
+    """
+    kind = _read_json(folder / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"The adapter in {folder} is of type {kind!r}; only LORA adapters can share a base.")
+    for file in weight_files(folder, "adapter_model"):
+        _check_safetensors(file)
 
 
 def load_model(
@@ -288,14 +301,6 @@ def _from_hub(model: str) -> Path:
             f"The model {model!r} is no folder here and cannot be had from the Hugging Face hub: {_first_line(error)}",
             hint=_ALLOWED,
         ) from error
-
-
-def _check_adapter(folder: Path) -> None:
-    kind = _read_json(folder / "adapter_config.json").get("peft_type")
-    if kind != "LORA":
-        raise ModelError(f"The adapter in {folder} is of type {kind!r}; only LORA adapters can share a base.")
-    for file in weight_files(folder, "adapter_model"):
-        _check_safetensors(file)
 
 
 def _check_safetensors(file: Path) -> None:

@@ -35,7 +35,7 @@ from ..errors import ConfigError
 from . import expressions as e
 from .bare_text import line_beside_values, text_beside_values
 from .expressions import Expression, UnsupportedError
-from .json_grammar import JsonGrammar, json_schema
+from .json_grammar import json_schema, json_value
 from .json_texts import BARE_FORMATS, FREE_FORMATS, text_of, written
 from .terse import TerseAdapter, decode, encode
 from .values import is_text, type_name
@@ -46,6 +46,7 @@ _BOOLS = [form(word) for word in ("true", "false", "yes", "no") for form in (str
 _BOOLS += ["1", "0", "on", "off", "t", "f", "y", "n"]
 _MARK = "[[ ##"  # what opens a marker of ChatAdapter; at the start of a line no text has it
 _CHECKS = 12  # texts of a type that are read back before its grammar is used
+_OWN_CHECKS = {"value_error", "assertion_error"}  # what pydantic says where a validator of the user's refuses
 
 
 def reply_grammar(signature: type[dspy.Signature], adapter: dspy.Adapter) -> str | None:
@@ -84,15 +85,14 @@ _lock = threading.RLock()
 
 
 class _Layout:
-    """One adapter's way with values, and the rules that they need. `JSON` says how it lays JSON out."""
+    """One adapter's way with values, and the rules that they need."""
 
-    indent: int | None = None
+    adapter = ""  # its name
 
     def __init__(self, signature: type[dspy.Signature]) -> None:
         self.signature = signature
         self.rules: dict[str, Expression] = {}
         self.rules |= e.JSON_RULES
-        self.json = JsonGrammar(self.rules, self.indent)
 
     def grammar(self) -> dict[str, Any]:
         fields = [[name, self.segment(at, name)] for at, name in enumerate(self.signature.output_fields)]
@@ -172,8 +172,6 @@ class _Layout:
             made |= dict.fromkeys(found)
         return next(iter(made)) if len(made) == 1 else ["alt", *made]
 
-    adapter = ""
-
     def words(self, candidates: Iterable[str], annotation: Any) -> Expression:
         """The words that the adapter reads as values of the type."""
         return e.alt(*(word for word in candidates if self._reads_as_any(word, annotation)))
@@ -198,11 +196,9 @@ class _Layout:
             text = e.sample(expression, self.rules, random)
             try:
                 self.read(text, annotation)
-            except ValidationError as error:
-                if {detail["type"] for detail in error.errors()} <= {"value_error", "assertion_error"}:
-                    continue  # a validator of the user's: only an answer can show what it refuses
-                raise UnsupportedError(f"it: {text!r} is not read back ({_first_line(error)})") from error
             except Exception as error:  # a type's own reader may raise anything
+                if isinstance(error, ValidationError) and {d["type"] for d in error.errors()} <= _OWN_CHECKS:
+                    continue  # only an answer can show what it refuses
                 raise UnsupportedError(f"it: {text!r} is not read back ({_first_line(error)})") from error
 
 
@@ -236,12 +232,12 @@ class _Lines(_Layout):
             return e.alt(*(text if member is str else self.of_type(field, member, by_alias) for member in members))
         _refuse_unwritable(annotation)
         if annotation is Any:
-            return e.alt(self.text(), self.json.value(annotation))
+            return e.alt(self.text(), json_value(annotation, self.rules))
         return self.of_schema(annotation, by_alias)
 
     def of_schema(self, annotation: Any, by_alias: bool) -> Expression:
         """JSON, and a string without its quotes where the type is a kind of text, such as a date."""
-        made = self.json.value(annotation, by_alias=by_alias)
+        made = json_value(annotation, self.rules, by_alias=by_alias)
         schema = json_schema(annotation, by_alias=by_alias)
         if schema.get("format") in BARE_FORMATS:
             return text_of(schema)
@@ -345,7 +341,6 @@ class _Json(_Layout):
     """An object of the fields, two spaces a level."""
 
     adapter = "JSONAdapter"
-    indent = 2
 
     def segment(self, at: int, name: str) -> Expression:
         before, after = ("," if at else "{"), ("\n}" if self.is_last(at) else "")
@@ -373,7 +368,7 @@ class _Json(_Layout):
                 for member in members
             )
             return e.alt(*made)
-        return self.json.value(annotation, level=1, by_alias=by_alias)
+        return json_value(annotation, self.rules, indent=2, level=1, by_alias=by_alias)
 
     def _reread(self, annotation: Any) -> Expression:
         """A string in which DSPy looks for JSON once more."""

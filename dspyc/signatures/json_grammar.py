@@ -21,58 +21,34 @@ _ANYTHING = 12  # nested values where any JSON will do
 _REFUSED = ("contains", "dependentRequired", "if", "minContains", "minProperties", "multipleOf", "not")
 
 
-class JsonGrammar:
-    """Expressions of JSON values; `rules` collects what they refer to.
+def json_value(
+    annotation: Any,
+    rules: dict[str, Expression],
+    *,
+    indent: int | None = None,
+    level: int = 0,
+    by_alias: bool = True,
+) -> Expression:
+    """The JSON values of a type, `level` levels deep in what is being written; `rules` gets what they refer to.
 
     Args:
         indent: Spaces a level, as `json.dumps(indent=…)` lays values out; None for one line.
+
+    Raises:
+        UnsupportedError: The type has no schema, or one that asks for more than a grammar can hold.
     """
-
-    def __init__(self, rules: dict[str, Expression], indent: int | None = None) -> None:
-        self.rules, self._indent = rules, indent
-
-    def value(self, annotation: Any, *, level: int = 0, by_alias: bool = True) -> Expression:
-        """The JSON values of a type, `level` levels deep in what is being written.
-
-        Raises:
-            UnsupportedError: The type has no schema, or one that asks for more than a grammar can hold.
-        """
-        schema = json_schema(annotation, by_alias=by_alias)
-        # Two types may call different things by one name.
-        space = f"{len(self.rules)}."
-        return _Schema(self, space, schema.get("$defs", {})).expression(schema, level, 0)
-
-    def items(self, parts: list[Expression], opening: str, closing: str, level: int) -> Expression:
-        """`parts` between brackets; `[]` or `{}` where there are none."""
-        if not parts:
-            return opening + closing
-        made = [opening, self._break(level + 1), parts[0]]
-        for part in parts[1:]:
-            made += [self._comma(level), part]
-        return e.seq(*made, self._break(level), closing)
-
-    def many(
-        self, part: Expression, opening: str, closing: str, level: int, least: int, most: int | None
-    ) -> Expression:
-        """From `least` to `most` of `part` between brackets."""
-        if most == 0:
-            return opening + closing
-        more = e.rep(e.seq(self._comma(level), part), max(least - 1, 0), None if most is None else most - 1)
-        filled = e.seq(opening, self._break(level + 1), part, more, self._break(level), closing)
-        return filled if least else e.alt(opening + closing, filled)
-
-    def _comma(self, level: int) -> str:
-        return ", " if self._indent is None else "," + self._break(level + 1)
-
-    def _break(self, level: int) -> str:
-        return "" if self._indent is None else "\n" + " " * (self._indent * level)
+    schema = json_schema(annotation, by_alias=by_alias)
+    space = f"{len(rules)}."  # two types may call different things by one name
+    return _Schema(rules, indent, space, schema.get("$defs", {})).expression(schema, level, 0)
 
 
 class _Schema:
     """One JSON schema on its way to an expression."""
 
-    def __init__(self, grammar: JsonGrammar, space: str, definitions: dict[str, Any]) -> None:
-        self._grammar, self._space, self._definitions = grammar, space, definitions
+    def __init__(
+        self, rules: dict[str, Expression], indent: int | None, space: str, definitions: dict[str, Any]
+    ) -> None:
+        self._rules, self._indent, self._space, self._definitions = rules, indent, space, definitions
 
     def expression(self, schema: Any, level: int, depth: int) -> Expression:
         """`level` counts brackets around the value, `depth` references on the way to it."""
@@ -102,13 +78,12 @@ class _Schema:
         if depth > _DEEPEST:
             raise _TooDeepError(f"values nested deeper than {_DEEPEST}")
         rule = f"{self._space}{name}@{level}.{depth}"
-        rules = self._grammar.rules
-        if rule not in rules:
-            rules[rule] = ""  # a rule that needs itself is not begun again
+        if rule not in self._rules:
+            self._rules[rule] = ""  # a rule that needs itself is not begun again
             try:
-                rules[rule] = self.expression(self._definitions[name], level, depth + 1)
+                self._rules[rule] = self.expression(self._definitions[name], level, depth + 1)
             except UnsupportedError:
-                del rules[rule]
+                del self._rules[rule]
                 raise
         return ["ref", rule]
 
@@ -156,14 +131,14 @@ class _Schema:
             raise UnsupportedError("sets of at least two items")
         fixed = [self.expression(item, level + 1, depth) for item in schema.get("prefixItems", ())]
         if fixed:
-            return self._grammar.items(fixed, "[", "]", level)
+            return self._items(fixed, "[", "]", level)
         try:
             item = self.expression(schema.get("items", True), level + 1, depth)
         except _TooDeepError:
             if least:
                 raise
             return "[]"
-        return self._grammar.many(item, "[", "]", level, least, most)
+        return self._many(item, "[", "]", level, least, most)
 
     def _object(self, schema: Any, level: int, depth: int) -> Expression:
         properties = schema.get("properties")
@@ -172,7 +147,7 @@ class _Schema:
                 e.seq(f"{json.dumps(name, ensure_ascii=False)}: ", self.expression(inner, level + 1, depth))
                 for name, inner in properties.items()
             ]
-            return self._grammar.items(parts, "{", "}", level)
+            return self._items(parts, "{", "}", level)
         inner = schema.get("additionalProperties", properties is None)
         for regex, named in schema.get("patternProperties", {}).items():
             inner, schema = named, {**schema, "propertyNames": {"type": "string", "pattern": regex}}
@@ -183,7 +158,7 @@ class _Schema:
         except _TooDeepError:
             return "{}"
         part = e.seq(self._key(schema.get("propertyNames", {"type": "string"}), depth), ": ", value)
-        return self._grammar.many(part, "{", "}", level, 0, schema.get("maxProperties"))
+        return self._many(part, "{", "}", level, 0, schema.get("maxProperties"))
 
     def _key(self, schema: Any, depth: int) -> Expression:
         if "$ref" in schema:
@@ -196,17 +171,42 @@ class _Schema:
     def _anything(self, level: int, deeper: int) -> Expression:
         scalar = [e.json_string(), e.number(), "true", "false", "null"]
         rule = f"any@{level}.{deeper}"
-        if rule not in self._grammar.rules:
+        if rule not in self._rules:
             nested: list[Expression] = ["[]", "{}"]
             if deeper:
                 item = self._anything(level + 1, deeper - 1)
                 pair = e.seq(e.json_string(), ": ", item)
                 nested = [
-                    self._grammar.many(item, "[", "]", level, 0, None),
-                    self._grammar.many(pair, "{", "}", level, 0, None),
+                    self._many(item, "[", "]", level, 0, None),
+                    self._many(pair, "{", "}", level, 0, None),
                 ]
-            self._grammar.rules[rule] = e.alt(*scalar, *nested)
+            self._rules[rule] = e.alt(*scalar, *nested)
         return ["ref", rule]
+
+    def _items(self, parts: list[Expression], opening: str, closing: str, level: int) -> Expression:
+        """`parts` between brackets; `[]` or `{}` where there are none."""
+        if not parts:
+            return opening + closing
+        made = [opening, self._break(level + 1), parts[0]]
+        for part in parts[1:]:
+            made += [self._comma(level), part]
+        return e.seq(*made, self._break(level), closing)
+
+    def _many(
+        self, part: Expression, opening: str, closing: str, level: int, least: int, most: int | None
+    ) -> Expression:
+        """From `least` to `most` of `part` between brackets."""
+        if most == 0:
+            return opening + closing
+        more = e.rep(e.seq(self._comma(level), part), max(least - 1, 0), None if most is None else most - 1)
+        filled = e.seq(opening, self._break(level + 1), part, more, self._break(level), closing)
+        return filled if least else e.alt(opening + closing, filled)
+
+    def _comma(self, level: int) -> str:
+        return ", " if self._indent is None else "," + self._break(level + 1)
+
+    def _break(self, level: int) -> str:
+        return "" if self._indent is None else "\n" + " " * (self._indent * level)
 
 
 class _TooDeepError(UnsupportedError):

@@ -163,7 +163,10 @@ def usage(tokens: int) -> dict[str, Any]:
 
 def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": message}
+    if body.get("logprobs"):
+        scored = [{"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}]
+        choice["logprobs"] = {"content": scored, "refusal": None}
     shell = {"id": "c1", "object": "chat.completion", "created": 1, "model": body["model"]}
     return {**shell, "choices": [choice], "usage": usage(3)}
 

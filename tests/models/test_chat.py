@@ -127,7 +127,7 @@ def test_special_tokens_that_open_a_reply_do_not_end_it() -> None:
     assert chat.tokenizer.decode(ids[length:]) == "<|pad|>final<|endoftext|>yes<|im_end|>"
     assert chat.tokenizer.decode(ids[len(given) :]) == "yes<|im_end|>"
     assert ids[: len(given)] == given
-    assert chat.reply_opening == ""  # nothing is left that the reply would have to spell
+    assert chat.opening.text == ""  # nothing is left that the reply would have to spell
     assert chat.tokenizer.decode(chat.prompt_ids(CHAT[:-1], TOOLS)).endswith("<|im_start|>assistant")
 
 

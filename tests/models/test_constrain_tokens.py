@@ -176,7 +176,7 @@ def taught(chat: ChatTokenizer, row: list[int]) -> writing.Choose:
 
 def test_a_thought_that_the_template_opens_is_free_and_ends_in_time():
     chat = ChatTokenizer(small.tokenizer(small.THINKING))
-    assert chat.reply_opening == "<think>\n\n</think>\n\n"
+    assert chat.opening.text == "<think>\n\n</think>\n\n"
     signature = "q -> n: int"
     free = writing.write(constrain(signature, CHAT, 120, chat), 120, writing.by_chance(1))
     thought, answer = chat.decode(free).split("</think>\n\n")
@@ -186,9 +186,9 @@ def test_a_thought_that_the_template_opens_is_free_and_ends_in_time():
     row, start = chat.row_ids([{"role": "user", "content": "?"}, reply])
     ids = writing.write(constrain(signature, CHAT, 500, chat), 500, taught(chat, row[start:]))
     assert chat.decode(ids) == "<think>\n\n</think>\n\n" + reply["content"]
-    assert chat.without_opening(chat.decode(ids)) == reply["content"]
-    assert chat.without_opening(chat.decode(free)) == answer
-    assert chat.without_opening("no thought") == "no thought"
+    assert chat.opening.without(chat.decode(ids)) == reply["content"]
+    assert chat.opening.without(chat.decode(free)) == answer
+    assert chat.opening.without("no thought") == "no thought"
 
 
 def test_a_field_called_thought_keeps_its_own_rules_beside_a_thought():
@@ -197,7 +197,7 @@ def test_a_field_called_thought_keeps_its_own_rules_beside_a_thought():
     reply = CHAT.format_assistant_message_content(dspy.Signature(signature), {"thought": "a\nb", "n": 7})
     row, start = chat.row_ids([{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}])
     ids = writing.write(constrain(signature, CHAT, 900, chat), 900, taught(chat, row[start:]))
-    assert CHAT.parse(dspy.Signature(signature), chat.without_opening(chat.decode(ids))) == {"thought": "a\nb", "n": 7}
+    assert CHAT.parse(dspy.Signature(signature), chat.opening.without(chat.decode(ids))) == {"thought": "a\nb", "n": 7}
 
 
 def test_a_tokenizer_without_bytes_is_refused_by_name():

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import multiprocessing
 import os
 import pickle
@@ -262,6 +263,16 @@ def test_a_copied_lm_reaches_the_engine_that_its_model_names(lm: dspy.LM, llama:
     assert again("Hello") == tuned("Hello")
     with pytest.raises(dspy.LMUnsupportedModelError, match="knows no local model"):
         lm.copy(model="local/stranger@000000000000")("Hello")
+
+
+def test_engines_that_answer_for_each_other_are_saved_and_closed(llama: Path, adapters: list[Path]) -> None:
+    first, second = LocalEngine(llama), LocalEngine(llama, adapters[0])
+    first.serving(second.model_string).serving(first.model_string)
+    answers = [lm_of(first).copy(model=name)("Hello") for name in (first.model_string, second.model_string)]
+    again = LocalEngine.load_state(json.loads(json.dumps(first.dump_state())))
+    assert [lm_of(again).copy(model=name)("Hello") for name in (first.model_string, second.model_string)] == answers
+    again.close()
+    assert again._loaded._model is None
 
 
 def test_engines_are_found_by_name_after_they_were_let_go(llama: Path) -> None:

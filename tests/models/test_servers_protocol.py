@@ -274,6 +274,12 @@ def test_a_schema_and_log_probabilities_are_passed_on(lm: dspy.LM, server: Runni
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
 
 
+def test_a_stream_has_the_log_probabilities_that_were_asked_for(lm: dspy.LM) -> None:
+    asked = request_of(lm, "Hello", logprobs=1)
+    deltas = [event.delta for event in lm.engine.stream(asked) if event.type == "delta"]
+    assert [(scored.token, scored.logprob) for delta in deltas for scored in delta.logprobs] == [("base|Hello", -0.5)]
+
+
 def test_json_adapter_has_the_server_follow_the_signature(lm: dspy.LM, server: Running) -> None:
     program = dspy.Predict("question -> answer: Literal['as asked', 'otherwise']")
     program.set_lm(lm)

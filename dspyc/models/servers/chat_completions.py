@@ -54,7 +54,7 @@ def body_of(
         body["tools"] = tools
     if config.seed is not None:
         body["seed"] = config.seed
-    if kind is not None and kind.name == "transformers":
+    if kind is not None and not kind.full:
         extra["generation_config"] = _generation_config(config, tokens)
         return {**body, "extra_body": extra}
     body |= {"temperature": config.temperature or 0.0, "top_p": 1.0 if config.top_p is None else config.top_p}

@@ -63,37 +63,30 @@ class Launch:
 
 @dataclass(frozen=True)
 class ServerKind:
-    """A server program, and what it can do."""
+    """A server program. One that is `full` takes adapters, schemas, log-probabilities, stop strings and a name of its own."""
 
     name: str
     install: str
-    takes_adapters: bool = False
-    takes_schemas: bool = False  # `response_format`
-    takes_logprobs: bool = False
-    takes_stop: bool = True
-    lists_served_name: bool = True
     load_adapter_path: str = ""
+
+    @property
+    def full(self) -> bool:
+        return bool(self.load_adapter_path)
 
 
 VLLM = ServerKind(
     "vllm",
     "pip install vllm (in an environment of its own, where it needs another torch, with server_options="
     "{'program': '/that/environment/bin/vllm'})",
-    takes_adapters=True,
-    takes_schemas=True,
-    takes_logprobs=True,
     load_adapter_path="/v1/load_lora_adapter",
 )
 SGLANG = ServerKind(
     "sglang",
     "pip install 'sglang[all]' (in an environment of its own, where it needs another torch, with server_options="
     "{'program': '/that/environment/bin/python'})",
-    takes_adapters=True,
-    takes_schemas=True,
-    takes_logprobs=True,
     load_adapter_path="/load_lora_adapter",
 )
-TRANSFORMERS = ServerKind("transformers", "pip install 'dspyc[serving]'", takes_stop=False, lists_served_name=False)
+TRANSFORMERS = ServerKind("transformers", "pip install 'dspyc[serving]'")
 KINDS = {kind.name: kind for kind in (VLLM, SGLANG, TRANSFORMERS)}
 
 

@@ -114,13 +114,13 @@ class ServerEngine:
     @property
     def supports_response_schema(self) -> bool:
         kind = self._kind()
-        return kind is not None and kind.takes_schemas
+        return kind is not None and kind.full
 
     @property
     def supported_params(self) -> set[str]:
         kind = self._kind()
         found = {"temperature", "max_tokens", "top_p", "top_k", "seed", "stop"}
-        if kind is None or kind.takes_logprobs:
+        if kind is None or kind.full:
             found |= {"frequency_penalty", "presence_penalty", "logprobs"}
         if self.supports_response_schema:
             found.add("response_format")
@@ -267,10 +267,10 @@ class ServerEngine:
     def _refuse_unsupported(self, request: lm15.Request) -> None:
         config, kind = request.config, self._kind()
         names = ["reasoning", "probabilities"]
-        if kind is not None and not kind.takes_schemas:
+        if kind is not None and not kind.full:
             names += ["response_format", "logprobs", "frequency_penalty", "presence_penalty", "extensions"]
         asked = [name for name in names if getattr(config, name) or getattr(config, name) == 0]
-        if kind is not None and not kind.takes_schemas and config.tool_choice and config.tool_choice.mode == "required":
+        if kind is not None and not kind.full and config.tool_choice and config.tool_choice.mode == "required":
             asked.append("tool_choice='required'")
         if asked:
             raise lm15.UnsupportedFeatureError(
@@ -317,13 +317,14 @@ class ServerEngine:
     def streaming(self) -> dict[str, Any]:
         """What a streamed request has in addition."""
         kind = self._kind()
-        usage = {} if kind is not None and kind.name == "transformers" else {"stream_options": {"include_usage": True}}
+        usage = {"stream_options": {"include_usage": True}} if kind is None or kind.full else {}
         return {"stream": True, **usage}
 
     def is_sent_whole(self, request: lm15.Request) -> bool:
-        """Whether an answer has to be read as a whole: tool calls in the text, stop strings that the server lets pass."""
-        kind = self._kind()
-        return bool(request.tools) or bool(request.config.stop and kind is not None and not kind.takes_stop)
+        """Whether an answer is read as a whole: for tool calls, log-probabilities, stop strings that the server lets pass."""
+        config, kind = request.config, self._kind()
+        passing = bool(config.stop) and kind is not None and not kind.full
+        return bool(request.tools) or config.logprobs is not None or passing
 
     def ended(self, reader: StreamReader) -> list[Any]:
         """The last events of a stream, or the error that it broke off."""

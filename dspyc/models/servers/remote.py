@@ -112,9 +112,7 @@ class RemoteServer:
         worn = _match(listed, str(self._adapter), self._adapter.name)
         if worn is None:
             raise self._unknown(f"adapter {str(self._adapter)!r}", listed)
-        if self.kind is not None and self.kind.name == "sglang":
-            return Endpoint(self.base_url, str(base["id"]), {"lora_path": worn["id"]}, limit)
-        return Endpoint(self.base_url, str(worn["id"]), max_length=limit)
+        return Endpoint(self.base_url, str(base["id"]), max_length=limit).wearing(self.kind, str(worn["id"]))
 
     def _unknown(self, what: str, listed: list[dict[str, Any]]) -> ModelError:
         names = ", ".join(repr(entry.get("id")) for entry in listed[:10])

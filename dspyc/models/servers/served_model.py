@@ -129,7 +129,7 @@ class ServedModel:
                 program=program_of(kind, self.options.program),
                 launch=Launch(
                     path=str(self.path),
-                    name=self.name if kind.lists_served_name else str(self.path),
+                    name=self.name if kind.full else str(self.path),
                     device=self.device,
                     dtype=self.dtype,
                     args=self.options.args,
@@ -172,7 +172,7 @@ def _check_child(served: ServedModel) -> None:
     check_arguments(kind, served.device, served.options.args)
     if served.options.api_key_env is not None:
         raise ConfigError("server_options['api_key_env'] belongs to the address of a server that runs already.")
-    if served.adapter is not None and not kind.takes_adapters:
+    if served.adapter is not None and not kind.full:
         raise ConfigError(
             f"The {kind.name} server takes no adapters.",
             hint="Merge it into its base (dspyc train --merge) and serve that folder, or use server='vllm'.",

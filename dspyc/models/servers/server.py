@@ -1,6 +1,6 @@
 """Model servers: one child process for one base model and all its adapters, or a server that runs already.
 
-    server = shared(ServerSettings(VLLM, "/usr/bin/vllm", "/models/Qwen3-0.6B", "Qwen3-0.6B"))
+    server = shared(ServerSettings(VLLM, "/usr/bin/vllm", Launch("/models/Qwen3-0.6B", "Qwen3-0.6B")))
     endpoint = server.enter(adapter)                       # None until `server.prepare(adapter)` has started it
     ...                                                    # requests to endpoint.base_url
     server.leave()
@@ -25,7 +25,7 @@ import httpx
 from ...child_process import ChildProcess
 from ...errors import DspycError, ModelError
 from ...progress import bar
-from .commands import LOOPBACK, Adapter, Launch, ServerKind, command, environment, highest_rank
+from .commands import LOOPBACK, SGLANG, Adapter, Launch, ServerKind, command, environment, highest_rank
 
 _POLL = 0.1  # seconds between two questions for health
 _PORT_TRIES = 3
@@ -54,6 +54,12 @@ class Endpoint:
     model: str
     extra: dict[str, Any] = field(default_factory=dict)
     max_length: int | None = None
+
+    def wearing(self, kind: ServerKind | None, adapter: str) -> "Endpoint":
+        """The same model with an adapter, by the server's name for it."""
+        if kind is SGLANG:
+            return replace(self, extra={"lora_path": adapter})
+        return replace(self, model=adapter)
 
 
 class Server:
@@ -90,7 +96,8 @@ class Server:
             if self._draining or not self._ready(adapter) or self._endpoint is None:
                 return None
             self._running += 1
-            return _for_adapter(self._endpoint, self.settings.kind, adapter)
+            endpoint = self._endpoint
+            return endpoint if adapter is None else endpoint.wearing(self.settings.kind, adapter.name)
 
     def leave(self) -> None:
         """A request is over, however it ended."""
@@ -227,7 +234,7 @@ class Server:
         try:
             if client.get(_url(port) + "/health", timeout=5).status_code != 200:
                 return None
-            if not self.settings.kind.lists_served_name:
+            if not self.settings.kind.full:
                 return []
             found = client.get(_url(port) + "/v1/models", timeout=5).json()["data"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
@@ -282,14 +289,6 @@ def shared(settings: ServerSettings) -> Server:
 def _end_all() -> None:
     for server in list(_servers.values()):
         server.close()
-
-
-def _for_adapter(endpoint: Endpoint, kind: ServerKind, adapter: Adapter | None) -> Endpoint:
-    if adapter is None:
-        return endpoint
-    if kind.name == "sglang":
-        return Endpoint(endpoint.base_url, endpoint.model, {"lora_path": adapter.name}, endpoint.max_length)
-    return Endpoint(endpoint.base_url, adapter.name, {}, endpoint.max_length)
 
 
 def _max_length(listed: list[dict[str, Any]]) -> int | None:
