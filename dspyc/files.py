@@ -40,6 +40,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value, indent=1, allow_nan=False) + b"\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError or ValueError where it cannot be read."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def json_bytes(value: Any, **options: Any) -> bytes:
     """JSON in UTF-8, by `options` of `json.dumps`. Half a surrogate pair, which has no UTF-8 form, becomes JSON's escape."""
     return json.dumps(value, ensure_ascii=False, **options).encode(errors="backslashreplace")

@@ -71,6 +71,9 @@ def join_in() -> None:
 
 def _options(processes: int | None, config: Path | None, device: str) -> list[str]:
     """What `accelerate launch` has to be told so that it warns of nothing and starts what is asked for."""
+    from ..models.weights import device_of
+    from ..training.launching import check_processes
+
     options = ["--multi_gpu"]  # its name for "several processes on this machine", CPUs included
     if config is not None:
         configured, division = _configured(config)
@@ -83,7 +86,9 @@ def _options(processes: int | None, config: Path | None, device: str) -> list[st
         options += ["--num_machines", "1", "--main_process_port", "0"]  # any free port
     if processes is None or processes < 2:
         raise ConfigError(f"--num-processes is {processes}.", hint="A launcher starts at least 2.")
-    _check_devices(processes, device, config)
+    place = device_of(device)
+    if config is None or place.type == "mps" or place.index is not None:  # a configuration may name other machines
+        check_processes(processes, place)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes))
     options += ["--num_processes", str(processes), "--num_cpu_threads_per_process", threads]
@@ -111,25 +116,6 @@ def _configured(config: Path) -> tuple[int | None, "Division | None"]:
     elif kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise division.refusal(kind)
     return found.num_processes if isinstance(found.num_processes, int) else None, asked
-
-
-def _check_devices(processes: int, device: str, config: Path | None) -> None:
-    from ..models.weights import device_of
-
-    place = device_of(device)
-    if place.type == "mps" or place.index is not None:
-        raise ConfigError(
-            f"--device {place} is one device, and each of {processes} processes needs its own.",
-            hint="Use --device cuda with as many GPUs as processes, or --device cpu.",
-        )
-    if place.type == "cuda" and config is None:
-        import torch
-
-        if torch.cuda.device_count() < processes:
-            raise ConfigError(
-                f"--num-processes is {processes}, and this machine has {torch.cuda.device_count()} GPUs.",
-                hint="Use at most one process for each GPU, or --device cpu.",
-            )
 
 
 def _exit_code(error: Any) -> int:

@@ -10,7 +10,6 @@
 JSON and safetensors only. No key, token or header is written.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 
 from ..errors import ArtifactError, public
-from ..files import json_bytes, settle, whole_folder
+from ..files import json_bytes, read_json, settle, whole_folder
 from ..signatures import adapt, copy_program, load_adapter, predictors, signature_fingerprint
 from ..signatures.mixins import Mixin, mix
 from ..signatures.nearest import Nearest, choose_nearest
@@ -263,7 +262,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path} cannot be read: {error}.", hint="Restore the artifact from where it was made."

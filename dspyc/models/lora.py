@@ -4,7 +4,6 @@ The base is never changed: a hook on each layer that some adapter targets adds `
 that belong to that adapter. So any mixture of adapters runs in one forward pass, and loading or dropping one touches no other.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import ModelError
+from .weights import adapter_settings
 
 KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
@@ -131,7 +131,7 @@ class Adapters:
     def _read(self, folder: Path) -> dict[str, Pair]:
         from safetensors.torch import load_file
 
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = adapter_settings(folder)
         modules = dict(self._model.named_modules())
         device, dtype = self._model.device, self._model.dtype
         halves: dict[str, dict[str, torch.Tensor]] = {}
@@ -157,7 +157,7 @@ class Adapters:
 
 def is_plain(folder: Path) -> bool:
     """Whether an adapter only adds two factors to linear layers, so that it can share a step with others."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = adapter_settings(folder)
     if any(config.get(name) for name in _BEYOND) or config.get("bias", "none") != "none":
         return False
     if config.get("init_lora_weights", True) not in PLAIN_STARTS:

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +93,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, or that this process has held in main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError, ModelError
-from ..files import sha256_of
+from ..files import read_json, sha256_of
 from .plain_template import with_template
 
 if TYPE_CHECKING:
@@ -142,13 +142,22 @@ def check(model: str | Path, adapter: str | Path | None = None) -> None:
         check_adapter(resolve(adapter))
 
 
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What PEFT wrote of the adapter in `folder`.
+
+    Raises:
+        ModelError: Its file is missing or damaged.
+    """
+    return _read_json(folder / "adapter_config.json")
+
+
 def check_adapter(folder: Path) -> None:
     """Find what is wrong with the LoRA adapter in `folder`, without its base.
 
     Raises:
         ModelError: It is of another type, or a file is missing or truncated.
     """
-    kind = _read_json(folder / "adapter_config.json").get("peft_type")
+    kind = adapter_settings(folder).get("peft_type")
     if kind != "LORA":
         raise ModelError(f"The adapter in {folder} is of type {kind!r}; only LORA adapters can share a base.")
     for file in weight_files(folder, "adapter_model"):
@@ -325,7 +334,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{file} is missing.", hint=_ALLOWED)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (ValueError, OSError) as error:
         raise ModelError(
             f"{file} is truncated or corrupt: {_first_line(error)}", hint="Copy it again from where it came from."

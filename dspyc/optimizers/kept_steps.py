@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from ..files import write_json
+from ..files import read_json, write_json
 from ..signatures import copy_program, fingerprint, predictors, program_fingerprint
 from ..signatures.code import code_key
 from ..signatures.fingerprints import identifying, stable
@@ -67,7 +67,7 @@ class KeptStep:
     def program(self) -> dspy.Module | None:
         """The program that the step made, if it was kept."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            kept = read_json(self.path)
             made = self._made_of(kept["predictors"])
         except FileNotFoundError:
             return None

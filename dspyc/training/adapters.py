@@ -1,6 +1,5 @@
 """An adapter that was trained before, trained on."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ModelError
+from ..files import read_json
 from ..models.weights import tensors_in
 from .config import TrainingConfig
 
@@ -115,7 +115,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
     file, inner = folder / "adapter_config.json", folder / "final_model"
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from .config import TrainingConfig
 from .rows import EncodedRow
 
 _POOL = 50  # steps' worth of rows that are sorted by length together: little padding, still shuffled
@@ -22,6 +23,12 @@ class Steps:
     ) -> None:
         self.lengths, self.rows, self.tokens, self.seed = lengths, rows, tokens, seed
         self.epoch = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[EncodedRow], config: TrainingConfig) -> "Steps":
+        """The steps that training on these rows has."""
+        lengths = [len(row) for row in rows]
+        return cls(lengths, rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -1,11 +1,8 @@
 """What a caller can watch while a run is going on."""
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 if TYPE_CHECKING:
     from .result import TrainingResult
@@ -55,16 +52,3 @@ class Callback:
 
     def on_end(self, result: "TrainingResult") -> None:
         """After the weights were written."""
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, or that this process has held in main memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

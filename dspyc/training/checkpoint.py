@@ -10,7 +10,6 @@ checkpoint-120/
   manifest.json            the step, the best step so far, and the SHA-256 of every other file and of itself
 """
 
-import json
 import logging
 import random
 import shutil
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import ConfigError, TrainingError
-from ..files import whole_folder, write_json
+from ..files import read_json, whole_folder, write_json
 from ..signatures import fingerprint
 from . import shards
 from .files import MANIFEST, first_damaged, guarded, sums
@@ -34,6 +33,7 @@ log = logging.getLogger("dspyc.training")
 _PREFIX, _DIVERGED, _LATER = "checkpoint-", "diverged-", "later-"
 _WENT_BACK = "went_back.json"  # the step that the run went back to, until a call without one
 _MODEL = "model.safetensors"
+SCHEDULER, SCALER = "scheduler.json", "scaler.json"
 
 
 @dataclass
@@ -73,7 +73,7 @@ class RandomState:
 
     @classmethod
     def load(cls, folder: Path) -> "RandomState":
-        return cls(load_file(folder / "rng.safetensors"), _read(folder / "rng.json"))
+        return cls(load_file(folder / "rng.safetensors"), read_json(folder / "rng.json"))
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ class OptimizerState:
 
 
 def load_optimizer(optimizer: Any, folder: Path) -> None:
-    saved = _read(folder / "optimizer.json")
+    saved = read_json(folder / "optimizer.json")
     state: dict[int, dict[str, Any]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in [*load_file(folder / "optimizer.safetensors").items(), *saved["values"].items()]:
@@ -135,26 +135,6 @@ def load_optimizer(optimizer: Any, folder: Path) -> None:
         mine = shards.part(value, parameters[int(index)]) if isinstance(value, torch.Tensor) else value
         state.setdefault(int(index), {})[name] = mine
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-
-
-def save_scheduler(scheduler: Any, folder: Path) -> None:
-    state = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
-    write_json(folder / "scheduler.json", state)
-
-
-def load_scheduler(scheduler: Any, folder: Path) -> None:
-    scheduler.load_state_dict({**_read(folder / "scheduler.json"), "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
-
-
-def save_scaler(scaler: Any, folder: Path) -> None:
-    """The loss scale of half precision; nothing where there is none."""
-    if scaler is not None:
-        write_json(folder / "scaler.json", scaler.state_dict())
-
-
-def load_scaler(scaler: Any, folder: Path) -> None:
-    if scaler is not None:
-        scaler.load_state_dict(_read(folder / "scaler.json"))
 
 
 class CheckpointStore:
@@ -228,7 +208,7 @@ class CheckpointStore:
 
     def _went_back(self) -> int | None:
         try:
-            return int(_read(self.folder / _WENT_BACK)["step"])
+            return int(read_json(self.folder / _WENT_BACK)["step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -258,14 +238,14 @@ class CheckpointStore:
     def _best_of(self, step: int) -> int | None:
         """The step of the best weights when that of `step` was written."""
         try:
-            return cast("int | None", _read(self.path(step) / MANIFEST)["best_step"])
+            return cast("int | None", read_json(self.path(step) / MANIFEST)["best_step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _damage(self, step: int) -> str | None:
         """The file that is missing, cut or changed. A checkpoint needs its best one too: a run ends by going back to it."""
         try:
-            facts = _read(self.path(step) / MANIFEST)
+            facts = read_json(self.path(step) / MANIFEST)
             if facts.pop("self") != fingerprint(facts):
                 return MANIFEST
             files, best = facts["files"], facts["best_step"]
@@ -276,7 +256,3 @@ class CheckpointStore:
         if best is not None and best != step and (name := self._damage(best)) is not None:
             return f"its best one, {self.path(best).name}: {name}"
         return None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 `shards` carries it out with PyTorch's `fully_shard`, whoever's words they are: DeepSpeed need not be installed.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import read_json
 from ..progress import is_main
 from .processes import several
 
@@ -136,7 +136,7 @@ def _of_strategy(name: str) -> Division | None:
 def _of_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     """What DeepSpeed's own file says of ZeRO, and the names of what else it decides rather than leaves to "auto"."""
     try:
-        said = json.loads(path.read_text("utf-8"))
+        said = read_json(path)
         zero = dict(said.get("zero_optimization") or {})
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"DeepSpeed's configuration {path} cannot be read: {error}", hint="It is JSON.") from error

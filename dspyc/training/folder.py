@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, TrainingError
-from ..files import clear_unfinished, write_json
+from ..files import clear_unfinished, read_json, write_json
 from ..locks import FolderLock
 from . import processes
 from .files import first_damaged, guarded
@@ -64,7 +64,7 @@ def _check(folder: Path, key: Mapping[str, Any]) -> None:
 def _held(folder: Path) -> Any:
     """What the run in the folder is; nothing where that cannot be read."""
     try:
-        return json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        return read_json(folder / "key.json")
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -78,7 +78,7 @@ def _begun(folder: Path) -> bool:
 def finished(folder: Path) -> TrainingResult | None:
     """The result of this very run, if it ended and its weights are as they were written."""
     try:
-        state = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "result.json")
         result, files = TrainingResult.from_dict(state, folder), dict(state["files"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, TrainingError):
         return None

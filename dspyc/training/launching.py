@@ -79,11 +79,11 @@ def check_processes(count: Any, device: "torch.device", *, callbacks: Sequence[A
     if count > 1 and device.type != "cpu":
         import torch
 
-        present = torch.cuda.device_count() if device.type == "cuda" else 1
+        present = 1 if device.type == "mps" or device.index is not None else torch.cuda.device_count()
         if present < count:
             raise ConfigError(
-                f"num_processes is {count}, and this machine has {present} devices of type {device.type!r}.",
-                hint="Use at most one process for each, or device='cpu'.",
+                f"num_processes is {count}, and of the device {str(device)!r} there are {present} here.",
+                hint="Each process needs a device of its own: use 'cuda' with as many GPUs as processes, or 'cpu'.",
             )
 
 

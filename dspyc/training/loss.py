@@ -68,6 +68,17 @@ class Learner(torch.nn.Module):
         found = self._walk(tree, None)
         return torch.stack([loss for loss, _ in found]).sum(), torch.stack([weight for _, weight in found]).sum()
 
+    def learn_all(self, trees: Sequence[Tree], weight: float, precision: Precision, scaler: Any = None) -> torch.Tensor:
+        """Add the gradients of the trees' losses over `weight`, scaled by `scaler` if there is one; returns that mean."""
+
+        def scaled(loss: torch.Tensor) -> torch.Tensor:
+            return loss / weight if scaler is None else cast(torch.Tensor, scaler.scale(loss / weight))
+
+        total = torch.zeros((), device=self.device)
+        for tree in trees:
+            total += self.learn(tree, scaled, precision)
+        return total / weight
+
     def learn(
         self,
         tree: Tree,

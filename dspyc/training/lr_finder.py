@@ -12,21 +12,19 @@ import torch
 from transformers import set_seed
 
 from ..errors import ConfigError, TrainingError
-from ..models import memory
 from ..models.chat import ChatTokenizer
-from ..models.loaded import make_room
 from ..models.longrope import short_length
 from ..models.weights import device_of, load_tokenizer, resolve
 from ..progress import bar
+from .alone import alone
 from .batching import Steps, weight_of
-from .checkpoint import RandomState
 from .config import TrainingConfig
 from .loss import Learner
 from .methods import check_method, choose_attention, embedding_dropout, prepare
 from .out_of_memory import in_smaller_parts
-from .precision import Precision, autocast, autocast_dtype
+from .precision import autocast, autocast_dtype
 from .rows import EncodedRow, encode_rows, row_limit
-from .sharing import Planner, Tree
+from .sharing import Planner
 
 _SMOOTHING = 0.9  # of the loss, an exponential mean
 _BLOWN_UP = 4.0  # times the lowest loss: higher rates only get worse
@@ -84,16 +82,10 @@ def find_learning_rate(
     check_method(config, place)
     tokenizer = load_tokenizer(base)
     encoded, report = encode_rows(rows, ChatTokenizer(tokenizer), row_limit(base, tokenizer, config.max_length))
-    before = RandomState.capture()
-    try:
-        make_room(place)
+    rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
+    with alone(place):
         set_seed(config.seed)
-        rates = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
         return _tried(base, tokenizer, encoded, report.max_length, config, place, rates, show_progress)
-    finally:
-        before.restore()
-        if place.type == "cuda":
-            memory.free_caches()
 
 
 def _tried(
@@ -109,7 +101,7 @@ def _tried(
     student = prepare(base, config, str(place))
     choose_attention(student, longest)
     learner = Learner.of(student, tokenizer, rows, config)
-    order = Steps(list(map(len, rows)), rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
+    order = Steps.of(rows, config)
     batches = ([rows[i] for i in step] for step in itertools.chain.from_iterable(itertools.repeat(order)))
     with (
         embedding_dropout(student, config.embedding_dropout),
@@ -131,10 +123,12 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
     smooth = 0.0
     for rate, rows in batches:
         optimizer.param_groups[0]["lr"] = rate
-        compute = partial(_accumulate, learner, rows, config, autocast(dtype, learner.device), scaler)
-        loss, planner = in_smaller_parts(
+        weight = sum(weight_of(row, config.prompt_loss_weight) for row in rows)
+        compute = partial(learner.learn_all, weight=weight, precision=autocast(dtype, learner.device), scaler=scaler)
+        found, planner = in_smaller_parts(
             learner, planner, partial(Planner.__call__, rows=rows), compute, len(rates) + 1
         )
+        loss = float(found)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
         scaler.step(optimizer)
@@ -153,20 +147,3 @@ def _rising(learner: Learner, batches: Any, config: TrainingConfig, advance: Any
             "The loss is no number from the lowest rates on.", hint="Use a smaller lowest=, or precision='fp32'."
         )
     return LearningRates(tuple(rates), tuple(losses))
-
-
-def _accumulate(
-    learner: Learner,
-    rows: Sequence[EncodedRow],
-    config: TrainingConfig,
-    precision: Precision,
-    scaler: torch.amp.GradScaler,
-    trees: list[Tree],
-) -> float:
-    """Scaled gradients of the mean loss of a step's rows, which is returned."""
-    weight = sum(weight_of(row, config.prompt_loss_weight) for row in rows)
-
-    def scaled(loss: torch.Tensor) -> torch.Tensor:
-        return scaler.scale(loss / weight)
-
-    return sum(float(learner.learn(tree, scaled, precision)) for tree in trees) / weight

@@ -1,6 +1,5 @@
 """A LoRA adapter and its base as one model, which plain transformers loads."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from ..errors import ConfigError, ModelError
 from ..files import whole_folder
-from ..models.weights import check, load_model, load_tokenizer, resolve
+from ..models.weights import adapter_settings, check, load_model, load_tokenizer, resolve
 from .files import guarded
 from .methods import save_weights
 
@@ -66,15 +65,9 @@ def _check_same_layers(model: Any, adapter: Path) -> None:
 
 def _base_of(adapter: Path) -> str:
     """The base that an adapter's settings name."""
-    file = adapter / "adapter_config.json"
-    if not file.is_file():
-        raise ModelError(f"{adapter} holds no adapter_config.json.", hint="Pass the folder of a LoRA adapter.")
-    try:
-        named = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
-    except (KeyError, TypeError, ValueError):
-        named = None
+    named = adapter_settings(adapter).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
-        raise ModelError(f"{file} does not name the adapter's base.", hint="Pass base=.")
+        raise ModelError(f"The adapter in {adapter} does not name its base.", hint="Pass base=.")
     return named
 
 

@@ -1,7 +1,6 @@
 """What a method trains, and how its weights are written: an adapter, an adapter on a quantised base, or a whole model."""
 
 import copy
-import json
 import math
 import re
 import warnings
@@ -15,7 +14,7 @@ import torch
 from torch.nn.functional import dropout
 
 from ..errors import ConfigError, ModelError
-from ..files import write_json
+from ..files import read_json, write_json
 from ..models.weights import device_of, identity, load_model, tensors_in, weight_files
 from .config import TrainingConfig
 from .precision import frozen_dtype
@@ -224,7 +223,7 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
         model.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card
         settings = folder / "adapter_config.json"
-        facts = json.loads(settings.read_text("utf-8"))
+        facts = read_json(settings)
         # PEFT writes sets in the order of a hash that differs by process; the same run shall write the same bytes.
         facts = {
             k: sorted(v) if isinstance(v, list) and all(isinstance(i, str) for i in v) else v for k, v in facts.items()
@@ -237,7 +236,7 @@ def save_weights(model: Any, tokenizer: Any, base: str, base_folder: Path, folde
     rounded = {t.data_ptr(): t.to(dtype) if t.is_floating_point() else t for t in state.values()}
     state = {name: rounded[tensor.data_ptr()] for name, tensor in state.items()}
     model.save_pretrained(str(folder), state_dict=state)
-    facts, own = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base_folder))
+    facts, own = (read_json(path / "config.json") for path in (folder, base_folder))
     # `dropout` was this run's; who trains on finds the rates of the model's authors.
     facts = {k: v for k, v in facts.items() if k not in _rates(facts)} | {k: own[k] for k in _rates(own)}
     write_json(folder / "config.json", {**facts, "dtype": str(dtype).removeprefix("torch."), "use_cache": True})

@@ -2,16 +2,13 @@
 
 import logging
 import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerState, set_seed
-from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, TrainingError
 from ..files import sha256_of, whole_folder, write_bytes, write_json
@@ -19,14 +16,14 @@ from ..models import memory
 from ..models.chat import ChatTokenizer
 from ..models.loaded import make_room
 from ..models.longrope import short_length
-from ..models.threads import let_go_of_threads
-from ..models.weights import device_of, identity, load_tokenizer, resolve
+from ..models.weights import check_adapter, device_of, identity, load_tokenizer, resolve
 from ..progress import bar, tell
 from . import division, processes, shards
 from .adapters import continue_adapter, continuing
+from .alone import alone
 from .callbacks import Callback
 from .card import base_name, describe
-from .checkpoint import CheckpointStore, RandomState, load_trained, put_trained, trained_tensors
+from .checkpoint import CheckpointStore, load_trained, put_trained, trained_tensors
 from .config import TrainingConfig
 from .curves import CURVES, draw_curves
 from .events import EventLog, read_events
@@ -45,8 +42,7 @@ from .trackers import check_trackers
 from .trainer import RowTrainer, bad_evaluations, had_shared
 
 log = logging.getLogger("dspyc.training")
-_FORMAT = 2  # of the output folder
-_one_at_a_time = threading.Lock()  # accelerate and torch's generators are the process's own
+_FORMAT = 3  # of the output folder
 _SHOWN = 5
 
 
@@ -124,6 +120,7 @@ class _Run:
         self.adapter = resolve(adapter) if adapter is not None else None
         if self.adapter is not None:
             config = continuing(self.adapter, config, self.base)
+            check_adapter(self.adapter)
         self.model, self.config, self.folder = model, config, folder
         self.device = processes.own_device(device_of(device))
         self.store = CheckpointStore(folder / CHECKPOINTS)
@@ -191,8 +188,7 @@ class _Run:
                 shown = ", ".join(f"row {r.index} ({r.length} tokens)" for r in found.too_long[:_SHOWN])
                 log.warning("%d %s rows do not fit into %s tokens: %s.", len(found.too_long), kind, limit, shown)
         try:
-            with _one_at_a_time, _undisturbed(), division.carried_out_here():
-                make_room(self.device)
+            with alone(self.device), division.carried_out_here():
                 return self._train(tokenizer, encoded, held_out, report, held_report)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -204,9 +200,6 @@ class _Run:
                 hint="Use method='lora' or 'qlora', a smaller model or a larger device, or end what else runs on this one."
                 + lighter_base(held, self.device),
             ) from error
-        finally:
-            if self.device.type == "cuda":
-                memory.free_caches()
 
     def _key(self, rows: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
         """What is trained on what and how: two runs of one key give the same weights."""
@@ -409,19 +402,3 @@ class _Run:
             write_bytes(self.folder / CURVES, picture)
             files[CURVES] = sha256_of(self.folder / CURVES)
         write_json(self.folder / "result.json", {**result.to_dict(self.folder), "files": files})
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave the process as it was: its random generators, its threads, and how loud transformers is."""
-    talk: Any = transformers_logging
-    before, loudness, bars = RandomState.capture(), talk.get_verbosity(), talk.is_progress_bar_enabled()
-    talk.disable_progress_bar()
-    try:
-        yield
-    finally:
-        let_go_of_threads()
-        before.restore()
-        talk.set_verbosity(loudness)
-        if bars:
-            talk.enable_progress_bar()

@@ -13,20 +13,20 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
 from ..errors import TrainingError
+from ..files import read_json, write_json
+from ..models.memory import peak_bytes
 from ..progress import Advance
 from . import precision, processes, shards
 from .batching import Steps, weight_of
-from .callbacks import Callback, Progress, peak_memory
+from .callbacks import Callback, Progress
 from .checkpoint import (
+    SCALER,
+    SCHEDULER,
     CheckpointStore,
     OptimizerState,
     RandomState,
     load_optimizer,
-    load_scaler,
-    load_scheduler,
     load_trained,
-    save_scaler,
-    save_scheduler,
     save_trained,
     trained_tensors,
 )
@@ -108,9 +108,7 @@ class RowTrainer(Trainer):
         )
 
     def _steps(self) -> Steps:
-        config = self.config
-        lengths = [len(row) for row in self.rows]
-        return Steps(lengths, rows=config.rows_a_step, tokens=config.tokens_a_step, seed=config.seed)
+        return Steps.of(self.rows, self.config)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # every process knows all rows of the step
@@ -133,17 +131,10 @@ class RowTrainer(Trainer):
         """Gradients of what this process's trees add to the mean loss of a step's rows, which is returned."""
         weight = sum(weight_of(row, self.config.prompt_loss_weight) for row in rows)
         scaler = self.accelerator.scaler
-        total = torch.zeros((), device=self.args.device)
-        if scaler is not None:
-            scaler.scale(total)  # it has a scale also where this process has no row
-
-        def scaled(loss: torch.Tensor) -> torch.Tensor:
-            return cast(torch.Tensor, scaler.scale(loss / weight)) if scaler is not None else loss / weight
-
+        if scaler is not None:  # it has a scale also where this process has no row
+            scaler.scale(torch.zeros((), device=self.args.device))
         with processes.meeting_within(self.learner.divided):
-            for tree in trees:
-                total += self.learner.learn(tree, scaled, self._precision)
-        return total / weight
+            return self.learner.learn_all(trees, weight, self._precision, scaler)
 
     def _share(self, rows: Sequence[EncodedRow], planner: Planner) -> list[Tree]:
         """What this process computes of a step, or of the validation rows."""
@@ -223,7 +214,10 @@ class RowTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             rising = self.config.warmup_steps_of(num_training_steps)
-            factor = partial(rate_factor, self.config.scheduler, total=num_training_steps, rising=rising)
+
+            def factor(step: int) -> float:  # of a function, unlike other callables, its state has nothing
+                return rate_factor(self.config.scheduler, step, total=num_training_steps, rising=rising)
+
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(cast(Any, optimizer or self.optimizer), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -325,7 +319,7 @@ class RowTrainer(Trainer):
         }
         # JSON has no word for the norm of a step that overflowed in half precision.
         known = {name: value if math.isfinite(value) else None for name, value in known.items()}
-        memory = peak_memory(self.args.device)
+        memory = peak_bytes(self.args.device)
         progress = self._note(**known, tokens_per_second=self._speed.read(), memory=memory)
         self.settle()
         for watcher in self.watchers:
@@ -362,8 +356,9 @@ class RowTrainer(Trainer):
         def fill(folder: Path) -> None:
             save_trained(tensors, folder)
             optimizer.save(folder)
-            save_scheduler(self.lr_scheduler, folder)
-            save_scaler(self.accelerator.scaler, folder)
+            write_json(folder / SCHEDULER, cast(Any, self.lr_scheduler).state_dict())
+            if self.accelerator.scaler is not None:
+                write_json(folder / SCALER, self.accelerator.scaler.state_dict())
             rng.save(folder)
             self.state.stateful_callbacks = cast(Any, {_OURS: self._kept()})
             self.state.save_to_json(str(folder / "trainer_state.json"))
@@ -413,7 +408,7 @@ class RowTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer(self.optimizer, Path(checkpoint))
-            load_scheduler(self.lr_scheduler, Path(checkpoint))
+            cast(Any, self.lr_scheduler).load_state_dict(read_json(Path(checkpoint) / SCHEDULER))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -422,24 +417,24 @@ class RowTrainer(Trainer):
     def _load_callback_state(self) -> None:
         self.bad_evaluations, kept = bad_evaluations(self.state), _kept_in(self.state)
         # Where less fits by now, less it is; and another device has other measures.
-        self.planner = replace(self.planner, budget=min(self.planner.budget, kept.get("budget", self.planner.budget)))
-        if kept.get("evaluating") is not None:
+        self.planner = replace(self.planner, budget=min(self.planner.budget, kept["budget"]))
+        if kept["evaluating"] is not None:
             self._evaluating = replace(self.planner, budget=kept["evaluating"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_scaler(self.accelerator.scaler, Path(checkpoint))
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / SCALER))
 
 
 def bad_evaluations(state: Any) -> int:
     """Evaluations without an improvement, of a saved TrainerState."""
-    return int(_kept_in(state).get("bad_evaluations", 0))
+    return int(_kept_in(state)["bad_evaluations"])
 
 
 def had_shared(state: Any) -> bool:
-    """Whether the run of a saved TrainerState shared prompts, or may have: checkpoints of old do not say."""
-    return bool(_kept_in(state).get("share", True))
+    """Whether the run of a saved TrainerState shared prompts."""
+    return bool(_kept_in(state)["share"])
 
 
 def _kept_in(state: Any) -> dict[str, Any]:
-    return state.stateful_callbacks.get(_OURS) or {}
+    return cast(dict[str, Any], state.stateful_callbacks[_OURS])

@@ -100,9 +100,14 @@ def test_each_process_needs_a_device_of_its_own() -> None:
     for kind, present in (("mps", 1), ("cuda", torch.cuda.device_count())):
         check_processes(1, torch.device(kind))
         with pytest.raises(
-            ConfigError, match=f"num_processes is {present + 2}, and this machine has {present} devices"
+            ConfigError, match=f"num_processes is {present + 2}, and of the device '{kind}' there are {present} here"
         ):
             check_processes(present + 2, torch.device(kind))
+
+
+def test_one_device_is_not_enough_for_two_processes() -> None:
+    with pytest.raises(ConfigError, match="of the device 'cuda:1' there are 1 here"):
+        check_processes(2, torch.device("cuda:1"))
 
 
 def test_what_processes_could_not_be_given_is_refused(base: Path, tmp_path: Path) -> None:

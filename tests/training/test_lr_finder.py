@@ -2,6 +2,8 @@
 
 import math
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_forward_hook
 
 from dspyc.errors import ConfigError, TrainingError
-from dspyc.training import LearningRates, TrainingConfig, find_learning_rate, train
+from dspyc.training import Callback, LearningRates, Progress, TrainingConfig, find_learning_rate, train
 
 from . import small
 
@@ -35,6 +37,30 @@ def test_the_suggestion_trains_better_than_rates_far_from_it(tmp_path: Path) -> 
     assert best < loss(min(10.0, found.suggestion * 1000)) - 0.5
     assert list(found.rates) == sorted(found.rates)
     assert len(found.losses) == len(found.rates) <= 60
+
+
+def test_a_training_in_another_thread_draws_its_own_numbers(tmp_path: Path) -> None:
+    """Dropout draws from the process's generator, which the range test seeds and puts back."""
+    base, rows = str(small.folder(tmp_path / "model")), small.rows(12)
+    config = TrainingConfig(
+        method="full", precision="fp32", batch_size=4, max_steps=40, embedding_dropout=0.3, logging_steps=1
+    )
+    begun = threading.Event()
+
+    class Begun(Callback):
+        def on_log(self, progress: Progress) -> None:
+            begun.set()
+
+    def weights(folder: str, **watched: Any) -> dict[str, torch.Tensor]:
+        path = train(base, rows, config=config, output_dir=tmp_path / folder, **watched).path
+        return load_file(Path(path) / "model.safetensors")
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(weights, "beside", callbacks=[Begun()])
+        assert begun.wait(60)
+        find_learning_rate(base, rows, config=config, steps=10)
+    alone = weights("alone")
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in beside.result().items())
 
 
 def test_the_steepest_fall_is_suggested() -> None:

@@ -135,6 +135,19 @@ def test_a_folder_without_an_adapter_is_named_and_so_is_the_one_within_an_output
     assert not (tmp_path / "next").exists()
 
 
+def test_an_adapter_whose_weights_are_cut_or_missing_is_named(tmp_path: Path) -> None:
+    base, config = small.folder(tmp_path / "model"), TrainingConfig(**SETTINGS)
+    first = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "a")
+    file = Path(first.path) / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is truncated or corrupt"):
+        train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b", adapter=first.path)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing"):
+        train(str(base), small.rows(4), config=config, output_dir=tmp_path / "b", adapter=first.path)
+    assert not (tmp_path / "b").exists()
+
+
 def test_another_adapter_is_another_run(tmp_path: Path) -> None:
     base, config = small.folder(tmp_path / "model"), TrainingConfig(**SETTINGS)
     first = train(str(base), small.rows(4), config=config, output_dir=tmp_path / "a")

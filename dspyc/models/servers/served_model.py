@@ -1,6 +1,5 @@
 """What a server is to serve: a model and an adapter, what they are called, and which server it is."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +109,7 @@ class ServedModel:
         """The adapter as a server that this program starts knows it: under a name that names its content."""
         if self.adapter is None or self.address is not None:
             return None
-        config = json.loads((self.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = weights.adapter_settings(self.adapter)
         rank = max([int(config.get("r", 8)), *map(int, (config.get("rank_pattern") or {}).values())])
         return Adapter(f"{self.adapter.name}-{weights.identity(self.adapter)}", str(self.adapter), rank)
 
