@@ -33,8 +33,6 @@ class Target(str, Enum):
     nova = "bedrock-nova"
     bedrock = "bedrock"
     databricks = "databricks"
-    databricks_chat = "databricks-chat"
-    databricks_instruction = "databricks-instruction"
     together = "together"
     fireworks = "fireworks"
     vertex = "vertex"

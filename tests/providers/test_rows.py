@@ -44,9 +44,9 @@ def reasons(provider: str, row: dict[str, Any]) -> str:
 SPLIT = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
 WEIGHED = {"role": "assistant", "content": "4", "weight": 1}
 ALL = [name for name in FORMATTERS if name != "azure"]
-PLAIN = ["together", "fireworks", "databricks", "databricks-chat"]
+PLAIN = ["together", "fireworks", "databricks"]
 WITH_TOOLS = ["openai", "together", "fireworks", "databricks", "vertex"]
-ALTERNATING = ["bedrock-nova", "bedrock", "databricks-chat", "databricks-instruction", "together", "vertex"]
+ALTERNATING = ["bedrock-nova", "bedrock", "together", "vertex"]
 
 
 @pytest.mark.parametrize("provider", ["openai", "azure", *PLAIN])
@@ -78,11 +78,6 @@ def test_other_models_on_bedrock_take_prompts_with_completions() -> None:
 def test_prompts_with_completions_are_rows_too(provider: str) -> None:
     pair = formatter(provider).format([{"prompt": "2+2?", "completion": "4"}])
     assert pair.rows == formatter(provider).format([turns(("user", "2+2?"), ("assistant", "4"))]).rows != ()
-
-
-def test_the_retired_instruction_task_of_databricks_takes_prompts_with_responses() -> None:
-    (row,) = formatter("databricks-instruction").format([CHAT]).rows
-    assert row == {"prompt": "Be brief.\n\n2+2?", "response": "4"}
 
 
 def test_a_file_of_too_many_bytes_is_a_problem_of_the_rows_as_a_whole() -> None:
@@ -149,7 +144,7 @@ def test_tools_are_kept_as_they_are(provider: str) -> None:
     assert formatter(provider).format([TOOLS]).rows == (TOOLS,)
 
 
-@pytest.mark.parametrize("provider", ["bedrock-nova", "bedrock", "databricks-chat", "databricks-instruction"])
+@pytest.mark.parametrize("provider", ["bedrock-nova", "bedrock"])
 def test_tools_are_refused_where_they_are_not_trained(provider: str) -> None:
     found = reasons(provider, TOOLS)
     assert "turn 2 calls tools" in found
@@ -202,10 +197,9 @@ def test_fireworks_takes_the_systems_turn_first_alone() -> None:
     assert reasons("openai", row) == ""
 
 
-@pytest.mark.parametrize("provider", ["bedrock", "databricks-instruction"])
-def test_a_prompt_with_a_completion_is_one_exchange(provider: str) -> None:
+def test_a_prompt_with_a_completion_is_one_exchange() -> None:
     row = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    assert reasons(provider, row) == "it has 2 user turns; this provider's rows hold 1"
+    assert reasons("bedrock", row) == "it has 2 user turns; this provider's rows hold 1"
     assert reasons("bedrock-nova", row) == ""
 
 

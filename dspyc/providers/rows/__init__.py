@@ -20,8 +20,6 @@ _ALL = (
     bedrock.NOVA,
     bedrock.TEXT,
     databricks.RUNTIME,
-    databricks.CHAT,
-    databricks.INSTRUCTION,
     together.TOGETHER,
     fireworks.FIREWORKS,
     vertex.VERTEX,
