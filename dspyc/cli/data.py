@@ -29,6 +29,7 @@ class Target(str, Enum):
 
     local = "local"
     openai = "openai"
+    openai_preferences = "openai-preferences"
     azure = "azure"
     nova = "bedrock-nova"
     bedrock = "bedrock"

@@ -43,7 +43,7 @@ def reasons(provider: str, row: dict[str, Any]) -> str:
 
 SPLIT = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
 WEIGHED = {"role": "assistant", "content": "4", "weight": 1}
-ALL = [name for name in FORMATTERS if name != "azure"]
+ALL = [name for name in FORMATTERS if name != "azure" and FORMATTERS[name].chat]
 PLAIN = ["together", "fireworks", "databricks"]
 WITH_TOOLS = ["openai", "together", "fireworks", "databricks", "vertex"]
 ALTERNATING = ["bedrock-nova", "bedrock", "together", "vertex"]
@@ -78,6 +78,30 @@ def test_other_models_on_bedrock_take_prompts_with_completions() -> None:
 def test_prompts_with_completions_are_rows_too(provider: str) -> None:
     pair = formatter(provider).format([{"prompt": "2+2?", "completion": "4"}])
     assert pair.rows == formatter(provider).format([turns(("user", "2+2?"), ("assistant", "4"))]).rows != ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"input": {"messages": []}}, "`input` has no messages"),
+        ({"input": CHAT}, "the last message of `input` is not the user's"),
+        ({"preferred_output": []}, "`preferred_output` is not a list of one message"),
+        ({"non_preferred_output": [{"role": "user", "content": "4"}]}, "not an assistant's message with content"),
+        ({"non_preferred_output": CHAT["messages"][-1:]}, "both outputs are the same"),
+    ],
+)
+def test_preferences_are_a_prompt_and_two_replies_that_differ(change: dict[str, Any], reason: str) -> None:
+    replies = {
+        "preferred_output": CHAT["messages"][-1:],
+        "non_preferred_output": [{"role": "assistant", "content": "5"}],
+    }
+    row = {"input": {"messages": CHAT["messages"][:-1]}, **replies}
+    assert formatter("openai-preferences").format([row]).rows == (row,)
+    assert reason in reasons("openai-preferences", {**row, **change})
+
+
+def test_preferences_cost_what_chats_of_their_length_do() -> None:
+    assert estimate_cost([CHAT], "openai-preferences", "gpt-4.1") == estimate_cost([CHAT], "openai", "gpt-4.1")
 
 
 def test_a_file_of_too_many_bytes_is_a_problem_of_the_rows_as_a_whole() -> None:
@@ -304,5 +328,7 @@ def test_the_callers_rows_stay_as_they_are() -> None:
 
 
 def test_an_unknown_provider_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"no rows for 'bedrok'\. Use one of openai, bedrock-nova"):
+    with pytest.raises(
+        ConfigError, match=r"no rows for 'bedrok'\. Use one of openai, openai-preferences, bedrock-nova"
+    ):
         formatter("bedrok")
