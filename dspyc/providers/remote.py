@@ -132,7 +132,6 @@ class RemoteProvider(Provider, ABC):
     calls: ClassVar[tuple[str, ...]] = ()  # names in the connection that calls need, and that start no other job
     usual: ClassVar[Mapping[str, Any]] = {}  # the connection where neither the caller nor the environment says another
     secret: ClassVar[tuple[str, ...]] = ()
-    withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
     variables: ClassVar[tuple[str, ...]] = ()  # of the environment, that hold the key
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
