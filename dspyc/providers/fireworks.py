@@ -89,11 +89,14 @@ class FireworksProvider(RemoteProvider):
         path = f"/v1/{account}/datasets/{name}"
         for fact, content in self.unsent(order, record):
             described = {"datasetId": name, "dataset": {"userUploaded": {}, "exampleCount": str(len(order.rows))}}
+            empty = True
             try:
                 rest.ask("making a dataset", "POST", f"/v1/{account}/datasets", json=described)
             except TakenError:
                 logger.info("The dataset %s was made before.", name)
-            rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", content)})
+                empty = rest.ask("looking at the dataset", "GET", path)["state"] == "UPLOADING"
+            if empty:
+                rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", content)})
             self._until_ready(path, f"The dataset {name}")
             self.keep(record, **{fact: path.removeprefix("/v1/")})
 
