@@ -111,9 +111,6 @@ class DatabricksProvider(RemoteProvider):
             )
             self.keep(record, script=ask(lambda: _put_script(client, text, record.token)))
 
-    def find(self, order: Order, record: JobRecord) -> str | None:
-        return None  # AI Runtime knows a run by its token
-
     def create(self, order: Order, record: JobRecord) -> str:
         from databricks.sdk.service import jobs
 

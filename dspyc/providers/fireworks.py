@@ -101,6 +101,7 @@ class FireworksProvider(RemoteProvider):
             self.keep(record, **{fact: path.removeprefix("/v1/")})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
+        """By our id. `create` would say that it is taken, unless it looks at the account's quota or credits first."""
         try:
             name = f"{self._account(record)}/supervisedFineTuningJobs/{record.token}"
             return str(self._rest.ask("looking for the job", "GET", f"/v1/{name}")["name"])

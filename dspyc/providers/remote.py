@@ -15,7 +15,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
         def check_settings(self, model, settings): ... # refuse at no cost; no network
         def formatter(self, order): ...                # one of `rows`: it refuses rows at no cost, and writes them
         def upload(self, order, record): ...           # self.unsent(…); self.keep(record, train=…) as soon as there is one
-        def find(self, order, record): ...             # the id of a job that a crash made us forget, or None
+        def find(self, order, record): ...             # the id of a job that a crash made us forget, or None; may be left out
         def create(self, order, record): ...           # start the job, return its id
         def look(self, record): ...                    # Look(JobStatus.running)
         def stop(self, record): ...                    # cancel remotely
@@ -23,7 +23,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
 The calls come in this order, each step durable before the next: the checks → `upload` → (`find` when an earlier `create` had no
 answer) → `create` → `look` again and again → `serve`. `upload` must pass over what `record.facts` says is done. `create` gets
 the same `record.token` whenever it is called for one attempt: pass it as the provider's idempotency token where there is
-one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
+one, and leave `find` out; where there is none, write it into the job's metadata or name, and let `find` look for it.
 
 Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
 again. Raise `ProviderError` for what will not pass, 401 and 403 above all; where files are `owned_files`, `create` says by a
@@ -250,10 +250,10 @@ class RemoteProvider(Provider, ABC):
     def upload(self, order: Order, record: JobRecord) -> None:
         """Send the rows, and `keep` what `create` needs of them; pass over what `record.facts` has already."""
 
-    @abstractmethod
     def find(self, order: Order, record: JobRecord) -> str | None:
         """The id of the job that an unanswered `create` of this attempt made; None where it made none, or where `create`
         is idempotent by its token."""
+        return None
 
     @abstractmethod
     def create(self, order: Order, record: JobRecord) -> str:
