@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ProviderError
 from ..training import TrainingConfig
 from ..training.events import parse_events
 from . import databricks_client as workspace
@@ -26,7 +26,7 @@ from .faults import MissingError, TakenError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
 from .rows.databricks import RUNTIME
-from .settings import check_mapping
+from .settings import check_choice, check_mapping, matched
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ class DatabricksProvider(RemoteProvider):
         return {"host": host} if host else {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
-        _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
-        _match(settings, "register_to", _REGISTERED, "catalog.schema.model_name")
-        _one_of(settings, "task_type", _TASKS)
-        _one_of(settings, "accelerator", _ACCELERATORS)
+        matched(settings, "train_data_path", _VOLUME, "'/Volumes/catalog/schema/volume/folder'")
+        matched(settings, "register_to", _REGISTERED, "'catalog.schema.model_name'")
+        check_choice(settings, "task_type", _TASKS)
+        check_choice(settings, "accelerator", _ACCELERATORS)
         check_mapping(settings, "training")
         TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
 
@@ -264,15 +264,3 @@ def _endpoint_name(record: JobRecord) -> str:
     """By the model's own name; the job's, so that a second version does not take the first one's place."""
     model = re.sub(r"[^a-zA-Z0-9]+", "-", record.settings["register_to"].rpartition(".")[2]).strip("-")
     return f"{model[: 62 - len(record.token)]}-{record.token}"
-
-
-def _match(settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], example: str) -> None:
-    value = settings.get(name)
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        arrived = f"There is no `{name}`" if value is None else f"`{name}` is {value!r}"
-        raise ConfigError(f"{arrived}.", hint=f"Pass it as {example!r}.")
-
-
-def _one_of(settings: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
-    if settings.get(name) is not None and settings[name] not in allowed:
-        raise ConfigError(f"`{name}` is {settings[name]!r}.", hint=f"Use one of {', '.join(allowed)}.")

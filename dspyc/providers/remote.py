@@ -50,6 +50,7 @@ from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
 from .rows import Formatter, json_lines
+from .settings import LIMITS
 from .store import JobRecord, JobStore, job_store
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
-_LIMITS = ("max_usd", "timeout")
-COMMON = (*_LIMITS, "validation_data")
+COMMON = (*LIMITS, "validation_data")
 FILES = ("train", "validation")  # the facts that name an order's files
 
 _READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up, or a file imported
@@ -210,7 +210,7 @@ class RemoteProvider(Provider, ABC):
 
     def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `train_kwargs` that change what is trained; orders that differ in the others alone are one job."""
-        others = (*_LIMITS, *self.serving, *self.placing)
+        others = (*LIMITS, *self.serving, *self.placing)
         return {name: value for name, value in settings.items() if name not in others and value is not None}
 
     @abstractmethod
