@@ -147,7 +147,7 @@ class FireworksProvider(RemoteProvider):
         Raises:
             ProviderError: There is no model yet, Fireworks refused, or the deployment failed.
         """
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         if "model" not in record.facts:
             look = self.look(record)
             if look.model is None or look.status is not JobStatus.succeeded:
@@ -164,7 +164,7 @@ class FireworksProvider(RemoteProvider):
 
     def stop_endpoint(self, record: JobRecord) -> None:
         """End the deployment, and its cost, though it is in use; none is no error."""
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         if not record.facts.get("endpoint"):
             return
         forced = {"ignoreChecks": True, "hard": True}

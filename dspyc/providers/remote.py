@@ -199,6 +199,10 @@ class RemoteProvider(Provider, ABC):
         """Add to `record.facts`, for good, before this returns."""
         self.store.update(record, facts=facts)
 
+    def reread(self, record: JobRecord) -> None:
+        """Bring what other processes kept since into `record`."""
+        self.store.update(record)
+
     @abstractmethod
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         """Refuse, before a teacher is called, what cannot be ordered: an unsupported base model, a missing or wrong setting.
