@@ -29,12 +29,11 @@ class Target(str, Enum):
 
     local = "local"
     openai = "openai"
+    openai_preferences = "openai-preferences"
     azure = "azure"
     nova = "bedrock-nova"
     bedrock = "bedrock"
     databricks = "databricks"
-    databricks_chat = "databricks-chat"
-    databricks_instruction = "databricks-instruction"
     together = "together"
     fireworks = "fireworks"
     vertex = "vertex"

@@ -125,7 +125,7 @@ def _where_it_is(lm: dspy.LM, known: Mapping[str, Any]) -> dspy.LM:
     there = provider.at(record)
     if there.connection == provider.connection:
         return lm
-    told = {name: there.connection.get(name) for name in {*there.connects} - {*there.withheld}}
+    told = {name: there.connection.get(name) for name in there.connects}
     return lm.copy(provider=there, **{k: v for k, v in told.items() if v != provider.connection.get(k)})
 
 

@@ -166,7 +166,7 @@ class BedrockProvider(RemoteProvider):
         Raises:
             ProviderError: There is no model yet, AWS refused, or the endpoint failed or did not come up.
         """
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         told = _of(record)
         if "model_arn" not in record.facts:
             found = self._job(record).get("outputModelArn")
@@ -186,7 +186,7 @@ class BedrockProvider(RemoteProvider):
 
     def stop_endpoint(self, record: JobRecord) -> None:
         """End the endpoint, and its cost; none is no error. The model itself stays, and can be served again."""
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         endpoint, client = record.facts.get("endpoint"), self._bedrock(record)
         if not endpoint:
             return

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ConfigError
 from .rows import Formatter
 from .rows.bedrock import NOVA, TEXT
-from .settings import check_mapping
+from .settings import check_choice, check_mapping, check_whole_setting, matched
 
 ROLE = "DSPYC_BEDROCK_ROLE_ARN"  # the environment variable that stands in for `role_arn`
 
@@ -146,8 +146,18 @@ def read_settings(model: str, train_kwargs: Mapping[str, Any]) -> BedrockSetting
         ConfigError: A value that Bedrock would refuse, or a model that cannot be trained so.
     """
     base = base_model(model)
-    bucket, prefix = _s3(train_kwargs.get("s3_path"))
+    s3_form = "'s3://your-bucket/folder/', of letters, digits, _, -, . and /"
+    s3 = matched(train_kwargs, "s3_path", _S3_PATH, s3_form, "; rows go through S3")
+    role = matched(
+        {"role_arn": train_kwargs.get("role_arn") or os.environ.get(ROLE) or None},
+        "role_arn",
+        _ROLE_ARN,
+        f"'arn:aws:iam::123456789012:role/name', or set {ROLE}; it needs access to s3_path",
+        "; Bedrock reads the rows and writes the results as an IAM role of yours",
+    )
     endpoint = train_kwargs.get("start_endpoint")
+    if endpoint is not None and not isinstance(endpoint, bool):  # 0 is not False, and would start it
+        raise ConfigError(f"`start_endpoint` is {endpoint!r}.", hint="Use True or False.")
     if endpoint is None and not family(base).on_demand:
         raise ConfigError(
             f"{base} is called through provisioned throughput, which costs by the hour until `job.stop_endpoint()`.",
@@ -155,19 +165,20 @@ def read_settings(model: str, train_kwargs: Mapping[str, Any]) -> BedrockSetting
         )
     check_mapping(train_kwargs, "hyperparameters")
     check_mapping(train_kwargs, "tags")
-    _check_endpoint(endpoint, train_kwargs.get("model_units", 1), train_kwargs.get("commitment"))
+    check_whole_setting(train_kwargs, "model_units")  # which AWS would refuse after the training was paid for
+    check_choice(train_kwargs, "commitment", ("OneMonth", "SixMonths"))
     name, profile = train_kwargs.get("job_name"), train_kwargs.get("aws_profile")
     return BedrockSettings(
         base=base,
-        bucket=bucket,
-        prefix=prefix,
-        role_arn=_role(train_kwargs.get("role_arn")),
+        bucket=s3["bucket"],
+        prefix=(s3["prefix"] or "").strip("/"),
+        role_arn=role[0],
         hyperparameters=hyperparameters(base, train_kwargs.get("hyperparameters") or {}),
         job_name=None if name is None else str(name),
         aws_profile=None if profile == "default" and not os.environ.get("AWS_PROFILE") else profile,
         aws_region=train_kwargs.get("aws_region"),
         start_endpoint=endpoint is not False,
-        model_units=train_kwargs.get("model_units", 1),
+        model_units=train_kwargs.get("model_units") or 1,
         commitment=train_kwargs.get("commitment"),
         tags={str(name): str(value) for name, value in (train_kwargs.get("tags") or {}).items()},
     )
@@ -225,35 +236,3 @@ def _valid(text: str, token: str, other: str) -> str:
     """Runs of other characters become one hyphen; a text that is too long is cut, and the token, which is not, ends it."""
     name = re.sub(other, "-", text)[: _NAME_LENGTH - len(token) - 1].strip("-.")
     return f"{name}-{token}" if name else token
-
-
-def _check_endpoint(wanted: Any, units: Any, commitment: Any) -> None:
-    """What AWS would refuse after the training was paid for."""
-    if wanted is not None and not isinstance(wanted, bool):  # 0 is not False, and would start it
-        raise ConfigError(f"`start_endpoint` is {wanted!r}.", hint="Use True or False.")
-    if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-        raise ConfigError(f"`model_units` is {units!r}.", hint="Use a whole number of at least 1.")
-    if commitment not in (None, "OneMonth", "SixMonths"):
-        raise ConfigError(f"`commitment` is {commitment!r}.", hint="Use 'OneMonth' or 'SixMonths', or leave it out.")
-
-
-def _role(given: Any) -> str:
-    role = given or os.environ.get(ROLE, "")
-    if not isinstance(role, str) or not _ROLE_ARN.fullmatch(role):
-        arrived = f"`role_arn` is {role!r}" if role else "There is no `role_arn`"
-        raise ConfigError(
-            f"{arrived}; Bedrock reads the rows and writes the results as an IAM role of yours.",
-            hint=f"Pass role_arn='arn:aws:iam::123456789012:role/name', or set {ROLE}; it needs access to s3_path.",
-        )
-    return role
-
-
-def _s3(path: Any) -> tuple[str, str]:
-    found = _S3_PATH.fullmatch(path) if isinstance(path, str) else None
-    if found is None:
-        arrived = "There is no `s3_path`" if path is None else f"`s3_path` is {path!r}"
-        raise ConfigError(
-            f"{arrived}; rows go through S3.",
-            hint="Pass s3_path='s3://your-bucket/folder/', of letters, digits, _, -, . and /.",
-        )
-    return found["bucket"], (found["prefix"] or "").strip("/")

@@ -84,6 +84,6 @@ def _usd(amount: float) -> str:
 
 
 def _price(provider: str, model: str) -> float | None:
-    known = _PRICES.get("bedrock" if provider.startswith("bedrock") else provider, {})
+    known = _PRICES.get(provider.partition("-")[0], {})  # "bedrock-nova" names rows
     base = _BEFORE_NAME.sub("", model.rpartition("/")[2])
     return next((known[name] for name in sorted(known, key=len, reverse=True) if base.startswith(name)), None)

@@ -1,13 +1,11 @@
 """Databricks: rows to a Unity Catalog volume, dspyc's own trainer on AI Runtime, the model registered and served.
 
-    lm = LM("databricks/meta-llama/Llama-3.2-1B-Instruct")             # the base by its Hugging Face id
-    job = lm.finetune(rows, TrainDataFormat.CHAT, {
-        "train_data_path": "/Volumes/main/default/tuning", "register_to": "main.default.triage",
-    })
-    tuned = job.result()                                   # databricks/<name of the serving endpoint>
-    job.stop_endpoint()
-
-`service="foundation-model"` asks Foundation Model Fine-tuning, which Databricks retired in August 2026.
+lm = LM("databricks/meta-llama/Llama-3.2-1B-Instruct")             # the base by its Hugging Face id
+job = lm.finetune(rows, TrainDataFormat.CHAT, {
+    "train_data_path": "/Volumes/main/default/tuning", "register_to": "main.default.triage",
+})
+tuned = job.result()                                   # databricks/<name of the serving endpoint>
+job.stop_endpoint()
 """
 
 import io
@@ -18,28 +16,24 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError, ProviderError
+from ..errors import ProviderError
 from ..training import TrainingConfig
 from ..training.events import parse_events
 from . import databricks_client as workspace
-from . import databricks_retired as retired
 from .databricks_client import ask
 from .databricks_script import script
 from .faults import MissingError, TakenError
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
 from .rows import Formatter
-from .rows.databricks import CHAT, INSTRUCTION, RUNTIME
-from .settings import check_mapping
+from .rows.databricks import RUNTIME
+from .settings import check_choice, check_mapping, matched
 from .store import JobRecord
 
 logger = logging.getLogger(__name__)
 
 _VOLUME = re.compile(r"/Volumes(/[\w.-]+){3,}/?")
 _REGISTERED = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
-_TASKS: dict[str, Formatter] = {"CHAT_COMPLETION": RUNTIME, "INSTRUCTION_FINETUNE": INSTRUCTION}
-_SERVICES = ("ai-runtime", "foundation-model")
-_RETIRED_ALONE = ("training_duration", "learning_rate")
-_RUNTIME_ALONE = ("accelerator", "training")
+_TASKS = ("CHAT_COMPLETION", "INSTRUCTION_FINETUNE")  # Databricks' names: both are trained as chats
 _ACCELERATORS = ("GPU_1xA10", "GPU_1xH100", "GPU_8xH100", "GPU_8xB300")
 _OVER = {"SUCCESS": JobStatus.succeeded, "CANCELED": JobStatus.cancelled, "UPSTREAM_CANCELED": JobStatus.cancelled}
 _BEFORE = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
@@ -50,7 +44,7 @@ class DatabricksProvider(RemoteProvider):
 
     `train_kwargs`: `train_data_path` (a volume's folder) and `register_to` (catalog.schema.model) are required; `task_type`,
     `databricks_host`, `databricks_profile`, `skip_deploy`, `accelerator` (GPU_1xH100), `training` (settings of
-    `dspyc.TrainingConfig`). With `service="foundation-model"`: `training_duration` ("3ep") and `learning_rate` instead.
+    `dspyc.TrainingConfig`).
     """
 
     name = "databricks"
@@ -63,9 +57,8 @@ class DatabricksProvider(RemoteProvider):
         "databricks_host",
         "databricks_profile",
         "skip_deploy",
-        "service",
-        *_RUNTIME_ALONE,
-        *_RETIRED_ALONE,
+        "accelerator",
+        "training",
     )
     serving = ("skip_deploy",)
     placing = ("databricks_host", "databricks_profile")
@@ -86,23 +79,15 @@ class DatabricksProvider(RemoteProvider):
         return {"host": host} if host else {}
 
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
-        _match(settings, "train_data_path", _VOLUME, "/Volumes/catalog/schema/volume/folder")
-        _match(settings, "register_to", _REGISTERED, "catalog.schema.model_name")
-        _one_of(settings, "task_type", tuple(_TASKS))
-        _one_of(settings, "service", _SERVICES)
-        other = [name for name in (_RUNTIME_ALONE if _retired(settings) else _RETIRED_ALONE) if name in settings]
-        if other:
-            raise ConfigError(f"{', '.join(other)} is for the other `service`.", hint=f"There are {_SERVICES}.")
-        if _retired(settings):
-            logger.warning("%s", retired.NOTICE)
-        _one_of(settings, "accelerator", _ACCELERATORS)
+        matched(settings, "train_data_path", _VOLUME, "'/Volumes/catalog/schema/volume/folder'")
+        matched(settings, "register_to", _REGISTERED, "'catalog.schema.model_name'")
+        check_choice(settings, "task_type", _TASKS)
+        check_choice(settings, "accelerator", _ACCELERATORS)
         check_mapping(settings, "training")
         TrainingConfig.from_kwargs(dict(settings.get("training") or {}))
 
     def formatter(self, order: Order) -> Formatter:
-        if _retired(order.settings) and order.settings.get("task_type") != "INSTRUCTION_FINETUNE":
-            return CHAT
-        return _TASKS[order.settings.get("task_type") or "CHAT_COMPLETION"]
+        return RUNTIME
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         return float(TrainingConfig.from_kwargs(dict(settings.get("training") or {})).epochs)
@@ -114,7 +99,7 @@ class DatabricksProvider(RemoteProvider):
             path = f"{folder}/{name}.jsonl"
             ask(partial(client.files.upload, path, io.BytesIO(content), overwrite=True))
             self.keep(record, **{name: path})
-        if "script" not in record.facts and not _retired(order.settings):
+        if "script" not in record.facts:
             text = script(
                 order.model.removeprefix("databricks/"),
                 record.facts["train"],
@@ -126,16 +111,10 @@ class DatabricksProvider(RemoteProvider):
             )
             self.keep(record, script=ask(lambda: _put_script(client, text, record.token)))
 
-    def find(self, order: Order, record: JobRecord) -> str | None:
-        """By our file where the service is the retired one; AI Runtime finds a run by its token."""
-        return retired.find(self._client(record), record.facts["train"]) if _retired(order.settings) else None
-
     def create(self, order: Order, record: JobRecord) -> str:
-        client, base = self._client(record), order.model.removeprefix("databricks/")
-        if _retired(order.settings):
-            return retired.create(client, base, record.facts["train"], order.settings)
         from databricks.sdk.service import jobs
 
+        client = self._client(record)
         accelerator = jobs.ComputeSpecAcceleratorType(_accelerator(order.settings))
         compute = jobs.ComputeSpec(accelerator_type=accelerator, accelerator_count=_gpus(order.settings))
         deployment = jobs.DeploymentSpec(compute=compute, command_path=record.facts["script"])
@@ -147,8 +126,6 @@ class DatabricksProvider(RemoteProvider):
 
     def look(self, record: JobRecord) -> Look:
         client = self._client(record)
-        if _retired(record.settings):
-            return retired.look(client, str(record.remote_id), record.settings["register_to"])
         state = ask(lambda: client.jobs.get_run(int(str(record.remote_id)))).state
         life, result = (one.value if one else "" for one in (state.life_cycle_state, state.result_state))
         if life in ("TERMINATED", "SKIPPED", "INTERNAL_ERROR"):
@@ -158,15 +135,10 @@ class DatabricksProvider(RemoteProvider):
 
     def stop(self, record: JobRecord) -> None:
         client = self._client(record)
-        if _retired(record.settings):
-            retired.stop(client, str(record.remote_id))
-        else:
-            ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
+        ask(lambda: client.jobs.cancel_run(int(str(record.remote_id))))
 
     def events(self, record: JobRecord) -> list[JobEvent]:
-        """When a run of AI Runtime began and ended."""
-        if _retired(record.settings):
-            return []
+        """When the run began and ended."""
         client = self._client(record)
         run = ask(lambda: client.jobs.get_run(int(str(record.remote_id))))
         ended = run.state.result_state.value if run.state.result_state else ""
@@ -200,7 +172,7 @@ class DatabricksProvider(RemoteProvider):
         client, name, registered = self._client(record), _endpoint_name(record), record.settings["register_to"]
         entity = serving.ServedEntityInput(
             entity_name=registered,
-            entity_version=self._version(client, record),
+            entity_version=str(ask(lambda: client.model_versions.get_by_alias(registered, record.token)).version),
             workload_size="Small",
             workload_type=serving.ServingModelWorkloadType.GPU_SMALL,
             scale_to_zero_enabled=True,
@@ -244,13 +216,6 @@ class DatabricksProvider(RemoteProvider):
         known = (self.secrets.get("api_key"), *map(os.environ.get, ("DATABRICKS_API_KEY", "DATABRICKS_CLIENT_SECRET")))
         return any(known)
 
-    def _version(self, client: Any, record: JobRecord) -> str:
-        """Our script names its version by an alias; the retired service registers the newest."""
-        name = record.settings["register_to"]
-        if not _retired(record.settings):
-            return str(ask(lambda: client.model_versions.get_by_alias(name, record.token)).version)
-        return str(max(found.version for found in ask(lambda: list(client.model_versions.list(name)))))
-
     def _wait_for_endpoint(self, client: Any, name: str) -> None:
         def ready() -> bool:
             state = ask(lambda: client.serving_endpoints.get(name)).state
@@ -282,10 +247,6 @@ def _put_script(client: Any, text: str, token: str) -> str:
     return f"{folder}/train.sh"
 
 
-def _retired(settings: Mapping[str, Any]) -> bool:
-    return settings.get("service") == "foundation-model"
-
-
 def _accelerator(settings: Mapping[str, Any]) -> str:
     return str(settings.get("accelerator") or "GPU_1xH100")
 
@@ -303,15 +264,3 @@ def _endpoint_name(record: JobRecord) -> str:
     """By the model's own name; the job's, so that a second version does not take the first one's place."""
     model = re.sub(r"[^a-zA-Z0-9]+", "-", record.settings["register_to"].rpartition(".")[2]).strip("-")
     return f"{model[: 62 - len(record.token)]}-{record.token}"
-
-
-def _match(settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], example: str) -> None:
-    value = settings.get(name)
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        arrived = f"There is no `{name}`" if value is None else f"`{name}` is {value!r}"
-        raise ConfigError(f"{arrived}.", hint=f"Pass it as {example!r}.")
-
-
-def _one_of(settings: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
-    if settings.get(name) is not None and settings[name] not in allowed:
-        raise ConfigError(f"`{name}` is {settings[name]!r}.", hint=f"Use one of {', '.join(allowed)}.")

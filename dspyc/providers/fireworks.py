@@ -89,15 +89,19 @@ class FireworksProvider(RemoteProvider):
         path = f"/v1/{account}/datasets/{name}"
         for fact, content in self.unsent(order, record):
             described = {"datasetId": name, "dataset": {"userUploaded": {}, "exampleCount": str(len(order.rows))}}
+            empty = True
             try:
                 rest.ask("making a dataset", "POST", f"/v1/{account}/datasets", json=described)
             except TakenError:
                 logger.info("The dataset %s was made before.", name)
-            rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", content)})
+                empty = rest.ask("looking at the dataset", "GET", path)["state"] == "UPLOADING"
+            if empty:
+                rest.ask("uploading the rows", "POST", f"{path}:upload", files={"file": (f"{name}.jsonl", content)})
             self._until_ready(path, f"The dataset {name}")
             self.keep(record, **{fact: path.removeprefix("/v1/")})
 
     def find(self, order: Order, record: JobRecord) -> str | None:
+        """By our id. `create` would say that it is taken, unless it looks at the account's quota or credits first."""
         try:
             name = f"{self._account(record)}/supervisedFineTuningJobs/{record.token}"
             return str(self._rest.ask("looking for the job", "GET", f"/v1/{name}")["name"])
@@ -143,7 +147,7 @@ class FireworksProvider(RemoteProvider):
         Raises:
             ProviderError: There is no model yet, Fireworks refused, or the deployment failed.
         """
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         if "model" not in record.facts:
             look = self.look(record)
             if look.model is None or look.status is not JobStatus.succeeded:
@@ -160,7 +164,7 @@ class FireworksProvider(RemoteProvider):
 
     def stop_endpoint(self, record: JobRecord) -> None:
         """End the deployment, and its cost, though it is in use; none is no error."""
-        self.keep(record)  # reads what other processes kept since
+        self.reread(record)
         if not record.facts.get("endpoint"):
             return
         forced = {"ignoreChecks": True, "hard": True}

@@ -260,7 +260,7 @@ class RemoteJob(TrainingJob):
             tuned = self.follow()
             provider = self.provider
             known = {**provider.place(self.record.settings), **provider.secrets}
-            arguments = {*provider.connects, *provider.secret} - {*provider.withheld}
+            arguments = {*provider.connects, *provider.secret}
             self.set_result(LM(tuned, provider=provider, **{k: v for k, v in known.items() if k in arguments}))
         except Exception as error:
             self.set_exception(error)

@@ -45,6 +45,5 @@ def LM(model: str | dspy.BaseLM, **settings: Any) -> dspy.LM:  # noqa: N802 (rea
             kind.environment() | {k: settings[k] for k in kind.connects if settings.get(k) is not None},
             {k: settings[k] for k in kind.secret if settings.get(k) is not None},
         )
-        settings = {k: v for k, v in settings.items() if k not in kind.withheld}
         settings = {**settings["provider"].calling(), **settings}
     return dspy.LM(model, **settings)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,9 +14,9 @@ from . import openai_settings
 from .costs import CostEstimate, estimate_cost
 from .faults import retry_after
 from .openai_client import Asker, make_client
-from .preferences import check_preferences
 from .remote import JobEvent, JobStatus, Look, Order, RemoteProvider
-from .rows import Formatter, RowReport, formatter
+from .rows import Formatter, formatter
+from .rows.preferences import PREFERENCES
 from .store import JobRecord
 
 if TYPE_CHECKING:
@@ -83,19 +83,7 @@ class OpenAIProvider(RemoteProvider):
             raise ConfigError(
                 f"The training data's format is {order.format.value!r}; {self.name} trains on chat or completion rows."
             )
-        return formatter(self.name)
-
-    def check_rows(self, order: Order) -> None:
-        if _of_preferences(order):
-            check_preferences(order.rows)
-            check_preferences(order.validation, least=False)
-            for rows in (order.rows, order.validation):
-                RowReport(self.formatter(order), tuple(rows), ()).accepted(counted=False)  # their size
-        else:
-            super().check_rows(order)
-
-    def sent(self, order: Order, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return list(rows) if _of_preferences(order) else super().sent(order, rows)
+        return PREFERENCES if openai_settings.method_type(order.settings) == "dpo" else formatter(self.name)
 
     def epochs(self, settings: Mapping[str, Any]) -> float:
         given = openai_settings.hyperparameters(settings).get("n_epochs", "auto")
@@ -245,10 +233,6 @@ class OpenAIProvider(RemoteProvider):
 def base_name(model: str) -> str:
     """The model as the server knows it: without DSPy's prefix."""
     return model.partition("/")[2] if model.startswith(("openai/", "azure/")) else model
-
-
-def _of_preferences(order: Order) -> bool:
-    return openai_settings.method_type(order.settings) == "dpo"
 
 
 def _id(job: Any, server: str) -> str:

@@ -15,7 +15,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
         def check_settings(self, model, settings): ... # refuse at no cost; no network
         def formatter(self, order): ...                # one of `rows`: it refuses rows at no cost, and writes them
         def upload(self, order, record): ...           # self.unsent(…); self.keep(record, train=…) as soon as there is one
-        def find(self, order, record): ...             # the id of a job that a crash made us forget, or None
+        def find(self, order, record): ...             # the id of a job that a crash made us forget, or None; may be left out
         def create(self, order, record): ...           # start the job, return its id
         def look(self, record): ...                    # Look(JobStatus.running)
         def stop(self, record): ...                    # cancel remotely
@@ -23,7 +23,7 @@ To plug a provider in, subclass `RemoteProvider` in a file of its own and name t
 The calls come in this order, each step durable before the next: the checks → `upload` → (`find` when an earlier `create` had no
 answer) → `create` → `look` again and again → `serve`. `upload` must pass over what `record.facts` says is done. `create` gets
 the same `record.token` whenever it is called for one attempt: pass it as the provider's idempotency token where there is
-one, and let `find` return None; where there is none, write it into the job's metadata or name, and let `find` look for it.
+one, and leave `find` out; where there is none, write it into the job's metadata or name, and let `find` look for it.
 
 Faults: raise `TransientError` (with `retry_after`) for 429, 5xx, timeouts and lost connections: the caller waits and asks
 again. Raise `ProviderError` for what will not pass, 401 and 403 above all; where files are `owned_files`, `create` says by a
@@ -50,6 +50,7 @@ from .costs import CostEstimate, estimate_cost
 from .faults import transient
 from .polling import Polling
 from .rows import Formatter, json_lines
+from .settings import LIMITS
 from .store import JobRecord, JobStore, job_store
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 # Names in train_kwargs that the job itself reads, whatever the provider; none of them changes what is trained.
-_LIMITS = ("max_usd", "timeout")
-COMMON = (*_LIMITS, "validation_data")
+COMMON = (*LIMITS, "validation_data")
 FILES = ("train", "validation")  # the facts that name an order's files
 
 _READY_PATIENCE = 7200.0  # seconds until an endpoint has to be up, or a file imported
@@ -132,7 +132,6 @@ class RemoteProvider(Provider, ABC):
     calls: ClassVar[tuple[str, ...]] = ()  # names in the connection that calls need, and that start no other job
     usual: ClassVar[Mapping[str, Any]] = {}  # the connection where neither the caller nor the environment says another
     secret: ClassVar[tuple[str, ...]] = ()
-    withheld: ClassVar[tuple[str, ...]] = ()  # of both: arguments that dspyc.LM does not hand on to dspy.LM
     variables: ClassVar[tuple[str, ...]] = ()  # of the environment, that hold the key
     credentials: ClassVar[str] = "Use the provider's own environment variables."
     allowed: ClassVar[tuple[str, ...]] = ()
@@ -200,6 +199,10 @@ class RemoteProvider(Provider, ABC):
         """Add to `record.facts`, for good, before this returns."""
         self.store.update(record, facts=facts)
 
+    def reread(self, record: JobRecord) -> None:
+        """Bring what other processes kept since into `record`."""
+        self.store.update(record)
+
     @abstractmethod
     def check_settings(self, model: str, settings: Mapping[str, Any]) -> None:
         """Refuse, before a teacher is called, what cannot be ordered: an unsupported base model, a missing or wrong setting.
@@ -211,7 +214,7 @@ class RemoteProvider(Provider, ABC):
 
     def trained(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `train_kwargs` that change what is trained; orders that differ in the others alone are one job."""
-        others = (*_LIMITS, *self.serving, *self.placing)
+        others = (*LIMITS, *self.serving, *self.placing)
         return {name: value for name, value in settings.items() if name not in others and value is not None}
 
     @abstractmethod
@@ -251,10 +254,10 @@ class RemoteProvider(Provider, ABC):
     def upload(self, order: Order, record: JobRecord) -> None:
         """Send the rows, and `keep` what `create` needs of them; pass over what `record.facts` has already."""
 
-    @abstractmethod
     def find(self, order: Order, record: JobRecord) -> str | None:
         """The id of the job that an unanswered `create` of this attempt made; None where it made none, or where `create`
         is idempotent by its token."""
+        return None
 
     @abstractmethod
     def create(self, order: Order, record: JobRecord) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import ConfigError, is_secret_name, redact
 
+LIMITS = ("max_usd", "timeout")  # USD and seconds, of any job
+
 _COUNTS = re.compile(r"(^|_)(max|min|num|n|total|trained)(_.*)?_?tokens$")  # of tokens, which are no secrets
 
 
@@ -34,8 +36,8 @@ def check_names(train_kwargs: Mapping[str, Any], allowed: Sequence[str], provide
 
 
 def check_job_limits(train_kwargs: Mapping[str, Any]) -> None:
-    """Raises ConfigError where `max_usd` (USD) or `timeout` (seconds) is no number from 0 up."""
-    for name in ("max_usd", "timeout"):
+    """Raises ConfigError where one of `LIMITS` is no number from 0 up."""
+    for name in LIMITS:
         value = train_kwargs.get(name)
         if value is not None and not (_is_number(value) and value >= 0):
             raise ConfigError(f"`{name}` is {value!r}.", hint="Use a number from 0 up, or leave it out.")
@@ -60,6 +62,31 @@ def check_mapping(settings: Mapping[str, Any], name: str) -> None:
     value = settings.get(name)
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
         raise ConfigError(f"`{name}` is {value!r}.", hint="Use a dict with texts as its keys, or leave it out.")
+
+
+def check_choice(settings: Mapping[str, Any], name: str, allowed: Sequence[str]) -> None:
+    """Raises ConfigError where a setting is none of those allowed; None stands for one that is left out."""
+    value = settings.get(name)
+    if value is not None and value not in allowed:
+        raise ConfigError(
+            f"`{name}` is {value!r}.", hint=f"Use one of {', '.join(map(repr, allowed))}, or leave it out."
+        )
+
+
+def matched(
+    settings: Mapping[str, Any], name: str, pattern: re.Pattern[str], form: str, why: str = ""
+) -> re.Match[str]:
+    """A required setting as the pattern reads it.
+
+    Raises:
+        ConfigError: There is none, or it has another form. It says `why` it is needed, and to pass it as `form`.
+    """
+    value = settings.get(name)
+    found = pattern.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        arrived = f"There is no `{name}`" if value is None else f"`{name}` is {value!r}"
+        raise ConfigError(f"{arrived}{why}.", hint=f"Pass it as {form}.")
+    return found
 
 
 def _is_number(value: Any) -> bool:

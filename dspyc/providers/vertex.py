@@ -20,7 +20,7 @@ from .remote import JobStatus, Look, Order, RemoteProvider
 from .rest import given
 from .rows import Formatter
 from .rows.vertex import VERTEX
-from .settings import check_rate, check_whole_setting
+from .settings import check_choice, check_rate, check_whole_setting, matched
 from .store import JobRecord
 
 _GCS_PATH = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(/(?P<prefix>[\w./-]*))?", re.ASCII)
@@ -67,9 +67,7 @@ class VertexProvider(RemoteProvider):
         _gcs(settings)
         check_whole_setting(settings, "epochs")
         check_rate(settings, "learning_rate_multiplier")
-        size = settings.get("adapter_size")
-        if size is not None and size not in _ADAPTERS:
-            raise ConfigError(f"`adapter_size` is {size!r}.", hint=f"Use one of {', '.join(_ADAPTERS)}.")
+        check_choice(settings, "adapter_size", _ADAPTERS)
         self._where()
 
     def formatter(self, order: Order) -> Formatter:
@@ -203,11 +201,5 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
 
 def _gcs(settings: Mapping[str, Any]) -> tuple[str, str]:
-    path = settings.get("gcs_path")
-    found = _GCS_PATH.fullmatch(path) if isinstance(path, str) else None
-    if found is None:
-        arrived = "There is no `gcs_path`" if path is None else f"`gcs_path` is {path!r}"
-        raise ConfigError(
-            f"{arrived}; rows go through Cloud Storage.", hint="Pass gcs_path='gs://your-bucket/folder/'."
-        )
+    found = matched(settings, "gcs_path", _GCS_PATH, "'gs://your-bucket/folder/'", "; rows go through Cloud Storage")
     return found["bucket"], (found["prefix"] or "").strip("/")

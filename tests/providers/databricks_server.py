@@ -16,8 +16,8 @@ _NAMES = {
 
 
 class DatabricksServer(HttpServer):
-    """`files`, `endpoints` and, of the retired service, `finetunes`: what was made. `jobs`: runs, by their number. `ready`:
-    looks at an endpoint after which it is up."""
+    """`files` and `endpoints`: what was made. `jobs`: runs, by their number. `ready`: looks at an endpoint after which it is
+    up."""
 
     key = TOKEN
     routes = (
@@ -30,8 +30,6 @@ class DatabricksServer(HttpServer):
         ("GET", "/api/2.2/jobs/runs/get", "look"),
         ("POST", "/api/2.2/jobs/runs/cancel", "cancel"),
         ("GET", "/api/2.1/unity-catalog/models/<name>/aliases/<alias>", "alias"),
-        ("GET", "/api/2.1/unity-catalog/models/<name>/versions", "versions"),
-        ("POST", "/api/2.0/genai-mapi/graphql", "retired"),
         ("POST", "/api/2.0/serving-endpoints", "serve"),
         ("GET", "/api/2.0/serving-endpoints/<name>", "endpoint"),
         ("DELETE", "/api/2.0/serving-endpoints/<name>", "end"),
@@ -43,8 +41,6 @@ class DatabricksServer(HttpServer):
         self.ready = ready
         self.files: dict[str, bytes] = {}
         self.endpoints: dict[str, dict[str, Any]] = {}
-        self.finetunes: list[dict[str, Any]] = []
-        self.has_retired = True  # whether Foundation Model Fine-tuning still answers
 
     def refusal(self, request: Request, error: RefusedError) -> Response:
         code = error.code or _NAMES.get(error.status, "TEMPORARILY_UNAVAILABLE")
@@ -100,29 +96,6 @@ class DatabricksServer(HttpServer):
         if not any(run["result"] == "SUCCESS" and run["idempotency_token"] == alias for run in self.jobs.values()):
             raise RefusedError(404, f"There is no alias {alias} of {name}")
         return {"version": 3}
-
-    def versions(self, request: Request, name: str) -> dict[str, Any]:
-        return {"model_versions": [{"version": 1}, {"version": 2}]}
-
-    def retired(self, request: Request) -> dict[str, Any]:
-        """The GraphQL service of Foundation Model Fine-tuning, by its functions."""
-        asked = request.get_json()
-        if not self.has_retired:
-            return {"errors": [{"message": "This feature has reached its end of life"}]}
-        if "createFinetune(" in asked["query"]:
-            details = asked["variables"]["createFinetuneData"]
-            self.finetunes.append({"name": f"ift-{len(self.finetunes)}", "status": "PENDING", "details": details})
-            return {"data": {"createFinetune": self.finetunes[-1]}}
-        if "stopFinetunes(" in asked["query"]:
-            (name,) = asked["variables"]["getFinetunesData"]["filters"]["name"]["in"]
-            stopped = [run for run in self.finetunes if run["name"] == name]
-            for run in stopped:
-                run["status"] = "STOPPED"
-            return {"data": {"stopFinetunes": stopped}}
-        for run in self.finetunes:
-            if run["status"] in ("PENDING", "RUNNING"):
-                run["status"] = "COMPLETED" if self.ended(run) else "RUNNING"
-        return {"data": {"getFinetunesPaginated": {"finetunes": self.finetunes}}}
 
     def serve(self, request: Request) -> dict[str, Any]:
         asked = request.get_json()

@@ -44,6 +44,8 @@ class FireworksServer(HttpServer):
         return {}
 
     def upload(self, request: Request, id: str) -> dict[str, Any]:
+        if self.datasets[id]["state"] != "UPLOADING":
+            raise RefusedError(400, f"dataset {id} has its rows already")
         rows = request.files["file"].read().decode().splitlines()
         assert len(rows) == int(self.datasets[id]["exampleCount"])
         self.datasets[id].update(state="READY", rows=rows)

@@ -231,43 +231,24 @@ def test_settings_that_cannot_be_used_are_refused(
     assert server.seen == []
 
 
+@pytest.mark.parametrize("task", ["CHAT_COMPLETION", "INSTRUCTION_FINETUNE"])
+def test_rows_of_either_task_are_chats_as_the_endpoint_is_asked(server: DatabricksServer, task: str) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    answer = {"role": "assistant", "content": "4"}
+    job = finetune(
+        [{"messages": [*asked, answer]}, {"prompt": "2+2?", "response": "4"}], task_type=task, skip_deploy=True
+    )
+    sent = server.files[f"{KWARGS['train_data_path']}/{job.record.token}/train.jsonl"].decode().splitlines()
+    assert [json.loads(line) for line in sent] == [{"messages": [*asked, answer]}, {"messages": [asked[1], answer]}]
+
+
 def test_rows_that_would_be_refused_are_named(server: DatabricksServer) -> None:
-    with pytest.raises(DataError, match=r"Row 2: .*2 user turns"):
-        finetune([ROWS[0], {"messages": ROWS[0]["messages"] * 2}], task_type="INSTRUCTION_FINETUNE")
+    with pytest.raises(DataError, match="Row 2: the last turn is the user's"):
+        finetune([ROWS[0], {"messages": ROWS[0]["messages"][:1]}])
+    assert server.seen == []
 
 
-def test_the_retired_service_is_asked_where_it_is_wanted_and_said_to_be_retired(
-    server: DatabricksServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    job = finetune(service="foundation-model", training_duration="3ep", learning_rate=5e-7)
-    assert "was retired by Databricks in August 2026" in caplog.text
-    (run,) = server.finetunes
-    details = run["details"]
-    assert (details["model"], details["taskType"]) == ("meta-llama/Llama-3.2-1B-Instruct", "CHAT_COMPLETION")
-    assert details["trainDataPath"] == f"dbfs:/Volumes/main/default/tuning/rows/{job.record.token}/train.jsonl"
-    assert details["experimentTracker"]["mlflow"]["modelRegistryPath"] == "main.default.triage"
-    assert details["trainingDuration"] == "3ep"
-    job.result(30)
-    (endpoint,) = server.endpoints.values()
-    assert endpoint["config"]["served_entities"][0]["entity_version"] == "2"
-    assert server.jobs == {}
-
-
-def test_a_run_of_the_retired_service_is_cancelled_and_a_workspace_without_it_says_so(server: DatabricksServer) -> None:
-    server.polls = None
-    job = finetune(service="foundation-model")
-    assert job.cancel()
-    assert job.wait(30) == "cancelled"
-    server.has_retired = False
-    with pytest.raises(ProviderError, match="reached its end of life") as caught:
-        finetune(ROWS * 2, service="foundation-model")
-    assert "Leave `service` out to train on AI Runtime" in caught.value.hint
-
-
-def test_settings_of_one_service_are_not_for_the_other(server: DatabricksServer) -> None:
-    with pytest.raises(ConfigError, match="training_duration is for the other `service`"):
-        finetune(training_duration="3ep")
-    with pytest.raises(ConfigError, match="accelerator is for the other `service`"):
-        finetune(service="foundation-model", accelerator="GPU_1xH100")
-    with pytest.raises(DataError, match="both the user's"):
-        finetune([{"messages": [ROWS[0]["messages"][0], *ROWS[0]["messages"]]}], service="foundation-model")
+def test_settings_of_the_service_that_databricks_removed_are_refused(server: DatabricksServer) -> None:
+    with pytest.raises(ConfigError, match="databricks has no setting 'service'"):
+        finetune(service="foundation-model")
+    assert server.seen == []

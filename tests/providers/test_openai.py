@@ -1,6 +1,7 @@
 """OpenAI's protocol through the real SDK, over a real socket, with a server that keeps state and misbehaves on request."""
 
 import copy
+import json
 import logging
 import pickle
 import threading
@@ -128,11 +129,16 @@ def test_preferences_become_a_dpo_job(server: OpenAIServer) -> None:
         for i in range(10)
     ]
     kwargs = {"method": "dpo", "beta": 0.1}
-    make(server).finetune(pairs, TrainDataFormat.CHAT, kwargs).result(60)
+    make(server).finetune(pairs, TrainDataFormat.CHAT, {**kwargs, "validation_data": pairs[:2]}).result(60)
+    sent = server.files[server.bodies[0]["training_file"]]["content"].splitlines()
+    assert [json.loads(line) for line in sent] == pairs
     assert server.bodies[0]["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}
     pairs[3] = {**pairs[3], "preferred_output": [bad]}
-    with pytest.raises(DataError, match="row 4: both outputs are the same"):
+    with pytest.raises(DataError, match=r"refuse 1 of 10 rows\. Row 4: both outputs are the same"):
         make(server).finetune(pairs, TrainDataFormat.CHAT, kwargs)
+    with pytest.raises(DataError, match="openai-preferences trains on 10 rows or more, and 9 can be used"):
+        make(server).finetune([pairs[0]] * 9, TrainDataFormat.CHAT, kwargs)
+    assert len(server.bodies) == 1
 
 
 def test_completion_rows_become_turns(server: OpenAIServer) -> None:

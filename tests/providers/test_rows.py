@@ -43,10 +43,10 @@ def reasons(provider: str, row: dict[str, Any]) -> str:
 
 SPLIT = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
 WEIGHED = {"role": "assistant", "content": "4", "weight": 1}
-ALL = [name for name in FORMATTERS if name != "azure"]
-PLAIN = ["together", "fireworks", "databricks", "databricks-chat"]
+ALL = [name for name in FORMATTERS if name != "azure" and FORMATTERS[name].chat]
+PLAIN = ["together", "fireworks", "databricks"]
 WITH_TOOLS = ["openai", "together", "fireworks", "databricks", "vertex"]
-ALTERNATING = ["bedrock-nova", "bedrock", "databricks-chat", "databricks-instruction", "together", "vertex"]
+ALTERNATING = ["bedrock-nova", "bedrock", "together", "vertex"]
 
 
 @pytest.mark.parametrize("provider", ["openai", "azure", *PLAIN])
@@ -80,9 +80,28 @@ def test_prompts_with_completions_are_rows_too(provider: str) -> None:
     assert pair.rows == formatter(provider).format([turns(("user", "2+2?"), ("assistant", "4"))]).rows != ()
 
 
-def test_the_retired_instruction_task_of_databricks_takes_prompts_with_responses() -> None:
-    (row,) = formatter("databricks-instruction").format([CHAT]).rows
-    assert row == {"prompt": "Be brief.\n\n2+2?", "response": "4"}
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"input": {"messages": []}}, "`input` has no messages"),
+        ({"input": CHAT}, "the last message of `input` is not the user's"),
+        ({"preferred_output": []}, "`preferred_output` is not a list of one message"),
+        ({"non_preferred_output": [{"role": "user", "content": "4"}]}, "not an assistant's message with content"),
+        ({"non_preferred_output": CHAT["messages"][-1:]}, "both outputs are the same"),
+    ],
+)
+def test_preferences_are_a_prompt_and_two_replies_that_differ(change: dict[str, Any], reason: str) -> None:
+    replies = {
+        "preferred_output": CHAT["messages"][-1:],
+        "non_preferred_output": [{"role": "assistant", "content": "5"}],
+    }
+    row = {"input": {"messages": CHAT["messages"][:-1]}, **replies}
+    assert formatter("openai-preferences").format([row]).rows == (row,)
+    assert reason in reasons("openai-preferences", {**row, **change})
+
+
+def test_preferences_cost_what_chats_of_their_length_do() -> None:
+    assert estimate_cost([CHAT], "openai-preferences", "gpt-4.1") == estimate_cost([CHAT], "openai", "gpt-4.1")
 
 
 def test_a_file_of_too_many_bytes_is_a_problem_of_the_rows_as_a_whole() -> None:
@@ -149,7 +168,7 @@ def test_tools_are_kept_as_they_are(provider: str) -> None:
     assert formatter(provider).format([TOOLS]).rows == (TOOLS,)
 
 
-@pytest.mark.parametrize("provider", ["bedrock-nova", "bedrock", "databricks-chat", "databricks-instruction"])
+@pytest.mark.parametrize("provider", ["bedrock-nova", "bedrock"])
 def test_tools_are_refused_where_they_are_not_trained(provider: str) -> None:
     found = reasons(provider, TOOLS)
     assert "turn 2 calls tools" in found
@@ -202,10 +221,9 @@ def test_fireworks_takes_the_systems_turn_first_alone() -> None:
     assert reasons("openai", row) == ""
 
 
-@pytest.mark.parametrize("provider", ["bedrock", "databricks-instruction"])
-def test_a_prompt_with_a_completion_is_one_exchange(provider: str) -> None:
+def test_a_prompt_with_a_completion_is_one_exchange() -> None:
     row = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    assert reasons(provider, row) == "it has 2 user turns; this provider's rows hold 1"
+    assert reasons("bedrock", row) == "it has 2 user turns; this provider's rows hold 1"
     assert reasons("bedrock-nova", row) == ""
 
 
@@ -310,5 +328,7 @@ def test_the_callers_rows_stay_as_they_are() -> None:
 
 
 def test_an_unknown_provider_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"no rows for 'bedrok'\. Use one of openai, bedrock-nova"):
+    with pytest.raises(
+        ConfigError, match=r"no rows for 'bedrok'\. Use one of openai, openai-preferences, bedrock-nova"
+    ):
         formatter("bedrok")

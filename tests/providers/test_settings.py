@@ -39,6 +39,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("fireworks", {"lora_rank": -1}, "`lora_rank` is -1"),
     ("fireworks", {"batch_size": {}}, "`batch_size` is {}"),
     ("fireworks", {"max_context_length": True}, "`max_context_length` is True"),
+    ("bedrock", {"model_units": True}, "`model_units` is True"),
+    ("bedrock", {"commitment": []}, "Use one of 'OneMonth', 'SixMonths', or leave it out"),
+    ("bedrock", {"s3_path": 3}, "`s3_path` is 3; rows go through S3. Pass it as 's3://your-bucket/folder/', of"),
+    ("databricks", {"accelerator": "H100"}, "Use one of 'GPU_1xA10', 'GPU_1xH100'"),
+    ("vertex", {"gcs_path": "bucket"}, "Pass it as 'gs://your-bucket/folder/'"),
     ("vertex", {"epochs": "three"}, "`epochs` is 'three'"),
     ("vertex", {"epochs": 0}, "`epochs` is 0"),
     ("vertex", {"learning_rate_multiplier": "fast"}, "`learning_rate_multiplier` is 'fast'"),
@@ -57,14 +62,14 @@ def test_values_of_a_wrong_kind_are_refused_and_named(name: str, wrong: dict[str
     made, known = provider(CASES[name])
     with pytest.raises(ConfigError) as caught:
         check_order(made, CASES[name].model, {**known, **wrong})
-    assert said in caught.value.message
+    assert said in str(caught.value)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "epochs"),
     [
-        ("bedrock", {"hyperparameters": {"epochCount": None}, "tags": None}, 3),
+        ("bedrock", {"hyperparameters": {"epochCount": None}, "tags": None, "model_units": None}, 3),
         ("together", {"n_epochs": None}, 1),
         ("fireworks", {"epochs": None, "learning_rate": None}, 1),
         ("vertex", {"epochs": None, "learning_rate_multiplier": None}, 3),

@@ -6,10 +6,9 @@
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from .chat import ChatRules, exchange, text_of
+from .chat import ChatRules, text_of
 from .formatter import Formatter
 
 SCHEMA = "bedrock-conversation-2024"
@@ -29,6 +28,12 @@ def write_nova(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"schemaVersion": SCHEMA} | ({"system": system} if system else {}) | {"messages": spoken}
 
 
+def write_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One exchange: the system's text, an empty line and the user's as the prompt."""
+    *prompt, completion = (text_of(turn) for turn in row["messages"])
+    return {"prompt": "\n\n".join(str(text) for text in prompt), "completion": completion}
+
+
 NOVA = Formatter(
     "bedrock-nova",
     NOVA_RULES.problems,
@@ -40,6 +45,6 @@ NOVA = Formatter(
 TEXT = Formatter(
     "bedrock",
     TEXT_RULES.problems,
-    partial(exchange, reply="completion"),
+    write_text,
     source="https://docs.aws.amazon.com/bedrock/latest/userguide/preparing-text-data.html",
 )

@@ -144,12 +144,6 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": [as_text(turn) for turn in row["messages"]]} | tools
 
 
-def exchange(row: Mapping[str, Any], reply: str) -> dict[str, Any]:
-    """`prompt`, the system's text, an empty line and the user's, and under the name `reply` the answer."""
-    *prompt, answer = (text_of(turn) for turn in row["messages"])
-    return {"prompt": "\n\n".join(str(text) for text in prompt), reply: answer}
-
-
 def _kind(part: Any) -> str | None:
     if not isinstance(part, Mapping):
         return None

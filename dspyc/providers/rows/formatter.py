@@ -19,7 +19,8 @@ class Formatter:
     Attributes:
         name: As in `dspyc data check --for name`.
         problems: Why a row would be refused: one sentence a reason, none for a row that is taken.
-        write: The provider's form of a chat row that has no problem.
+        write: The provider's form of a row that has no problem.
+        chat: Whether rows are chats, in any shape that `training.formats` reads; others are checked and written as they are.
         fewest: The fewest rows that the provider trains on.
         most: The most, or None where it publishes none.
         most_bytes: The most of one file, or None where it publishes none.
@@ -29,6 +30,7 @@ class Formatter:
     name: str
     problems: Callable[[Mapping[str, Any]], Iterator[str]]
     write: Callable[[Mapping[str, Any]], dict[str, Any]]
+    chat: bool = True
     fewest: int = 1
     most: int | None = None
     most_bytes: int | None = None
@@ -37,7 +39,7 @@ class Formatter:
     def format(self, rows: Iterable[Mapping[str, Any]]) -> "RowReport":
         """The rows in the provider's form, and those that it would refuse, numbered from 1.
 
-        Rows without messages are read as `training.formats` has them: prompts with completions, instructions, texts.
+        Chats without messages are read as `training.formats` has them: prompts with completions, instructions, texts.
         """
         return self.format_numbered(enumerate(rows, start=1))
 
@@ -46,7 +48,7 @@ class Formatter:
         taken: list[dict[str, Any]] = []
         refused: list[Refusal] = []
         for number, given in rows:
-            row, unread = _chat(given)
+            row, unread = _chat(given) if self.chat else (given, "")
             reasons = (unread,) if unread else tuple(self.problems(row))
             if reasons:
                 refused.append(Refusal(number, reasons))

@@ -3,30 +3,15 @@
 {"input": {"messages": [...], "tools": [...]}, "preferred_output": [message], "non_preferred_output": [message]}
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import DataError
-
-_FEWEST = 10
-_SHOWN = 10
+from .formatter import Formatter
+from .openai import OPENAI
 
 
-def check_preferences(rows: Sequence[Mapping[str, Any]], least: bool = True) -> None:
-    """Raises DataError with the number and reason of each row that would be refused, counted from 1, or for too few."""
-    refused = [(i, reason) for i, row in enumerate(rows, start=1) for reason in _problems(row)]
-    if refused:
-        told = "; ".join(f"row {i}: {reason}" for i, reason in refused[:_SHOWN])
-        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-        raise DataError(
-            f"Preference rows would be refused: {told}{more}.",
-            hint="A row is {'input': {'messages': [...]}, 'preferred_output': [...], 'non_preferred_output': [...]}.",
-        )
-    if least and len(rows) < _FEWEST:
-        raise DataError(f"There are {len(rows)} preference rows.", hint=f"At least {_FEWEST} are needed.")
-
-
-def _problems(row: Any) -> Iterator[str]:
+def problems(row: Any) -> Iterator[str]:
+    """A prompt that ends with a user's or a tool's turn, and two replies to it that differ."""
     if not isinstance(row, Mapping):
         yield f"it is a {type(row).__name__}"
         return
@@ -44,3 +29,14 @@ def _problems(row: Any) -> Iterator[str]:
             yield f"`{name}` is not an assistant's message with content"
     if row.get("preferred_output") is not None and row.get("preferred_output") == row.get("non_preferred_output"):
         yield "both outputs are the same"
+
+
+PREFERENCES = Formatter(
+    "openai-preferences",
+    problems,
+    dict,
+    chat=False,
+    fewest=OPENAI.fewest,
+    most_bytes=OPENAI.most_bytes,
+    source="https://platform.openai.com/docs/guides/direct-preference-optimization",
+)
