@@ -85,7 +85,8 @@ class Ledger:
             try:
                 self._commits = Commits(self._open(), undone=self._messages.clear)
                 self._reader = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
-                spent = self._reader.execute("SELECT SUM(paid), SUM(tokens), SUM(usd) FROM spent").fetchone()
+                sums = "SELECT SUM(calls), SUM(paid), SUM(tokens), SUM(usd) FROM spent"
+                known, *spent = self._reader.execute(sums).fetchone()
                 # Read, for a truncated file lacks its last pages.
                 last_of = {
                     table: self._reader.execute(
@@ -98,6 +99,7 @@ class Ledger:
                 raise
         # The hashes of all calls, where this ledger began without any.
         self._calls: set[int] | None = set() if last_of["calls"] is None else None
+        self.replayed: int = known or 0  # calls that earlier sittings had answered
         self.meter = Meter(budget, Spent(*(value or 0 for value in spent)), run_dir)
 
     def recall(self, key: CallKey) -> Answer | None:

@@ -33,7 +33,6 @@ from .failures import too_many
 from .pool import Pool
 from .recording import Subject
 from .trace import Trace
-from .usage import Usage
 
 FIRST_LOOK, GROWTH = 16, 1.25
 Scores = NDArray[np.float64]
@@ -157,7 +156,6 @@ class Race:
         if rule is not None:
             random.Random(f"race {seed}").shuffle(self.order)
             self.looks = schedule(len(examples))
-        self.usage = Usage()
         self.refused: BudgetError | None = None  # why not all were compared
         self.spent = False  # a run that was needed was refused; candidates may be refused while runs cost nothing
         self.lanes: list[Lane] = []
@@ -264,7 +262,6 @@ class Race:
                 self.ahead, lane.begun = False, min(lane.begun, place)
             return
         lane.keep(place, trace)
-        self.usage.add(trace)
         if trace.error:
             self.pool.ledger.event("bad example", role=trace.role, trace=trace.id, error=trace.error)
 

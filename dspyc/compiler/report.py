@@ -17,15 +17,12 @@ _AFTER = "student after"
 class CompileReport(RunReport):
     """Figures of one compile, besides those of its run. Scores are means in the metric's unit.
 
-    `replayed` counts the calls that the ledger answered in this sitting; `cost` is USD where the providers say, else None.
     `rows` counts training rows by predictor, `dataset` says what became of the runs that gave none, `training` has for every
     set of weights its predictors, model, folder and losses. `kept_student`: the result was worse, and
     `on_regression="keep_student"` gave the student back.
     """
 
     verdict: Verdict | None
-    replayed: int
-    cost: float | None
     rows: dict[str, int]
     dataset: dict[str, Any]
     training: list[dict[str, Any]]
@@ -84,7 +81,7 @@ class CompileReport(RunReport):
 
     def _repr_html_(self) -> str:
         rows, calls = self._rows(), ", ".join(f"{count:,} of the {role}" for role, count in self.calls.items())
-        spent = [f"Calls: {calls or 'none'}", *([f"{self.cost:.4f} USD"] if self.cost is not None else [])]
+        spent = [f"Calls: {calls or 'none'}", *([f"{self.spent['usd']:.4f} USD"] if self.spent["usd"] else [])]
         said = [self.conclusion] if self.conclusion else []
         caption = " · ".join([*said, *spent, f"{self.seconds:.0f} s"])
         after = next((place for place, (name, _) in enumerate(rows) if name == _AFTER), None)
@@ -127,10 +124,6 @@ class CompileReport(RunReport):
             yield f"demos of `{name}`", number
         for name, number in facts.get("shown", {}).items():
             yield f"demos of `{name}` for each input", number
-
-    @property
-    def _priced(self) -> bool:
-        return self.cost is not None
 
     @property
     def _trained(self) -> bool:

@@ -15,10 +15,10 @@ class RunReport(ABC):
     """What every report says of its run: `seconds` is the wall time of this sitting.
 
     `calls` counts the answers of language models by role, each once however many sittings this run had, and those of models
-    on this machine too, which cost nothing. `plan` is what was expected of models elsewhere and `spent` what those alone were
-    asked, over all sittings. `stopped` is the limit that ended the run early, so that this is the best so far; None where
-    nothing did. `run_dir` is empty where nothing was run, so that there was nothing to record. `fingerprints` name the
-    compile, the data and the programs by their content.
+    on this machine too, which cost nothing; `replayed` of them were there before this sitting. `plan` is what was expected of
+    models elsewhere and `spent` what those alone were asked, over all sittings. `stopped` is the limit that ended the run
+    early, so that this is the best so far; None where nothing did. `run_dir` is empty where nothing was run, so that there was
+    nothing to record. `fingerprints` name the compile, the data and the programs by their content.
     """
 
     calls: dict[str, int]
@@ -26,6 +26,7 @@ class RunReport(ABC):
     run_dir: str
     seed: int
     fingerprints: dict[str, str] = field(default_factory=dict)
+    replayed: int = 0
     plan: dict[str, Any] | None = None
     spent: dict[str, Any] = field(default_factory=lambda: Spent().to_dict())
     stopped: str | None = None
@@ -56,7 +57,7 @@ class RunReport(ABC):
             table.add_column(name, justify="right" if name else "left")
         table.add_row("calls", between(plan["least"], plan["calls"]) if plan else "–", f"{spent['calls']:,}")
         table.add_row("tokens", f"{plan['tokens']:,}" if plan else "–", f"{spent['tokens']:,}")
-        known = self._priced or not spent["calls"]
+        known = spent["usd"] or not spent["calls"]
         table.add_row("USD", in_usd(plan["usd"]) if plan else "–", in_usd(spent["usd"] if known else None))
         note = ", training included" if self._trained else ""
         table.add_row("seconds", f"{plan['seconds']:.0f}" if plan else "–", f"{self.seconds:.0f}{note}")
@@ -66,11 +67,6 @@ class RunReport(ABC):
 
     def __rich__(self) -> Table:
         return self.table()
-
-    @property
-    @abstractmethod
-    def _priced(self) -> bool:
-        """Whether the USD of `spent` are known."""
 
     @property
     def _trained(self) -> bool:

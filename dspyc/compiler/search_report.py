@@ -34,8 +34,7 @@ class SearchReport(RunReport):
 
     `validation` says which examples chose; the winner's score on them is flattered, as the best of many is. `final` is its
     score on examples that the search did not use, which `final_on` names, or why there is none; a budget that is spent in
-    that score alone leaves it of a part of them, and the search was not `stopped`. `replayed` and `cost` are as in a
-    CompileReport.
+    that score alone leaves it of a part of them, and the search was not `stopped`.
     """
 
     winner: int
@@ -43,8 +42,6 @@ class SearchReport(RunReport):
     validation: str
     final: Score | None
     final_on: str
-    replayed: int
-    cost: float | None
 
     @property
     def best(self) -> CandidateReport:
@@ -83,10 +80,6 @@ class SearchReport(RunReport):
         )
         stopped = f" The search was not finished: its budget ended it ({self.stopped})." if self.stopped else ""
         return f"Candidate {self.winner} won on {self.validation}. {final}{stopped}"
-
-    @property
-    def _priced(self) -> bool:
-        return self.cost is not None
 
     def _repr_html_(self) -> str:
         return html_table(

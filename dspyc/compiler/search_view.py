@@ -90,11 +90,12 @@ def picture(race: Race, seconds: float, *, over: bool = False) -> Picture:
 
 def _caption(race: Race, seconds: float, over: bool) -> str:
     done, missing = sum(lane.seen for lane in race.lanes), sum(len(race.order) - lane.seen for lane in race.running)
-    parts = [f"{race.usage.calls} calls"]
-    if race.usage.replayed:
-        parts.append(f"{race.usage.replayed} of them from the ledger")
-    if race.usage.cost is not None:
-        parts.append(f"{race.usage.cost:.4f} USD")
+    ledger = race.pool.ledger
+    parts = [f"{sum(ledger.calls().values())} calls"]
+    if ledger.replayed:
+        parts.append(f"{ledger.replayed} in the ledger from before")
+    if ledger.meter.spent.usd:
+        parts.append(f"{ledger.meter.spent.usd:.4f} USD")
     if done:
         parts.append(f"{seconds:.0f} s" if over else f"{seconds:.0f} s, at most {seconds / done * missing:.0f} s more")
     return " · ".join(parts)

@@ -88,11 +88,6 @@ class SequenceReport(RunReport):
         return table
 
     @property
-    def _priced(self) -> bool:
-        priced: bool = self.spent["usd"] > 0
-        return priced
-
-    @property
     def _trained(self) -> bool:
         return True
 

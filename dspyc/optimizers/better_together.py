@@ -38,7 +38,7 @@ from .judge import Judge
 from .kept_steps import KeptStep, optimizer_key, without_results
 from .plans import sum_of
 from .random_search import BootstrapFewShotWithRandomSearch
-from .runs import data_fingerprint, run_folder, sitting
+from .runs import data_fingerprint, sitting
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class BetterTogether(Teleprompter):
             BootstrapError: `max_errors` runs of a program failed, or all runs of all programs did.
             Exception: A step's own error, as it was raised; what the steps before it paid for is kept.
         """
-        started, seed = time.monotonic(), seed or 0
+        seed = seed or 0
         check_limits(max_errors, budget)
         check_executor(executor)
         check_student(student)
@@ -136,12 +136,11 @@ class BetterTogether(Teleprompter):
         threads = check_threads(num_threads)
         plan = self._plan(student, names, given, train, held_out, teachers, threads)
         with sitting(
-            run_folder(run_dir, asks),
+            run_dir,
+            asks,
             plan=plan,
             fingerprints={"compile": identity, "data": data_fingerprint(train)},
             seed=seed,
-            started=started,
-            threads=threads,
             budget=budget,
             executor=executor,
             strategy=strategy,

@@ -7,7 +7,6 @@ The teacher runs on many examples at once, and every call is in a ledger before 
 
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +25,6 @@ from ..compiler.ray_workers import Executor
 from ..compiler.report import CompileReport
 from ..compiler.trace import Trace
 from ..compiler.traces_file import given_traces
-from ..compiler.usage import Usage
 from ..evaluation import check_metric, metric_fingerprint
 from ..evaluation.metrics import Metric
 from ..signatures import fingerprint, predictors, program_fingerprint
@@ -42,7 +40,7 @@ from .checks import (
 )
 from .demonstrate import Demonstrated, Sizes, demonstrate, demonstrate_recorded
 from .plans import bootstrap_stages
-from .runs import data_fingerprint, run_folder, sitting
+from .runs import data_fingerprint, sitting
 from .teachers import demo_teacher
 
 
@@ -134,7 +132,6 @@ class BootstrapFewShot(Teleprompter):
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
         """
-        started = time.monotonic()
         train = check_examples(trainset, "trainset")
         if self.diverse:
             train = spread(train, self.max_bootstrapped_demos, first=random.Random(self.seed).randrange(len(train)))
@@ -153,12 +150,11 @@ class BootstrapFewShot(Teleprompter):
         identity = fingerprint([asks, metric_fingerprint(self.metric), self.metric_threshold])
         plan = self._plan(program, train)
         with sitting(
-            run_folder(self.run_dir, asks),
+            self.run_dir,
+            asks,
             plan=plan,
             fingerprints={"compile": identity, "data": data_fingerprint(train)},
             seed=self.seed,
-            started=started,
-            threads=threads,
             budget=self.budget,
             executor=self.executor,
             train=len(train),
@@ -220,12 +216,9 @@ class BootstrapFewShot(Teleprompter):
 
 def _report(made: Demonstrated, facts: dict[str, Any]) -> CompileReport:
     runs = [run for attempt in made.attempts for run in attempt.runs]
-    usage = Usage.of(runs)
     named = predictors(made.program, frozen=False)
     return CompileReport(
         verdict=None,
-        replayed=usage.replayed,
-        cost=usage.cost,
         rows={},
         dataset={
             "runs": len(runs),

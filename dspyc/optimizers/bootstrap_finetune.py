@@ -8,7 +8,6 @@ fine-tune. The passes are in `dspyc.compiler`; this file says in which order the
 import logging
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ from .checks import (
 )
 from .folds import apart, warn_of_shared
 from .passes import Passes
-from .runs import data_fingerprint, run_folder, sitting
+from .runs import data_fingerprint, sitting
 from .teachers import Teacher, choose_teachers
 from .units import Unit, check_rows, check_task_names, check_trainable, plan_units, train_units
 
@@ -156,7 +155,6 @@ class BootstrapFinetune(Teleprompter):
         if unknown:
             allowed = "trainset, teacher, valset and traces are allowed"
             raise ConfigError(f"`compile` does not take {sorted(unknown)}; {allowed}.")
-        started = time.monotonic()
         recorded = given_traces(traces)
         train, held_out = self._split(check_examples(trainset, "trainset"), valset)
         targets = self._targets(student)
@@ -172,12 +170,11 @@ class BootstrapFinetune(Teleprompter):
         plan = Plan(_stages(student, teachers, train, held_out), threads)
         named = {"compile": identity, "student": program_fingerprint(student), "data": data_fingerprint(train)}
         with sitting(
-            run_folder(self.run_dir, asks),
+            self.run_dir,
+            asks,
             plan=plan,
             fingerprints=named,
             seed=self.seed,
-            started=started,
-            threads=threads,
             budget=self.budget,
             executor=self.executor,
             train=len(train),
@@ -196,8 +193,6 @@ class BootstrapFinetune(Teleprompter):
             verdict = gate.judge(before, after, taught, seed=self.seed)
             report = CompileReport(
                 verdict=verdict,
-                replayed=passes.usage.replayed,
-                cost=passes.usage.cost,
                 rows={name: len(rows) for name, rows in dataset.train.items()},
                 dataset=dataset.report.to_dict(),
                 training=[result.facts for result in trained],

@@ -17,7 +17,6 @@ from ..compiler.examples import contents_of, numbered
 from ..compiler.pool import Pool
 from ..compiler.race import Withdrawn
 from ..compiler.recording import Subject
-from ..compiler.trace import Trace
 from ..compiler.withheld import same
 from ..errors import BootstrapError
 from ..evaluation import metric_fingerprint
@@ -56,7 +55,6 @@ class CandidateMaker:
         judge = [stable(dspy.settings.lm), adapter_key(dspy.settings.adapter or dspy.ChatAdapter())]
         self.scored_by = fingerprint([metric_fingerprint(options.metric), judge])
         self.programs: dict[int, dspy.Module] = {}
-        self.runs: list[Trace] = []  # the teacher's
         self.cut_short = False  # whether the budget ended a bootstrap that had found some demos
         self._tried: dict[int, set[str]] = {}  # contents of examples that a candidate's demos come from or might have
         self._to_bootstrap = sum(number >= -1 for number in numbers)  # less those that failed
@@ -94,7 +92,6 @@ class CandidateMaker:
         tried = sum(attempt.good or len(attempt.runs) == rounds for attempt in made.attempts)
         good = sum(attempt.good for attempt in made.attempts)
         with self._lock:
-            self.runs += [run for attempt in made.attempts for run in attempt.runs]
             self.cut_short |= good < wanted and tried < len(self.train)
         return made.program
 

@@ -13,7 +13,6 @@ from ..compiler.examples import contents_of, example_keys
 from ..compiler.fitted_traces import current
 from ..compiler.ledger import Ledger
 from ..compiler.trace import Trace
-from ..compiler.usage import Usage
 from ..errors import BudgetError
 from ..signatures import program_fingerprint
 from .checks import errors_allowed
@@ -26,11 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class Passes:
-    """The passes of one `compile` over one open ledger, and the count of what they used."""
+    """The passes of one `compile` over one open ledger."""
 
     def __init__(self, o: "BootstrapFinetune", ledger: Ledger, threads: int, workers: Workers | None) -> None:
         self.options, self.ledger, self.threads, self.workers = o, ledger, threads, workers
-        self.usage = Usage()
         self._division: Any = {"balance": o.balance, "validation_fraction": o.validation_fraction, "seed": o.seed}
         self.taught = False  # whether there is anything that a spent budget leaves
 
@@ -110,6 +108,4 @@ class Passes:
                 raise
             return []  # what was learned so far is the best there will be
         self.taught = True
-        for trace in traces:
-            self.usage.add(trace)
         return traces

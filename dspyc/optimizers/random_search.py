@@ -8,7 +8,6 @@ over one pool; `compiler.race` says which are still worth a call.
 import contextvars
 import os
 import random
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ from .checks import (
 )
 from .folds import Folds, divide
 from .plans import search_stages
-from .runs import data_fingerprint, run_folder, sitting
+from .runs import data_fingerprint, sitting
 from .teachers import demo_teacher
 
 _MADE = {-3: "without demos", -2: "labelled demos", -1: "bootstrapped"}
@@ -151,7 +150,6 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         Raises:
             DspycError: Its subclass says what was wrong. A compile that was stopped, however, resumes.
         """
-        started = time.monotonic()
         check_student(student)
         folds = divide(check_examples(trainset, "trainset"), valset, testset, seed=self.seed)
         numbers = self._numbers(restrict)
@@ -162,12 +160,11 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
         asks = self._asks(maker, folds, numbers)
         identity = fingerprint([asks, maker.scored_by])
         with sitting(
-            run_folder(self.run_dir, asks),
+            self.run_dir,
+            asks,
             plan=plan,
             fingerprints={"compile": identity, "asks": asks, "data": data_fingerprint(folds.train)},
             seed=self.seed,
-            started=started,
-            threads=threads,
             budget=self.budget,
             executor=self.executor,
             train=len(folds.train),
@@ -257,8 +254,6 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
 
     def _report(self, maker: CandidateMaker, found: "_Found", facts: dict[str, Any]) -> SearchReport:
         race, winner, folds = found.race, found.winner, found.folds
-        for trace in [*maker.runs, *found.final]:
-            race.usage.add(trace)
         if race.refused is None and not maker.cut_short:
             facts = {**facts, "stopped": None}  # the choice is made; of the final score, `final_on` tells
         elif facts["stopped"] is None and race.refused is not None:
@@ -269,8 +264,6 @@ class BootstrapFewShotWithRandomSearch(Teleprompter):
             validation=folds.validation_name,
             final=Score.of([trace.counted for trace in found.final]),
             final_on=_final_name(folds, found.final, found.refused, raced=self.rule is not None),
-            replayed=race.usage.replayed,
-            cost=race.usage.cost,
             **facts,
         )
 

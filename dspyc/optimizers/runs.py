@@ -1,6 +1,6 @@
 """Where a compile keeps its record, and what every compile writes there.
 
-with sitting(folder, plan=plan, fingerprints=named, …) as run:
+with sitting(run_dir, asks, plan=plan, fingerprints=named, …) as run:
     traces = bootstrap(subject, examples, ledger=run.ledger, workers=run.workers, …)
     report = run.keep(CompileReport(rows=…, **run.facts()))
 """
@@ -28,15 +28,6 @@ from ..files import home
 Report = TypeVar("Report", bound=RunReport)
 
 
-def run_folder(run_dir: str | os.PathLike[str] | None, asks: str) -> Path:
-    """The folder that was asked for; else one named after all that the compile asks by, so that it is found again.
-
-    The metric is no part of `asks`: with another, recorded answers are scored anew. So it is with its threshold, but in a
-    random search: one that is finished begins no runs ahead, and another threshold may need many.
-    """
-    return Path(run_dir) if run_dir is not None else home() / "runs" / asks
-
-
 def data_fingerprint(examples: Sequence[dspy.Example]) -> str:
     """16 hex digits that name examples and their order."""
     return hashlib.sha256("\n".join(example_keys(examples)).encode()).hexdigest()[:16]
@@ -60,6 +51,7 @@ class Sitting:
             "seconds": time.monotonic() - self.started,
             "run_dir": str(self.ledger.run_dir),
             "seed": self.seed,
+            "replayed": self.ledger.replayed,
             "fingerprints": self.fingerprints,
             "plan": self.plan.to_dict(),
             "spent": self.ledger.meter.spent.to_dict(),
@@ -74,13 +66,12 @@ class Sitting:
 
 @contextmanager
 def sitting(
-    folder: Path,
+    run_dir: str | os.PathLike[str] | None,
+    asks: str,
     *,
     plan: Plan,
     fingerprints: dict[str, str],
     seed: int,
-    started: float,
-    threads: int,
     budget: Budget | None,
     executor: Executor,
     **noted: Any,
@@ -88,12 +79,13 @@ def sitting(
     """Open the record of a compile, which begins with its identity, what is `noted` and its plan.
 
     Args:
-        folder: Of the record.
+        run_dir: The folder of the record; None is one in dspyc's own, named after `asks`.
+        asks: All that the compile asks by, so that its record is found again. The metric is no part of it: with another,
+            recorded answers are scored anew. So it is with its threshold, but in a random search: one that is finished
+            begins no runs ahead, and another threshold may need many.
         plan: What the compile will ask for.
         fingerprints: Of the report; that named "compile" is the identity.
         seed: Of the report.
-        started: `time.monotonic()` when the compile began.
-        threads: Examples that run at once.
         budget: What may be spent.
         executor: Who makes the requests.
         **noted: Sizes and the like.
@@ -102,9 +94,10 @@ def sitting(
         LedgerError: The record cannot be opened or written.
         ConfigError: The executor is not installed.
     """
+    started, folder = time.monotonic(), Path(run_dir) if run_dir is not None else home() / "runs" / asks
     with (
         Ledger(folder, budget=budget) as ledger,
-        workers_of(executor, num_threads=threads, ledger=ledger) as workers,
+        workers_of(executor, num_threads=plan.threads, ledger=ledger) as workers,
     ):
         ledger.event("compile", identity=fingerprints["compile"], **noted, plan=plan.to_dict())
         yield Sitting(ledger, workers, plan, fingerprints, seed, started)

@@ -27,7 +27,7 @@ def search(text: str) -> SearchReport:
         CandidateReport(0, "bootstrapped", {text: 1}, Score(1.5, (1.0, 2.0), 9), 0, "won"),
         CandidateReport(1, "bootstrapped", {}, None, 9, f"9 of its runs failed, the first: {text}"),
     ]
-    facts: dict[str, Any] = {"calls": {}, "replayed": 0, "cost": None, "seconds": 1.0, "run_dir": "run", "seed": 0}
+    facts: dict[str, Any] = {"calls": {}, "seconds": 1.0, "run_dir": "run", "seed": 0}
     return SearchReport(0, candidates, "9 examples", None, "none", stopped=f"refused: {text}", **facts)
 
 

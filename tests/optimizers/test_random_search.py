@@ -565,9 +565,11 @@ def test_runs_that_candidates_share_count_once(tmp_path: Path) -> None:
         chosen = search(tmp_path, max_labeled_demos=0, max_bootstrapped_demos=2, race=False, metric=lambda *_: True)
         return chosen.compile(student(Priced("priced/one")), trainset=TRAIN[:8], valset=VALIDATION[:4]).report
 
-    report = compiled()
-    assert (report.cost, report.replayed) == (report.spent["usd"], 0)
-    assert compiled().replayed == sum(report.calls.values())
+    first, again = compiled(), compiled()
+    calls = sum(first.calls.values())
+    assert (first.replayed, again.replayed) == (0, calls)
+    assert first.spent == again.spent
+    assert (first.spent["calls"], first.spent["usd"]) == (calls, 0.25 * calls)
 
 
 @pytest.mark.parametrize("race", [True, False])
