@@ -72,8 +72,6 @@ class LabeledFewShot(Teleprompter):
         return CompileReport(
             verdict=None,
             calls={},
-            replayed=0,
-            cost=None,
             seconds=seconds,
             rows={},
             dataset={"demos": demos},
