@@ -58,6 +58,7 @@ class PendingCall:
         self.call.nth = run.occurrence(self.call.request)
         self.key = CallKey(run.role, run.example, self.call.request, self.call.nth)
         self.replies: Any = None
+        self.retries: int = lm.num_retries  # before it is paid for
 
     @property
     def limiter(self) -> Limiter:

@@ -9,9 +9,7 @@ import asyncio
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +18,7 @@ import dspy
 from ..errors import DspycError
 from ..signatures import fingerprint
 from ..signatures.fingerprints import stable
+from ..signatures.mixins import mixed, written_class
 from .call import Call, PendingCall, last_entry, paying
 from .ledger import Ledger
 from .prices import is_paid
@@ -100,7 +99,7 @@ def current_run() -> Run | None:
 def durable(lm: dspy.BaseLM) -> dspy.BaseLM:
     """A copy of `lm` with a memory. The original is not changed; engines and clients are shared with it."""
     copied = lm.copy()
-    copied.__class__ = _durable_class(type(lm))
+    copied.__class__ = mixed(type(lm), _Durable)
     return copied
 
 
@@ -114,7 +113,7 @@ def durable_adapter(adapter: dspy.Adapter) -> dspy.Adapter:
     for name, value in vars(adapter).items():
         if isinstance(value, dspy.BaseLM):
             setattr(copied, name, durable(value))
-    copied.__class__ = _asking_class(type(adapter))
+    copied.__class__ = mixed(type(adapter), _Asking)
     return copied
 
 
@@ -126,7 +125,7 @@ def in_round(lm: dspy.BaseLM, at: int) -> dspy.BaseLM:
 def plain(lm: dspy.BaseLM) -> dspy.BaseLM:
     """A copy of a durable `lm` without memory, retries or callbacks, for another process to make requests with."""
     copied = lm.copy(num_retries=0)
-    copied.__class__ = type(lm).__bases__[1] if isinstance(lm, _Durable) else type(lm)
+    copied.__class__ = written_class(type(lm))
     copied.callbacks = []
     return copied
 
@@ -149,8 +148,8 @@ class _Durable:
 
     @property
     def num_retries(self) -> int:
-        """The LM's own, and none while the limiter does the retrying: the two must not multiply."""
-        return 0 if _limited.get() else int(vars(self).get("num_retries") or 0)
+        """The LM's own, and none while a call is paid for, which the limiter repeats: the two must not multiply."""
+        return 0 if paying.get() else int(vars(self).get("num_retries") or 0)
 
     @num_retries.setter
     def num_retries(self, number: int) -> None:
@@ -163,8 +162,8 @@ class _Durable:
         pending = PendingCall(self, run, prompt, messages, kwargs)
         if not pending.known():
             with pending:
-                for attempt in pending.limiter.attempts(retries=self.num_retries, stopped=pending.stopped):
-                    with attempt, _no_other_retries():
+                for attempt in pending.limiter.attempts(retries=pending.retries, stopped=pending.stopped):
+                    with attempt:
                         if pending.workers is not None:
                             pending.take(pending.ask_workers(prompt, messages, kwargs))
                         else:
@@ -180,8 +179,8 @@ class _Durable:
             if is_paid(self) and not paying.get():
                 await pending.room()
             with pending:
-                async for attempt in pending.limiter.aattempts(retries=self.num_retries, stopped=pending.stopped):
-                    with attempt, _no_other_retries():
+                async for attempt in pending.limiter.aattempts(retries=pending.retries, stopped=pending.stopped):
+                    with attempt:
                         if pending.workers is not None:
                             pending.take(await asyncio.to_thread(pending.ask_workers, prompt, messages, kwargs))
                         else:
@@ -193,29 +192,11 @@ class _Durable:
         super().update_history(entry)  # type: ignore[misc]
 
 
-_limited: ContextVar[bool] = ContextVar("dspyc_limited", default=False)
-_classes: dict[type, type] = {}
-
-
-@contextmanager
-def _no_other_retries() -> Iterator[None]:
-    token = _limited.set(True)
-    try:
-        yield
-    finally:
-        _limited.reset(token)
-
-
-def _durable_class(kind: type) -> type:
-    if issubclass(kind, _Durable):
-        return kind
-    if kind not in _classes:
-        _classes[kind] = type(kind.__name__, (_Durable, kind), {"__module__": kind.__module__})
-    return _classes[kind]
-
-
 class _Asking:
     """Mixed in before an adapter's own class."""
+
+    def __init_subclass__(cls) -> None:
+        """Not DSPy's, which wraps `format` and `parse` in every subclass: callbacks would be told twice."""
 
     def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(_in_run(lm), *args, **kwargs)  # type: ignore[misc]
@@ -233,17 +214,6 @@ _MOST_PASSING = 64
 # LMs that no predictor holds, by number and round: themselves, what they were set to, and their durable copies.
 _passing_lms: dict[tuple[int, int], tuple[Any, list[Any], dspy.BaseLM]] = {}
 _passing_lms_lock = threading.Lock()
-
-
-def _asking_class(kind: type) -> type:
-    if issubclass(kind, _Asking):
-        return kind
-    if kind not in _classes:
-        made = type(kind.__name__, (_Asking, kind), {"__module__": kind.__module__})
-        for name in ("format", "parse"):  # wrapped anew for every subclass: DSPy's callbacks would be told twice
-            delattr(made, name)
-        _classes[kind] = made
-    return _classes[kind]
 
 
 def _is_typed(prompt: Any, kwargs: dict[str, Any]) -> bool:

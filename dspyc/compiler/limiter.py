@@ -65,13 +65,13 @@ class Limiter:
             await self._aenter(stopped)
             yield Attempt(self, request)
 
-    def left(self, started: float, failure: Failure | None, retry_after: float | None) -> None:
-        """A request that began at `started` has ended."""
+    def left(self, started: float, failure: Failure | None, retry_after: float | None, *, answered: bool) -> None:
+        """A request that began at `started` has ended: with an answer, a failure that may pass, or another error."""
         with self._turn:
             self.under_way -= 1
-            if failure is None:
+            if answered:
                 self._speed_up()
-            else:
+            elif failure is not None:
                 self._slow_down(started)
             if retry_after is not None and failure == "busy":
                 self._not_before = max(self._not_before, time.monotonic() + retry_after)
@@ -158,7 +158,7 @@ class Attempt:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
         failure = failure_of(error) if error is not None else None
         retry_after = retry_after_of(error) if error is not None else None
-        self._limiter.left(self._started, failure, retry_after)
+        self._limiter.left(self._started, failure, retry_after, answered=kind is None)
         if failure is None or not self._request.may_repeat(failure):
             self._request.over = True
             return False

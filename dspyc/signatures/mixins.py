@@ -33,12 +33,13 @@ class RecordedMixin(Mixin):
 
 def mix(module: dspy.Module, mixin: type[Mixin]) -> None:
     """Put `mixin` before the module's class, unless it is there."""
-    if not isinstance(module, mixin):
-        module.__class__ = mixed(type(module), mixin)
+    module.__class__ = mixed(type(module), mixin)
 
 
-def mixed(kind: Any, mixin: type[Mixin]) -> Any:
-    """The class of `kind` with `mixin` before it, the same one each time."""
+def mixed(kind: Any, mixin: type) -> Any:
+    """The class `kind` with `mixin` before it, the same one each time; `kind` itself where it is there."""
+    if issubclass(kind, mixin):
+        return kind
     if (kind, mixin) not in _classes:
         names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
         names |= {"mixin": mixin, "mixed_from": kind}

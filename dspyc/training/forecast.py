@@ -16,7 +16,7 @@ _ADAM = 2  # moments of a trained number, in float32
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run is expected to need, from one pass over its first rows."""
+    """What a run is expected to need, from one pass over its largest batch."""
 
     tokens: int  # of an epoch's rows
     computed_tokens: int  # of an epoch, padding included: prompts that rows share count once

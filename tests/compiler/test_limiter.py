@@ -173,6 +173,14 @@ def test_capacity_halves_grows_and_recovers() -> None:
     assert limiter.under_way == 0
 
 
+def test_a_refusal_says_nothing_of_what_a_provider_can_take() -> None:
+    limiter = slowed(8)
+    error = dspy_errors.LMAuthError("no such key")
+    for attempt in [next(limiter.attempts(retries=0, stopped=NEVER)) for _ in range(4)]:
+        assert not attempt.__exit__(type(error), error, None)
+    assert (limiter.capacity, limiter.under_way) == (4, 0)
+
+
 def slowed(requests: int) -> Limiter:
     """A limiter whose provider complained when so many requests were under way: half as many may be from here on."""
     limiter = Limiter()
